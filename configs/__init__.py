@@ -1,0 +1,1 @@
+"""Run configurations: `base.py` declares every key, the other files change some of them."""

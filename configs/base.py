@@ -1,0 +1,93 @@
+"""Every configuration key, with its default and its unit or reason.
+
+The other files of this folder start from `get_config()` and change some leaves; any leaf can also be
+set on the command line: `--config.optim.learning_rate=3e-4`. Nothing else in the code base holds a
+default, and a key that is not declared here does not exist.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    """Returns the default configuration: a GPT-2-shaped model on one FineWeb shard."""
+    config = ConfigDict()
+    config.workdir = "runs/base"  # everything the run writes: config.json, metrics.jsonl, checkpoints/, tb/, samples/
+    config.seed = 1337  # initial weights, dropout and the order of the data are derived from it
+
+    config.data = config_dict.create(
+        source="data/fineweb_one_shard",  # a parquet file, or a folder that holds exactly one
+        store_dir="data/stores",  # prepared token stores, one folder per (source, settings)
+        val_fraction=0.005,  # share of documents, chosen by a hash of `id`, never trained on
+        document_mask=False,  # True: a token attends only inside its own document
+        prepare_workers=0,  # processes that tokenise; 0: one per CPU core
+        prefetch_batches=2,  # batches read ahead, on the host and again on the device
+    )
+
+    config.tokenizer = config_dict.create(
+        vocab_size=32_768,  # SentencePiece BPE pieces, specials and 256 bytes included; at most 65,536 (uint16)
+        sample_bytes=100_000_000,  # text the tokenizer is trained on, spread evenly over the shard
+    )
+
+    config.model = config_dict.create(
+        block_size=1024,  # T: tokens per row
+        n_layer=12,
+        n_head=8,
+        n_embd=512,  # D: must be a multiple of n_head
+        dropout=0.0,  # probability; 0 is best for pre-training that sees each document few times
+        bias=False,  # biases in linear layers and LayerNorms
+        compute_dtype="auto",  # matmuls: float32, bfloat16, or auto (bfloat16 on GPU, float32 on CPU)
+        remat="none",  # recomputed in the backward pass: none, dots (keep matmul outputs), full (keep block inputs)
+        scan_unroll=1,  # layers per iteration of the scan over layers: more compiles slower, may run faster
+        loss_chunk=0,  # target tokens per chunk of the head and loss, so that logits never exist whole; 0: one chunk
+    )
+
+    config.optim = config_dict.create(
+        learning_rate=6e-4,  # peak, reached after warmup_iters
+        min_lr=6e-5,  # floor, reached at lr_decay_iters and kept
+        warmup_iters=2000,  # optimizer steps of linear warm-up
+        lr_decay_iters=250_000,  # optimizer steps until min_lr, warm-up included
+        weight_decay=0.1,  # on matrices only: not on LayerNorm scales and biases
+        beta1=0.9,
+        beta2=0.99,
+        eps=1e-8,
+        grad_clip=1.0,  # global L2 norm; 0: no clipping
+    )
+
+    config.train = config_dict.create(
+        batch_size=12,  # B: rows per micro-step, over all devices
+        gradient_accumulation_steps=40,  # A: micro-steps per optimizer step
+        max_iters=250_000,  # optimizer steps
+        log_interval=50,  # optimizer steps between lines of metrics
+        max_passes=8.0,  # warn before step 0 when the run reads the training split more often than this
+        max_hours=config_dict.placeholder(float),  # stop politely, with a checkpoint, after this many hours
+    )
+
+    config.eval = config_dict.create(
+        eval_interval=500,  # optimizer steps between evaluations on the val split (and one at the end)
+        eval_iters=200,  # batches of batch_size rows, the same rows each time; fewer where the split is smaller
+    )
+
+    config.checkpoint = config_dict.create(
+        always_save_checkpoint=True,  # True: save after every evaluation; False: only after one that is the best so far
+        keep_latest=2,  # most recent checkpoints kept
+        keep_best=1,  # checkpoints with the lowest val loss kept besides
+    )
+
+    config.sample = config_dict.create(
+        prompts=("The ",),  # printed with their continuations at the end of the run and written to samples/
+        max_new_tokens=120,
+        temperature=0.8,  # 0: greedy
+        top_k=200,  # most likely tokens to draw from; 0: all
+        top_p=1.0,  # smallest set of tokens with this probability; 1: all
+    )
+
+    config.log = config_dict.create(
+        tensorboard=True,  # event files in workdir/tb
+        wandb=False,  # Weights & Biases; needs the extra `wandb`
+        wandb_project="gptjax",
+    )
+
+    config.mesh = config_dict.create(
+        fsdp=1,  # devices that share one copy of the parameters; the other devices hold further copies
+    )
+    return config

@@ -1,0 +1,33 @@
+"""Seconds on a CPU: every part of a run at its smallest, for tests and for stepping through.
+
+    python -m gptjax.main --config=configs/debug.py
+    JAX_DISABLE_JIT=True python -m gptjax.main --config=configs/debug.py   # arrays can be printed
+"""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
+
+def get_config() -> ConfigDict:
+    """Returns the quickstart on a model of 2 layers x 32, for 20 steps."""
+    config = quickstart.get_config()
+    config.workdir = "runs/debug"
+    config.tokenizer.vocab_size = 512
+    config.tokenizer.sample_bytes = 200_000
+    config.model.block_size = 32
+    config.model.n_layer = 2
+    config.model.n_head = 2
+    config.model.n_embd = 32
+    config.optim.learning_rate = 1e-2
+    config.optim.warmup_iters = 2
+    config.optim.lr_decay_iters = 20
+    config.train.batch_size = 4
+    config.train.gradient_accumulation_steps = 2
+    config.train.max_iters = 20
+    config.train.log_interval = 5
+    config.eval.eval_interval = 10
+    config.eval.eval_iters = 2
+    config.sample.max_new_tokens = 8
+    config.log.tensorboard = False
+    return config

@@ -1,0 +1,89 @@
+"""The `--config` flag of every program: one file, any leaf overridden, misspelt keys told at once."""
+
+import difflib
+import logging
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import ConfigDict, config_flags
+
+from configs import base
+
+_OVERRIDE = re.compile(r"--?config\.([\w.]+)")
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: programs print its one paragraph, without a traceback."""
+
+
+def define_config() -> None:
+    """Defines `--config`; call it beside the program's other flags, before `run`."""
+    config_flags.DEFINE_config_file(
+        "config", None, "Configuration file, such as configs/quickstart.py.", lock_config=True
+    )
+    flags.mark_flag_as_required("config")
+
+
+def run(main: Callable[[ConfigDict], None]) -> None:
+    """Parses the command line and calls `main(config)`; a `UserError` ends it with status 1."""
+    app.run(lambda _: call(main, flags.FLAGS.config), flags_parser=_parse)
+
+
+def call(main: Callable[..., None], *args: object) -> None:
+    """Calls `main(*args)` with logging set up; a `UserError` becomes a paragraph and exit status 1."""
+    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells much
+    handler = absl_logging.get_absl_handler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    for package in ("gptjax", "data_pipeline", "__main__"):
+        logging.getLogger(package).setLevel(logging.INFO)
+    try:
+        main(*args)
+    except UserError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> list[str]:
+    """Returns the dotted names of all leaves, such as `optim.learning_rate`."""
+    names = []
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            names += leaves(value, f"{prefix}{key}.")
+        else:
+            names.append(f"{prefix}{key}")
+    return names
+
+
+def unknown_keys(keys: list[str]) -> list[str]:
+    """Returns a sentence for each of `keys` that is no leaf of configs/base.py, with its nearest match."""
+    known = leaves(base.get_config())
+    by_leaf = {name.rsplit(".", 1)[-1]: name for name in known}
+    problems = []
+    for key in keys:
+        if key in known:
+            continue
+        nearest = difflib.get_close_matches(key, known, n=1)
+        if not nearest:  # the right leaf, perhaps, under the wrong group or under none
+            leaf = difflib.get_close_matches(key.rsplit(".", 1)[-1], by_leaf, n=1)
+            nearest = [by_leaf[name] for name in leaf]
+        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+        problems.append(f"{key} is not a key of configs/base.py{hint}")
+    return problems
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses the flags, after the mistakes that absl would report one at a time or by a traceback."""
+    problems = unknown_keys([m[1] for m in map(_OVERRIDE.match, argv) if m])
+    for argument in argv:
+        path = Path(argument.partition("=")[2])
+        if argument.lstrip("-").startswith("config=") and not path.is_file():
+            files = ", ".join(sorted(f.as_posix() for f in Path("configs").glob("[a-z]*.py")))
+            problems.append(f"--config={path} is no file (here are: {files or 'none'})")
+    if problems:
+        print("error: " + "\n       ".join(problems), file=sys.stderr)
+        sys.exit(2)
+    return app.parse_flags_with_usage(argv)

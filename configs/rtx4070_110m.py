@@ -1,0 +1,17 @@
+"""The five-day recipe at 12 layers x 768: what a "110M" GPT with a 32k vocabulary really is.
+
+    python -m gptjax.main --config=configs/rtx4070_110m.py
+"""
+
+from ml_collections import ConfigDict
+
+from configs import rtx4070
+
+
+def get_config() -> ConfigDict:
+    """Returns the recipe of `rtx4070.py`, wider."""
+    config = rtx4070.get_config()
+    config.workdir = "runs/rtx4070_110m"
+    config.model.n_embd = 768
+    config.model.n_head = 12  # heads of 64, as in GPT-2
+    return config

@@ -1,0 +1,120 @@
+"""Documents -> rows of a fixed length: a pure function of (seed, row), without padding between documents.
+
+Every epoch, the documents of a split are laid end to end in an order of that epoch:
+
+    epoch e   | BOS doc 7 ...... | BOS doc 2 .. | BOS doc 5 ............ | ... | BOS
+    rows      |---- row 0 ----|---- row 1 ----|---- row 2 ----|   ...   |- last row -|
+
+Nothing is built: row i starts at token i * T of that line, and a binary search in the running sum of the
+documents' lengths finds which documents it cuts. A row holds T + 1 tokens, T inputs and, one to the right,
+T targets, so neighbours share one token and each token of the line is a target once; the line's first BOS
+becomes the target at its very end. The last row is filled up with BOS that the loss mask leaves out. A
+second permutation keeps the rows of one batch from being neighbours in the line.
+"""
+
+import threading
+from typing import NamedTuple
+
+import numpy as np
+
+from data_pipeline.token_store import Split
+
+
+class Row(NamedTuple):
+    """One row of T tokens."""
+
+    inputs: np.ndarray  # int32 [T]
+    targets: np.ndarray  # int32 [T], inputs moved left by one
+    loss_mask: np.ndarray  # bool [T], False in the filling of an epoch's last row
+    segment_ids: np.ndarray | None  # int32 [T], documents of the row numbered from 1; 0: filling
+    positions: np.ndarray | None  # int32 [T], counted from 0 at each document's first token in the row
+
+
+class _Epoch(NamedTuple):
+    documents: np.ndarray  # [n_docs], in the order of this epoch
+    ends: np.ndarray  # int64 [n_docs], running sum of their lengths
+    rows: np.ndarray  # [rows_per_epoch], a permutation
+
+
+def permutation(n: int, *key: int) -> np.ndarray:
+    """Returns the permutation of range(n) that belongs to two 64-bit keys.
+
+    From raw Philox words (Salmon et al. 2011), which NumPy promises to keep; it makes no such promise
+    for `Generator.permutation`.
+    """
+    words = np.random.Philox(key=np.array(key, dtype=np.uint64)).random_raw(n)
+    return np.argsort(words, kind="stable")
+
+
+class PackedRows:
+    """The endless sequence of rows of one split: row g belongs to epoch g // rows_per_epoch."""
+
+    def __init__(self, split: Split, *, block_size: int, seed: int, bos_id: int, segments: bool):
+        """Prepares the index; reads no tokens.
+
+        Args:
+            split: documents, each of which starts with BOS.
+            block_size: T.
+            seed: decides, with the epoch, the order of documents and rows.
+            bos_id: the token that closes an epoch's line and fills its last row.
+            segments: whether rows carry `segment_ids` and `positions`.
+        """
+        self._split = split
+        self._block_size = block_size
+        self._seed = seed
+        self._bos_id = bos_id
+        self._segments = segments
+        self.rows_per_epoch = -(-split.n_tokens // block_size)
+        self._epochs: dict[int, _Epoch] = {}
+        self._lock = threading.Lock()  # Grain may read from several threads
+
+    def _epoch(self, number: int) -> _Epoch:
+        with self._lock:
+            if number not in self._epochs:
+                # Two purposes, two keys: even for documents, odd for rows.
+                documents = permutation(self._split.n_docs, self._seed, 2 * number)
+                ends = np.cumsum(self._split.doc_lengths[documents], dtype=np.int64)
+                rows = permutation(self.rows_per_epoch, self._seed, 2 * number + 1)
+                # Batches straddle at most two epochs, and older ones are never asked for again.
+                self._epochs = {k: v for k, v in self._epochs.items() if k == number - 1}
+                self._epochs[number] = _Epoch(documents, ends, rows)
+            return self._epochs[number]
+
+    def __getitem__(self, g: int) -> Row:
+        """Returns row `g` >= 0 of the endless sequence."""
+        length = self._block_size
+        number, index = divmod(g, self.rows_per_epoch)
+        epoch = self._epoch(number)
+        start = int(epoch.rows[index]) * length
+        stop = min(start + length + 1, self._split.n_tokens)  # of the tokens that are in the store
+        tokens = np.full(length + 1, self._bos_id, dtype=np.int32)
+        j = int(np.searchsorted(epoch.ends, start, side="right"))
+        cuts = []  # where the pieces of documents start, in the row
+        position = start
+        while position < stop:
+            document, end = int(epoch.documents[j]), int(epoch.ends[j])
+            first = end - int(self._split.doc_lengths[document])
+            piece_stop = min(end, stop)
+            cuts.append(position - start)
+            tokens[position - start : piece_stop - start] = self._split.read(
+                document, position - first, piece_stop - first
+            )
+            position, j = piece_stop, j + 1
+        # Target `i` is token start + i + 1 of the line, whose last token, at n_tokens, is the closing BOS.
+        n_targets = min(length, self._split.n_tokens - start)
+        loss_mask = np.arange(length) < n_targets
+        segment_ids = positions = None
+        if self._segments:
+            segment_ids, positions = self._number_segments(cuts, n_targets)
+        return Row(tokens[:-1], tokens[1:], loss_mask, segment_ids, positions)
+
+    def _number_segments(self, cuts: list[int], n_inputs: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (segment_ids, positions) of a row whose document pieces start at `cuts`."""
+        starts = np.zeros(self._block_size + 1, dtype=np.int32)
+        starts[cuts] = 1  # a last cut at T is a target only
+        segment_ids = np.cumsum(starts[:-1], dtype=np.int32)
+        index = np.arange(self._block_size, dtype=np.int32)
+        positions = index - np.maximum.accumulate(index * starts[:-1])
+        segment_ids[n_inputs:] = 0
+        positions[n_inputs:] = 0
+        return segment_ids, positions

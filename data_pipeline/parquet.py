@@ -1,0 +1,298 @@
+"""Finds, checks and streams FineWeb parquet files, row group by row group, in bounded memory."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from configs.flags import UserError
+
+MAGIC = b"PAR1"  # the first and the last four bytes of every parquet file
+BATCH_DOCUMENTS = 64  # decoded at a time; small, because one document may be 50 MB
+
+_DOWNLOAD = (
+    "Download one file of FineWeb, https://huggingface.co/datasets/HuggingFaceFW/fineweb (for "
+    "example data/CC-MAIN-2024-51/000_00000.parquet, 2 GB, or one of sample/10BT), save it as "
+    "data/fineweb_one_shard/000_00000.parquet, or name another file or folder with "
+    "--config.data.source=..."
+)
+
+
+class DataError(UserError):
+    """Something is wrong with the data; the message says what, where, and what to do."""
+
+
+class Document(NamedTuple):
+    """One usable row of a shard."""
+
+    row: int  # number of the row in its row group, skipped rows included
+    id: str
+    text: str  # never empty
+    token_count: int | None  # GPT-2 tokens according to FineWeb, where the column is there
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardInfo:
+    """What the footer of a parquet file says; read without touching the data."""
+
+    path: Path
+    size_bytes: int
+    mtime_ns: int
+    footer_sha256: str  # the footer holds size, offset and statistics of every column chunk
+    row_group_sizes: tuple[int, ...]  # documents in each row group
+    text_bytes: tuple[int, ...]  # uncompressed size of `text` in each row group (an estimate)
+
+    @property
+    def n_documents(self) -> int:
+        """Rows of the file, unusable ones included."""
+        return sum(self.row_group_sizes)
+
+    @property
+    def n_row_groups(self) -> int:
+        """Row groups of the file."""
+        return len(self.row_group_sizes)
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what tells this content from another, whatever folder it lies in."""
+        return {
+            "file": self.path.name,
+            "size_bytes": self.size_bytes,
+            "documents": self.n_documents,
+            "row_groups": self.n_row_groups,
+            "footer_sha256": self.footer_sha256,
+        }
+
+
+def find_shards(source: str | Path) -> list[Path]:
+    """Returns the parquet files that `source` (a file or a folder) holds, in name order.
+
+    Raises:
+      DataError: there is none.
+    """
+    path = Path(source)
+    if path.is_file():
+        return [path]
+    if not path.exists():
+        raise DataError(f"data.source: there is no file or folder {path}. {_DOWNLOAD}")
+    found = sorted(p for p in path.glob("*.parquet") if p.is_file() and not p.name.startswith("."))
+    if not found:
+        raise DataError(f"data.source: the folder {path} holds no *.parquet file. {_DOWNLOAD}")
+    return found
+
+
+def find_shard(source: str | Path) -> Path:
+    """Returns the parquet file `source` names, or the only one in the folder it names.
+
+    Raises:
+      DataError: there is none, or there are several.
+    """
+    found = find_shards(source)
+    if len(found) > 1:
+        names = ", ".join(p.name for p in found[:8]) + (", ..." if len(found) > 8 else "")
+        raise DataError(
+            f"data.source: the folder {source} holds {len(found)} parquet files ({names}) and one "
+            f"is expected. Name the one to use, for example --config.data.source={found[0]}"
+        )
+    return found[0]
+
+
+def inspect(path: str | Path) -> ShardInfo:
+    """Checks that `path` is a whole parquet file with the columns we need, from its footer alone.
+
+    Raises:
+      DataError: truncated or damaged file, no rows, or `id` / `text` missing or of a wrong type.
+    """
+    path = Path(path)
+    stat = path.stat()
+    footer_sha256 = _check_frame(path, stat.st_size)
+    file = _open(path)
+    metadata = file.metadata
+    if metadata.num_rows == 0:
+        raise DataError(
+            f"{path}: the file is a valid parquet file with zero rows; there is nothing to train "
+            "on. Name another file with --config.data.source=..."
+        )
+    for name in ("id", "text"):
+        _check_string_column(path, file.schema_arrow, name)
+    columns = [metadata.row_group(0).column(j).path_in_schema for j in range(metadata.num_columns)]
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    text_column = columns.index("text")
+    info = ShardInfo(
+        path=path,
+        size_bytes=stat.st_size,
+        mtime_ns=stat.st_mtime_ns,
+        footer_sha256=footer_sha256,
+        row_group_sizes=tuple(g.num_rows for g in groups),
+        text_bytes=tuple(g.column(text_column).total_uncompressed_size for g in groups),
+    )
+    for i, group in enumerate(groups):
+        chunk = group.column(text_column)
+        start = min(o for o in (chunk.dictionary_page_offset, chunk.data_page_offset) if o)
+        if start + chunk.total_compressed_size > stat.st_size:
+            raise DataError(
+                f"{path}: row group {i}, column 'text': should end at byte "
+                f"{start + chunk.total_compressed_size:,}, but the file has {stat.st_size:,} "
+                "bytes. Part of the file is missing: download it again."
+            )
+    return info
+
+
+def _check_frame(path: Path, size: int) -> str:
+    """Checks both ends of the file, so that no one has to read pyarrow's error. Returns a hash."""
+    again = "Download it again and compare its size with the one on the download page."
+    with path.open("rb") as f:
+        head = f.read(4)
+        if size < 12 or head != MAGIC:
+            raise DataError(
+                f"{path}: this is not a parquet file ({size:,} bytes, beginning with {head!r} "
+                f"instead of {MAGIC!r}). It may be an error page or a Git LFS pointer. {again}"
+            )
+        f.seek(size - 8)
+        tail = f.read(8)
+        if tail[4:] != MAGIC:
+            raise DataError(
+                f"{path}: the file is truncated: its {size:,} bytes end with {tail[4:]!r} instead "
+                f"of {MAGIC!r}, so the download stopped early. {again}"
+            )
+        footer_bytes = int.from_bytes(tail[:4], "little")
+        if footer_bytes + 12 > size:
+            raise DataError(
+                f"{path}: the footer is damaged: it claims {footer_bytes:,} bytes in a file of "
+                f"{size:,}. {again}"
+            )
+        f.seek(size - 8 - footer_bytes)
+        return hashlib.sha256(f.read(footer_bytes)).hexdigest()
+
+
+def _check_string_column(path: Path, schema: pa.Schema, name: str) -> None:
+    columns = ", ".join(f"{f.name}: {f.type}" for f in schema)
+    if schema.names.count(name) != 1:
+        raise DataError(
+            f"{path}: the file has {schema.names.count(name)} columns named {name!r}, and one is "
+            f"needed (FineWeb has `text` and `id`). It has: {columns}. Is this the right file?"
+        )
+    found = schema.field(name).type
+    inner = found.value_type if pa.types.is_dictionary(found) else found
+    if not (pa.types.is_string(inner) or pa.types.is_large_string(inner)):
+        raise DataError(
+            f"{path}: column {name!r} is of type {found}, and string is needed. The file has: "
+            f"{columns}. Is this the right file?"
+        )
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    stat = os.stat(path)
+    return _open_cached(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)  # the footer of a 2 GB shard takes ~10 ms to parse: not every time
+def _open_cached(path: Path, size: int, mtime_ns: int) -> pq.ParquetFile:
+    """Opens a file; size and mtime are part of the key, so a replaced file is read anew."""
+    del size, mtime_ns
+    try:
+        # pre_buffer would hold whole column chunks in memory.
+        return pq.ParquetFile(
+            path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
+        )
+    except (pa.ArrowException, OSError, ValueError) as e:
+        raise DataError(
+            f"{path}: the footer is damaged and cannot be read ({_first_line(e)}). Download the "
+            "file again."
+        ) from e
+
+
+def read_row_group(
+    path: str | Path, i: int, *, skipped: Counter[str] | None = None
+) -> Iterator[Document]:
+    """Yields the usable documents of row group `i`, in order, decoding a few at a time.
+
+    Args:
+      path: a file that passed `inspect`.
+      i: row group, from 0.
+      skipped: counts the rows left out, under the reason: null_text, empty_text, invalid_utf8,
+        null_id.
+
+    Raises:
+      DataError: the row group cannot be decoded; documents before the damage were yielded.
+    """
+    path = Path(path)
+    skipped = Counter() if skipped is None else skipped
+    file = _open(path)
+    columns = ["id", "text"]
+    if "token_count" in file.schema_arrow.names:
+        if pa.types.is_integer(file.schema_arrow.field("token_count").type):
+            columns.append("token_count")
+    row = -1
+    for batch in _batches(file, path, i, columns):
+        ids, texts = (_raw_bytes(batch.column(j)) for j in (0, 1))
+        counts = batch.column(2).to_pylist() if len(columns) == 3 else [None] * len(ids)
+        for raw_id, raw_text, token_count in zip(ids, texts, counts, strict=True):
+            row += 1
+            if raw_text is None:
+                skipped["null_text"] += 1
+            elif raw_id is None:
+                skipped["null_id"] += 1
+            elif not raw_text:
+                skipped["empty_text"] += 1
+            else:
+                try:
+                    document = Document(row, raw_id.decode(), raw_text.decode(), token_count)
+                except UnicodeDecodeError:
+                    skipped["invalid_utf8"] += 1
+                    continue
+                yield document
+
+
+def _batches(
+    file: pq.ParquetFile, path: Path, i: int, columns: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    """Yields the row group in small batches; pyarrow's errors get a place and a remedy."""
+    rows = 0
+    try:
+        for batch in file.iter_batches(
+            BATCH_DOCUMENTS, row_groups=[i], columns=list(columns), use_threads=False
+        ):
+            rows += batch.num_rows
+            yield batch.select(columns)
+    except (pa.ArrowException, OSError, ValueError) as e:
+        where = f"row group {i}, column {_damaged_column(file, i, columns)}"
+        raise DataError(
+            f"{path}: {where}: the data after document {rows} of the row group is damaged "
+            f"({_first_line(e)}). Download the file again."
+        ) from e
+    expected = file.metadata.row_group(i).num_rows
+    if rows != expected:
+        raise DataError(
+            f"{path}: row group {i} holds {rows:,} documents and its footer says {expected:,}. "
+            "The file is damaged: download it again."
+        )
+
+
+def _damaged_column(file: pq.ParquetFile, i: int, columns: Sequence[str]) -> str:
+    """Finds out which column cannot be read, for the error message."""
+    for name in columns:
+        try:
+            for _ in file.iter_batches(BATCH_DOCUMENTS, row_groups=[i], columns=[name]):
+                pass
+        except (pa.ArrowException, OSError, ValueError):
+            return repr(name)
+    return " or ".join(map(repr, columns))
+
+
+def _raw_bytes(column: pa.Array) -> list[bytes | None]:
+    """Returns the UTF-8 bytes of a string column: pyarrow does not check that they are valid."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column.cast(pa.large_binary()).to_pylist()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

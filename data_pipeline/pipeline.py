@@ -1,0 +1,119 @@
+"""Rows -> batches through Grain: the part of each global batch that belongs to this host, read ahead.
+
+Batch s holds rows s*R .. s*R + R - 1 of `PackedRows`, R = micro-steps x batch size, whatever the number of
+hosts, threads or batches read ahead. The iterator's state is therefore one number, the rows consumed.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import numpy as np
+
+from data_pipeline.packing import PackedRows
+
+Batch = dict[str, np.ndarray]
+
+_ENDLESS = 2**48  # rows; Grain wants a length, the sequence has none
+
+
+class _HostRows:
+    """Grain source: row i of this host, as a dict of arrays; the hosts share each micro-batch evenly."""
+
+    def __init__(
+        self, rows: PackedRows, *, batch_size: int, first_row: int, host: int, n_hosts: int
+    ):
+        if batch_size % n_hosts:
+            raise ValueError(
+                f"batch_size = {batch_size} must be a multiple of the {n_hosts} hosts"
+            )
+        self._rows = rows
+        self._batch_size = batch_size
+        self._per_host = batch_size // n_hosts
+        self._offset = first_row + host * self._per_host
+
+    def __len__(self) -> int:
+        return _ENDLESS
+
+    def __getitem__(self, i: int) -> Batch:
+        micro_batch, row = divmod(int(i), self._per_host)
+        packed = self._rows[self._offset + micro_batch * self._batch_size + row]
+        return {name: a for name, a in packed._asdict().items() if a is not None}
+
+
+class BatchIterator:
+    """Endless batches of arrays [A, B / hosts, T]: micro-steps, rows, tokens.
+
+    Arrays are named as in `packing.Row`; `segment_ids` and `positions` are there if the rows have them.
+    """
+
+    def __init__(
+        self,
+        rows: PackedRows,
+        *,
+        batch_size: int,
+        micro_steps: int,
+        state: dict[str, int] | None = None,
+        host: int = 0,
+        n_hosts: int = 1,
+        prefetch: int = 0,
+        place: Callable[[Batch], Any] | None = None,
+    ):
+        """Starts at `state`, or at the first row.
+
+        Args:
+            rows: the sequence of rows.
+            batch_size: B, over all hosts.
+            micro_steps: A.
+            state: what `state` of another iterator over the same rows was.
+            host: number of this process.
+            n_hosts: number of processes.
+            prefetch: batches read ahead in a background thread; and, again, batches placed ahead.
+            place: called with each batch, such as a transfer to the device.
+
+        Raises:
+            ValueError: if the hosts cannot share B evenly.
+        """
+        self._rows_per_batch = micro_steps * batch_size
+        self._next_row = 0 if state is None else state["next_row"]
+        source = _HostRows(
+            rows, batch_size=batch_size, first_row=self._next_row, host=host, n_hosts=n_hosts
+        )
+
+        def fold(batch: Batch) -> Batch:
+            return {k: a.reshape(micro_steps, -1, a.shape[-1]) for k, a in batch.items()}
+
+        dataset = grain.MapDataset.source(source).batch(micro_steps * batch_size // n_hosts)
+        # Rows come from a memory map: Grain's own reader threads cost more than they hide.
+        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        batches = dataset.map(fold).to_iter_dataset(options)
+        if prefetch:
+            batches = grain.experimental.ThreadPrefetchIterDataset(
+                batches, prefetch_buffer_size=prefetch
+            )
+        if place is not None:
+            batches = batches.map(place)
+            if prefetch:
+                batches = grain.experimental.ThreadPrefetchIterDataset(
+                    batches, prefetch_buffer_size=prefetch
+                )
+        self._batches = iter(batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        batch = next(self._batches)
+        self._next_row += self._rows_per_batch
+        return batch
+
+    @property
+    def state(self) -> dict[str, int]:
+        """Where the next batch starts: give it to a new iterator, of any batch size, to go on there."""
+        return {"next_row": self._next_row}
+
+    def close(self) -> None:
+        """Ends the threads that read ahead."""
+        close = getattr(self._batches, "close", None)
+        if close is not None:
+            close()

@@ -1,0 +1,326 @@
+"""Prepares a parquet file for training: tokenizer, tokens, split and statistics, once.
+
+    python -m data_pipeline.prepare --config=configs/quickstart.py
+
+Parts of the file (a few row groups each) are encoded by several processes, then joined. Kill it at
+any moment and start it again: it goes on after the last finished part, and the store is the same.
+"""
+
+import collections
+import contextlib
+import errno
+import fcntl
+import itertools
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs import flags
+from data_pipeline import parquet, parts, token_store, workers
+from data_pipeline.parquet import DataError, ShardInfo
+from data_pipeline.token_store import SPLITS, TokenStore
+from data_pipeline.tokenizer import MAX_SLICE, Tokenizer, fsync_folder, train_tokenizer
+
+log = logging.getLogger(__name__)
+
+RECIPE = 1  # raise it when the same source and settings would give other tokens or splits
+SAMPLE_PLACES = 256  # places of the shard the tokenizer's sample is taken from
+PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def prepare(config: ConfigDict, *, progress: bool = True) -> Path:
+    """Returns the folder of the token store of `config.data.source`, making it where needed.
+
+    Raises:
+      DataError: the source or a setting is unusable, the disk is full, an existing store is
+        damaged. What has been done so far is kept, and used by the next call.
+    """
+    settings = _settings(config)
+    shards = [parquet.inspect(parquet.find_shard(config.data.source))]
+    sources = [shard.identity() for shard in shards]
+    identity = {"format": token_store.FORMAT, "recipe": RECIPE, "sources": sources, **settings}
+    name = f"{shards[0].path.stem}-{token_store.hash_json(identity)[:12]}"
+    store = Path(config.data.store_dir) / name
+    if _is_complete(store, sources, settings):
+        return store
+    with _disk_errors(store):
+        store.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(store):
+            if not _is_complete(store, sources, settings):  # made while we waited
+                _make(
+                    store,
+                    shards,
+                    settings=settings,
+                    n_workers=config.data.prepare_workers,
+                    progress=progress,
+                )
+    return store
+
+
+def _settings(config: ConfigDict) -> dict[str, Any]:
+    """Returns the settings that the content of a store depends on."""
+    if not 0 < config.data.val_fraction < 1:
+        raise DataError(
+            f"data.val_fraction={config.data.val_fraction}: must lie between 0 and 1, for example "
+            "0.005."
+        )
+    if config.tokenizer.sample_bytes < 1 or config.data.prepare_workers < 0:
+        raise DataError(
+            f"tokenizer.sample_bytes={config.tokenizer.sample_bytes} must be at least 1 and "
+            f"data.prepare_workers={config.data.prepare_workers} at least 0."
+        )
+    return {
+        "val_fraction": float(config.data.val_fraction),
+        "vocab_size": config.tokenizer.vocab_size,
+        "sample_bytes": config.tokenizer.sample_bytes,
+    }
+
+
+def _is_complete(store: Path, sources: list[dict[str, Any]], settings: dict[str, Any]) -> bool:
+    """Says whether the store is there; one that is damaged or made of other things is an error."""
+    if not store.exists():
+        return False
+    manifest = TokenStore.open(store).manifest
+    if (manifest["sources"], manifest["settings"]) != (sources, settings):
+        raise DataError(
+            f"{store}: this store was made of {manifest['sources']} with {manifest['settings']}, "
+            f"and {sources} with {settings} is wanted. Move it away and run again."
+        )
+    return True
+
+
+@contextlib.contextmanager
+def _disk_errors(store: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in _DISK_ERRORS:
+            raise
+        folder = next(p for p in (store.parent, *store.parent.parents) if p.exists())
+        raise DataError(
+            f"{store.parent}: the disk is full ({e.strerror}; {shutil.disk_usage(folder).free:,} "
+            "bytes are free). Preparing needs about 1.5 times the size of the parquet file. Free "
+            "some space, or put the store elsewhere with --config.data.store_dir=..., and run "
+            "again: finished parts are kept."
+        ) from e
+
+
+@contextlib.contextmanager
+def _lock(store: Path) -> Iterator[None]:
+    """Lets one process at a time make a store; the kernel drops the lock of one that dies."""
+    with store.with_name(f".{store.name}.lock").open("a+") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            f.seek(0)
+            log.info("process %s is preparing %s: waiting for it", f.read().strip(), store)
+            fcntl.flock(f, fcntl.LOCK_EX)
+        f.truncate(0)
+        f.write(f"{os.getpid()}\n")
+        f.flush()
+        yield
+
+
+def _make(
+    store: Path,
+    shards: Sequence[ShardInfo],
+    *,
+    settings: dict[str, Any],
+    n_workers: int,
+    progress: bool,
+) -> None:
+    """Makes the store in a folder `<store>.partial`, which takes its name at the very end."""
+    work = store.with_name(f"{store.name}.partial")
+    if not (work / token_store.MANIFEST).exists():
+        (work / "parts").mkdir(parents=True, exist_ok=True)
+        for leftover in (*work.glob(".*.tmp"), *work.glob("parts/.*.tmp")):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+        tokenizer = _tokenizer(work / token_store.TOKENIZER, shards, settings)
+        plan = [
+            parts.plan_parts(
+                shard,
+                work / "parts" / f"{piece:05d}",
+                tokenizer=work / token_store.TOKENIZER,
+                val_fraction=settings["val_fraction"],
+            )
+            for piece, shard in enumerate(shards)
+        ]
+        try:
+            workers.encode_parts(list(itertools.chain(*plan)), workers=n_workers, progress=progress)
+        finally:  # also where a part failed: a changing file looks like a damaged one
+            _check_unchanged(shards, work)
+        manifest = {
+            "format": token_store.FORMAT,
+            "sources": [shard.identity() for shard in shards],
+            "settings": settings,
+            "tokenizer": {"hash": tokenizer.hash, "vocab_size": tokenizer.vocab_size},
+            **_join(work, shards, plan),
+        }
+        token_store.write_manifest(work, manifest)
+    shutil.rmtree(work / "parts", ignore_errors=True)  # only now can nothing need them any more
+    work.rename(store)
+    fsync_folder(store.parent)
+    log.info("the token store is ready: %s", store)
+
+
+def _check_unchanged(shards: Sequence[ShardInfo], work: Path) -> None:
+    for shard in shards:
+        try:
+            unchanged = parquet.inspect(shard.path) == shard
+        except (DataError, OSError):
+            unchanged = False
+        if not unchanged:
+            shutil.rmtree(work)  # parts of two different files must not be mixed
+            raise DataError(
+                f"{shard.path}: the file changed while it was read, so what was prepared is thrown "
+                "away. Wait until nothing writes to it (a download?) and run again."
+            )
+
+
+def _tokenizer(path: Path, shards: Sequence[ShardInfo], settings: dict[str, Any]) -> Tokenizer:
+    """Returns the tokenizer of an earlier, interrupted call, or trains it."""
+    if path.exists():
+        return Tokenizer.load(path)
+    start = time.monotonic()
+    total, wanted = sum(sum(s.text_bytes) for s in shards), settings["sample_bytes"]
+    log.info(
+        "training the tokenizer (%d pieces) on %.1f MB of %.1f MB of text, spread evenly",
+        *(settings["vocab_size"], min(wanted, total) / 1e6, total / 1e6),
+    )
+    texts = sample(shards, wanted, settings["val_fraction"])
+    tokenizer = train_tokenizer(texts, vocab_size=settings["vocab_size"], path=path)
+    log.info("trained the tokenizer in %.1f s", time.monotonic() - start)
+    return tokenizer
+
+
+def sample(shards: Sequence[ShardInfo], n_bytes: int, val_fraction: float) -> Iterator[str]:
+    """Yields about `n_bytes` of training text from the starts of evenly spaced row groups.
+
+    A function of the shards and the arguments alone. Validation documents are left out, and of
+    very long documents only the beginning is used.
+    """
+    groups = [(shard.path, i) for shard in shards for i in range(shard.n_row_groups)]
+    places = min(len(groups), SAMPLE_PLACES)
+    taken = 0
+    for place in range(places):
+        path, i = groups[place * len(groups) // places]
+        budget = n_bytes * (place + 1) // places  # what earlier places lacked is made up for
+        for document in parquet.read_row_group(path, i):
+            if taken >= budget:
+                break
+            if not parts.is_val(document.id, val_fraction):
+                text = document.text[:MAX_SLICE]
+                taken += len(text.encode())
+                yield text
+
+
+def _join(
+    work: Path, shards: Sequence[ShardInfo], plan: Sequence[Sequence[parts.Part]]
+) -> dict[str, Any]:
+    """Joins the parts of each shard into its piece; returns that share of the manifest."""
+    skipped = collections.Counter(null_text=0, null_id=0, empty_text=0, invalid_utf8=0)
+    all_hashes, val_hashes = [], []  # 8 bytes a document
+    for part in itertools.chain(*plan):
+        documents, counts = parts.read_part(part.path)
+        skipped.update(counts)
+        all_hashes.append(documents["text_hash"])
+        val_hashes.append(documents["text_hash"][documents["val"]])
+    n_documents = sum(map(len, all_hashes))
+    in_val = np.unique(np.concatenate(val_hashes))
+    pieces, files = [], [work / token_store.TOKENIZER]
+    for i, (shard, piece) in enumerate(zip(shards, plan, strict=True)):
+        counts = parts.join_parts(piece, work, i, val_hashes=in_val)
+        skipped["duplicate_of_val"] += counts.pop("duplicate_of_val")
+        pieces.append({"source": shard.path.name, **counts})
+        files += token_store.piece_files(work, i)
+    return {
+        "splits": {split: _statistics(work, pieces, split) for split in SPLITS},
+        "usable_documents": n_documents,
+        "exact_duplicates": n_documents - len(np.unique(np.concatenate(all_hashes))),
+        "skipped": dict(skipped),
+        "pieces": pieces,
+        "files": {path.name: token_store.file_record(path) for path in files},
+    }
+
+
+def _statistics(work: Path, pieces: Sequence[dict[str, Any]], split: str) -> dict[str, Any]:
+    """Sums a split over its pieces.
+
+    Raises:
+      DataError: the split is empty.
+    """
+    total: collections.Counter[str] = collections.Counter()
+    for piece in pieces:
+        total.update(piece[split])
+    if not total["documents"]:
+        raise DataError(
+            f"{', '.join(p['source'] for p in pieces)}: not one document falls into the split "
+            f"{split!r}. {'Raise' if split == 'val' else 'Lower'} it with "
+            "--config.data.val_fraction=... (documents are chosen by a hash of their id)."
+        )
+    text_tokens = total["tokens"] - total["documents"]
+    lengths = np.concatenate(
+        [
+            np.fromfile(token_store.piece_file(work, i, split, "lengths"), "<i4")
+            for i in range(len(pieces))
+        ]
+    )
+    percentiles = np.percentile(lengths, PERCENTILES, method="nearest")
+    return {
+        "documents": total["documents"],
+        "tokens": total["tokens"],  # one BOS a document included
+        "tokens_without_bos": text_tokens,
+        "bytes": total["bytes"],
+        "bytes_per_token": round(total["bytes"] / text_tokens, 4),
+        "gpt2_tokens": total["gpt2_tokens"] if total["gpt2_documents"] else None,
+        "length_percentiles": {
+            str(p): int(n) for p, n in zip(PERCENTILES, percentiles, strict=True)
+        },
+    }
+
+
+def summary(store: TokenStore) -> str:
+    """Describes a store in a few lines for a person."""
+    manifest = store.manifest
+    lines = [f"store      {store.path}  (hash {store.hash[:12]})"]
+    for source in manifest["sources"]:
+        lines.append(
+            f"source     {source['file']}: {source['documents']:,} documents, "
+            f"{source['size_bytes']:,} bytes, {source['row_groups']:,} row groups"
+        )
+    lines.append(f"tokenizer  {manifest['tokenizer']['vocab_size']:,} pieces")
+    for name, split in manifest["splits"].items():
+        gpt2 = split["gpt2_tokens"]
+        lines.append(
+            f"{name:<10} {split['documents']:,} documents, {split['tokens']:,} tokens, "
+            f"{split['bytes']:,} bytes ({split['bytes_per_token']:.2f} bytes per token"
+            + (f"; GPT-2 needs {gpt2:,} tokens)" if gpt2 is not None else ")")
+        )
+        lengths = ", ".join(f"{p} %: {n:,}" for p, n in split["length_percentiles"].items())
+        lines.append(f"           tokens in a document, percentiles: {lengths}")
+    skipped = {k: v for k, v in manifest["skipped"].items() if v}
+    left_out = ", ".join(f"{v:,} {k}" for k, v in skipped.items()) or "none"
+    lines.append(f"left out   {left_out}")
+    lines.append(f"duplicates {manifest['exact_duplicates']:,} texts stand more than once")
+    return "\n".join(lines)
+
+
+def main(config: ConfigDict) -> None:
+    """Prepares the source of `config` and prints what the store holds."""
+    print(summary(TokenStore.open(prepare(config))))
+
+
+if __name__ == "__main__":
+    flags.define_config()
+    flags.run(main)

@@ -1,0 +1,287 @@
+"""A lossless SentencePiece BPE tokenizer: decode(encode(x)) == x for any Unicode text.
+
+Text is cut into words (a newline, or spaces followed by other characters) and each word is encoded
+by SentencePiece once, then remembered. BPE pieces never reach over the start of a word, so the ids
+are those SentencePiece gives for the whole text, several times faster.
+"""
+
+import codecs
+import hashlib
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece as spm
+
+from data_pipeline.parquet import DataError
+
+MAX_VOCAB_SIZE = 65_536  # tokens are stored as uint16
+MAX_WORD = 256  # characters; a longer word is cut, which bounds time and memory on hostile text
+MAX_SLICE = 1 << 20  # characters encoded at a time, so that a 50 MB document needs little memory
+
+SPACE = "\u2581"  # SentencePiece writes a space like this, and so cannot tell it from the real one
+_WORD = re.compile(f"[\n{SPACE}]| {{0,{MAX_WORD}}}[^ \n{SPACE}]{{1,{MAX_WORD}}}| {{1,{MAX_WORD}}}")
+_CACHE_WORDS = 1 << 18  # about 50 MB
+_CACHE_WORD_CHARS = 32  # longer words hardly ever come back
+
+_TRAINER = {
+    "model_type": "bpe",
+    "byte_fallback": True,
+    "split_digits": True,
+    "normalization_rule_name": "identity",
+    "add_dummy_prefix": False,
+    "remove_extra_whitespaces": False,
+    "allow_whitespace_only_pieces": True,
+    "user_defined_symbols": ["\n"],  # else a newline costs a byte token and never merges
+    "max_sentence_length": 1 << 20,
+    "input_format": "tsv",  # word, tab, count
+    "unk_id": 0,
+    "bos_id": 1,
+    "eos_id": -1,
+    "pad_id": -1,
+    "num_threads": 8,  # is written into the model file: a constant, so that the file is the same
+    "minloglevel": 2,
+}
+
+
+class Tokenizer:
+    """Text to ids and back; ids count from 0, BOS is 1, and text never becomes BOS or unk."""
+
+    def __init__(self, model: bytes, name: str = "tokenizer") -> None:
+        """Takes a serialised SentencePiece model; `name` is for errors.
+
+        Raises:
+          DataError: not a model, or not one that `train_tokenizer` made.
+        """
+        self._sp = spm.SentencePieceProcessor()
+        try:
+            self._sp.load_from_serialized_proto(model)
+        except (RuntimeError, OSError) as e:
+            raise DataError(
+                f"{name}: this is not a SentencePiece model ({len(model):,} bytes): {e}. Delete "
+                "the token store it belongs to and prepare the data again."
+            ) from e
+        self.vocab_size: int = self._sp.vocab_size()
+        self.bos_id: int = self._sp.bos_id()
+        self._table: list[bytes] = [self._bytes_of(i) for i in range(self.vocab_size)]
+        self._check(name)
+        self.token_bytes = np.array([len(b) for b in self._table], np.int32)  # UTF-8 bytes of an id
+        self.hash = self._hash()
+        byte_ids = [self._sp.piece_to_id(f"<0x{b:02X}>") for b in SPACE.encode()]
+        self._cache = _WordCache(self._sp)
+        self._cache[SPACE] = np.array(byte_ids, "<u2").tobytes()
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Reads a model file.
+
+        Raises:
+          DataError: the file is missing, or is no model of ours.
+        """
+        try:
+            model = Path(path).read_bytes()
+        except OSError as e:
+            raise DataError(
+                f"{path}: the tokenizer cannot be read ({e.strerror}). Prepare the data again."
+            ) from e
+        return cls(model, str(path))
+
+    def _bytes_of(self, i: int) -> bytes:
+        if self._sp.is_control(i) or self._sp.is_unknown(i):
+            return b""
+        piece = self._sp.id_to_piece(i)
+        if self._sp.is_byte(i):
+            return bytes([int(piece[3:-1], 16)])  # "<0x0A>"
+        return piece.replace(SPACE, " ").encode()
+
+    def _check(self, name: str) -> None:
+        """Refuses a model that is not lossless, or whose pieces would reach over a word."""
+        sp = self._sp
+        pieces = [sp.id_to_piece(i) for i in range(self.vocab_size)]
+        problems = []
+        if self.vocab_size > MAX_VOCAB_SIZE:
+            problems.append(f"it has {self.vocab_size:,} pieces, over {MAX_VOCAB_SIZE:,}")
+        if (sp.unk_id(), sp.bos_id(), sp.eos_id(), sp.pad_id()) != (0, 1, -1, -1):
+            problems.append("its special ids are not unk 0, bos 1 and no others")
+        if sum(map(sp.is_byte, range(self.vocab_size))) != 256:
+            problems.append("it lacks byte pieces")
+        if any(re.search(f"[^{SPACE}]{SPACE}", p) or ("\n" in p and p != "\n") for p in pieces):
+            problems.append("some piece reaches over the end of a word")
+        if "".join(sp.decode(sp.encode(s)) for s in (" a", "  b ", "\ufb01\n")) != " a  b \ufb01\n":
+            problems.append("it changes text (normalisation or white space)")
+        if problems:
+            raise DataError(
+                f"{name}: this tokenizer was not made by data_pipeline.tokenizer: "
+                f"{'; '.join(problems)}. Prepare the data again to train one that fits."
+            )
+
+    def _hash(self) -> str:
+        """Hashes pieces, scores and types; the bytes of the file also hold the trainer's flags."""
+        sp, digest = self._sp, hashlib.sha256()
+        for i in range(self.vocab_size):
+            piece = sp.id_to_piece(i).encode()
+            kind = (sp.is_unknown(i), sp.is_control(i), sp.is_byte(i), sp.is_unused(i))
+            digest.update(len(piece).to_bytes(4, "little") + piece + bytes(kind))
+            digest.update(np.float32(sp.get_score(i)).tobytes())
+        return digest.hexdigest()
+
+    def encode_uint16(self, text: str) -> bytes:
+        """Returns the ids of `text`, without BOS, as little-endian uint16: the form of the store.
+
+        Raises:
+          UnicodeEncodeError: the text holds a lone surrogate, which no UTF-8 file can.
+        """
+        return b"".join(
+            b"".join(map(self._cache.__getitem__, _WORD.findall(text, i, i + MAX_SLICE)))
+            for i in range(0, len(text), MAX_SLICE)
+        )
+
+    def encode(self, text: str) -> np.ndarray:
+        """Returns the ids of `text` [n], int32, without BOS."""
+        return np.frombuffer(self.encode_uint16(text), "<u2").astype(np.int32)
+
+    def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
+        """Returns the ids of each text."""
+        return [self.encode(text) for text in texts]
+
+    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
+        """Returns the UTF-8 bytes of `ids`; specials contribute none. Ids may end mid-character.
+
+        Raises:
+          IndexError: an id is outside the vocabulary.
+        """
+        array = np.asarray(ids, np.int64).reshape(-1)
+        if array.size and (array.min() < 0 or array.max() >= self.vocab_size):
+            raise IndexError(
+                f"token ids {array.min()}..{array.max()} reach outside the vocabulary of "
+                f"{self.vocab_size}"
+            )
+        return b"".join(map(self._table.__getitem__, array.tolist()))
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Returns the text of `ids`; bytes that are no UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+
+class StreamDecoder:
+    """Decodes ids as they arrive; never emits half a character."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Starts at the beginning of a text."""
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Returns the characters that are complete with `ids`."""
+        return self._decoder.decode(self._tokenizer.decode_bytes(ids))
+
+    def flush(self) -> str:
+        """Ends the text: returns U+FFFD for an unfinished character, else an empty string."""
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return text
+
+
+class _WordCache(dict[str, bytes]):
+    """Word -> its ids as uint16 bytes. What it holds changes the speed, never the ids."""
+
+    def __init__(self, sp: spm.SentencePieceProcessor) -> None:
+        super().__init__()
+        self._sp = sp
+
+    def __missing__(self, word: str) -> bytes:
+        ids = np.array(self._sp.encode(word.encode()), "<u2").tobytes()
+        if len(word) <= _CACHE_WORD_CHARS and len(self) < _CACHE_WORDS:
+            self[word] = ids
+        return ids
+
+
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int, path: str | Path) -> Tokenizer:
+    """Trains a BPE model on `texts`, writes it to `path` atomically and returns it.
+
+    SentencePiece gets the words and their counts, not the text: the pieces are the same, in less
+    time and memory. The file is a function of the texts and the vocabulary size alone.
+
+    Raises:
+      DataError: `vocab_size` does not fit the texts, or there is no text.
+    """
+    if vocab_size > MAX_VOCAB_SIZE:
+        raise DataError(
+            f"tokenizer.vocab_size={vocab_size}: at most {MAX_VOCAB_SIZE:,} pieces are possible, "
+            "because tokens are stored as uint16."
+        )
+    counts: Counter[str] = Counter()
+    for text in texts:
+        for i in range(0, len(text), MAX_SLICE):
+            counts.update(_WORD.findall(text, i, i + MAX_SLICE))
+    lines = _training_lines(counts)
+    if not lines:
+        raise DataError(
+            "tokenizer: the sample it should be trained on holds no words. Raise "
+            "tokenizer.sample_bytes, or look at the texts of the shard."
+        )
+    model = io.BytesIO()
+    try:
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines), model_writer=model, vocab_size=vocab_size, **_TRAINER
+        )
+    except RuntimeError as e:
+        raise DataError(_vocab_size_message(vocab_size, str(e))) from e
+    write_atomically(Path(path), model.getvalue())
+    return Tokenizer.load(path)
+
+
+def _training_lines(counts: Counter[str]) -> list[str]:
+    """Returns `word TAB count` lines in an order that depends on the counts alone."""
+    for word in [w for w in counts if "\t" in w or "\0" in w]:  # no piece can hold these two
+        for part in re.split("[\t\0]", word):
+            counts[part] += counts[word]
+        del counts[word]
+    for word in ("", "\n", SPACE):
+        counts.pop(word, None)
+    return [f"{w}\t{n}" for w, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+
+
+def _vocab_size_message(vocab_size: int, error: str) -> str:
+    """Turns SentencePiece's complaint about the vocabulary size into a remedy."""
+    if found := re.search(r"value <= (\d+)", error):
+        return (
+            f"tokenizer.vocab_size={vocab_size} is too large for the text the tokenizer is trained "
+            f"on, which yields at most {found[1]} pieces. Use --config.tokenizer.vocab_size="
+            f"{found[1]} or less, or raise tokenizer.sample_bytes."
+        )
+    if found := re.search(r"required_chars\D+\d+ vs (\d+)", error):
+        return (
+            f"tokenizer.vocab_size={vocab_size} is too small: 256 bytes, the specials and the "
+            f"frequent characters of the text need {found[1]} pieces. Use "
+            f"--config.tokenizer.vocab_size={int(found[1]) + 1} or more."
+        )
+    return f"tokenizer.vocab_size={vocab_size}: SentencePiece could not train on the text: {error}"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file that exists whole or not at all, even after a power failure."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def fsync_folder(path: Path) -> None:
+    """Makes the names in a folder (new, renamed, removed) survive a power failure."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

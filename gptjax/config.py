@@ -1,0 +1,128 @@
+"""What a configuration must satisfy, and how it is kept in the workdir."""
+
+import json
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from configs import base
+from configs.flags import UserError, leaves, unknown_keys
+
+_FILE = "config.json"
+
+
+def validate(config: ConfigDict, n_devices: int) -> None:
+    """Raises UserError with every contradiction of `config` at once; reads no file and no data."""
+    model, optim, train, data = config.model, config.optim, config.train, config.data
+    problems = unknown_keys(leaves(config))
+
+    def require(condition: bool, problem: str) -> None:
+        if not condition:
+            problems.append(problem)
+
+    positive = {
+        "model": ("block_size", "n_layer", "n_head", "n_embd", "scan_unroll"),
+        "train": ("batch_size", "gradient_accumulation_steps", "max_iters", "log_interval"),
+        "eval": ("eval_interval", "eval_iters"),
+        "optim": ("learning_rate", "lr_decay_iters", "eps"),
+        "tokenizer": ("vocab_size", "sample_bytes"),
+        "data": ("prefetch_batches",),
+        "checkpoint": ("keep_latest",),
+        "mesh": ("fsdp",),
+    }
+    for group, keys in positive.items():
+        for key in keys:
+            require(config[group][key] > 0, f"{group}.{key} = {config[group][key]} must be positive")
+    not_negative = {
+        "optim": ("min_lr", "warmup_iters", "weight_decay", "grad_clip"),
+        "model": ("loss_chunk",),
+        "data": ("prepare_workers",),
+        "checkpoint": ("keep_best",),
+        "sample": ("max_new_tokens", "temperature", "top_k"),
+    }
+    for group, keys in not_negative.items():
+        for key in keys:
+            value = config[group][key]
+            require(value >= 0, f"{group}.{key} = {value} must not be negative")
+    for group, key, values in (
+        ("model", "compute_dtype", ("auto", "float32", "bfloat16")),
+        ("model", "remat", ("none", "dots", "full")),
+    ):
+        value = config[group][key]
+        require(value in values, f"{group}.{key} = {value!r} must be one of {', '.join(values)}")
+
+    if model.n_head > 0:
+        require(
+            model.n_embd % model.n_head == 0,
+            f"model.n_embd = {model.n_embd} must be a multiple of model.n_head = {model.n_head}",
+        )
+    require(0 <= model.dropout < 1, f"model.dropout = {model.dropout} must be in [0, 1)")
+    for key in ("beta1", "beta2"):
+        require(0 <= optim[key] < 1, f"optim.{key} = {optim[key]} must be in [0, 1)")
+    require(0 < data.val_fraction < 1, f"data.val_fraction = {data.val_fraction} must be in (0, 1)")
+    require(0 < config.sample.top_p <= 1, f"sample.top_p = {config.sample.top_p} must be in (0, 1]")
+    require(
+        optim.min_lr <= optim.learning_rate,
+        f"optim.min_lr = {optim.min_lr} exceeds optim.learning_rate = {optim.learning_rate}",
+    )
+    require(
+        optim.warmup_iters < optim.lr_decay_iters,
+        f"optim.warmup_iters = {optim.warmup_iters} must be below optim.lr_decay_iters = "
+        f"{optim.lr_decay_iters}, which counts the warm-up too",
+    )
+    require(
+        train.batch_size % n_devices == 0,
+        f"train.batch_size = {train.batch_size} must be a multiple of the {n_devices} devices",
+    )
+    if config.mesh.fsdp > 0:
+        require(
+            n_devices % config.mesh.fsdp == 0,
+            f"mesh.fsdp = {config.mesh.fsdp} must divide the {n_devices} devices",
+        )
+    tokens = train.batch_size * model.block_size
+    if model.loss_chunk > 0:
+        require(
+            tokens % model.loss_chunk == 0,
+            f"model.loss_chunk = {model.loss_chunk} must divide the {tokens:,} tokens of a "
+            f"micro-step (train.batch_size x model.block_size)",
+        )
+    require(
+        config.tokenizer.vocab_size <= 65_536,
+        f"tokenizer.vocab_size = {config.tokenizer.vocab_size:,} exceeds 65,536: the token store "
+        f"keeps 16 bits a token",
+    )
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise UserError(f"the configuration has {count}:\n  - " + "\n  - ".join(problems))
+
+
+def save(config: ConfigDict, workdir: Path) -> None:
+    """Writes the resolved configuration to `workdir/config.json`, atomically."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    temporary = workdir / f"{_FILE}.tmp"
+    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    temporary.replace(workdir / _FILE)
+
+
+def load(workdir: Path) -> ConfigDict:
+    """Reads `workdir/config.json`; raises UserError where it is missing or has other keys than base.py."""
+    path = workdir / _FILE
+    if not path.is_file():
+        raise UserError(
+            f"{workdir} is not the workdir of a run: it has no {_FILE}. Give the folder that "
+            f"`python -m gptjax.main` wrote to (config.workdir), for example runs/quickstart."
+        )
+    config = base.get_config()
+    stored = ConfigDict(json.loads(path.read_text()))
+    if problems := unknown_keys(leaves(stored)):
+        raise UserError(f"{path} was written by another version: " + "; ".join(problems))
+    config.update(stored)
+    return config
+
+
+def compute_dtype(config: ConfigDict) -> str:
+    """Returns the dtype of matmuls: `auto` is bfloat16 on a GPU, whose tensor cores want it, else float32."""
+    if config.model.compute_dtype != "auto":
+        return config.model.compute_dtype
+    return "bfloat16" if jax.default_backend() == "gpu" else "float32"

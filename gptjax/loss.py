@@ -1,0 +1,42 @@
+"""Next-token cross-entropy over chunks of tokens; sums, so that averages can be taken over any set."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def cross_entropy_sum(
+    x_BTD: Array, w_VD: Array, targets_BT: Array, loss_mask_BT: Array, *, chunk: int
+) -> Array:
+    """Returns the summed negative log-likelihood, in nats, of the targets that the mask keeps.
+
+    Args:
+        x_BTD: hidden states, in the compute dtype.
+        w_VD: output matrix; cast to the dtype of `x_BTD`. Logits, softmax and sum are float32.
+        targets_BT: int32 token ids.
+        loss_mask_BT: 1 where the target counts, else 0.
+        chunk: tokens whose logits exist at a time, in both passes (the backward pass computes them
+            again); 0 for all. Must divide B * T.
+
+    Returns:
+        A float32 scalar.
+    """
+    x_MD = x_BTD.reshape(-1, x_BTD.shape[-1])
+    targets_M, mask_M = targets_BT.reshape(-1), loss_mask_BT.reshape(-1)
+    w_VD = w_VD.astype(x_BTD.dtype)
+
+    def chunk_sum(x_CD: Array, targets_C: Array, mask_C: Array) -> Array:
+        logits_CV = jnp.einsum("cd,vd->cv", x_CD, w_VD, preferred_element_type=jnp.float32)
+        target_logits_C = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=1)[:, 0]
+        nats_C = jax.nn.logsumexp(logits_CV, axis=1) - target_logits_C
+        return jnp.sum(nats_C * mask_C.astype(jnp.float32))
+
+    if chunk in (0, x_MD.shape[0]):
+        return chunk_sum(x_MD, targets_M, mask_M)
+
+    def add_chunk(total: Array, xs: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        return total + jax.checkpoint(chunk_sum, prevent_cse=False)(*xs), None
+
+    chunks = [a.reshape(-1, chunk, *a.shape[1:]) for a in (x_MD, targets_M, mask_M)]
+    total, _ = jax.lax.scan(add_chunk, jnp.zeros((), jnp.float32), tuple(chunks))
+    return total

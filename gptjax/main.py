@@ -1,0 +1,29 @@
+"""Trains a model: `python -m gptjax.main --config=configs/quickstart.py`; run again, it continues.
+
+Kept short on purpose: everything else can be imported by a test or a notebook.
+"""
+
+import logging
+
+import jax
+from ml_collections import ConfigDict
+
+from configs import flags
+from gptjax.train import train_and_evaluate
+
+_log = logging.getLogger(__name__)
+
+
+def main(config: ConfigDict) -> None:
+    """Trains as `config` says."""
+    devices = jax.devices()
+    _log.info("JAX %s on %d x %s.", jax.__version__, len(devices), devices[0].device_kind)
+    train_and_evaluate(config)
+    _log.info(
+        'Done. More text: python -m gptjax.generate --workdir=%s --prompt="..."', config.workdir
+    )
+
+
+if __name__ == "__main__":
+    flags.define_config()
+    flags.run(main)

@@ -1,0 +1,61 @@
+"""AdamW with warm-up and cosine decay, clipping, and gradient accumulation by `optax.MultiSteps`."""
+
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+
+def schedule(optim: ConfigDict) -> optax.Schedule:
+    """Returns learning rate against optimizer steps completed: linear warm-up, cosine to `min_lr`, constant.
+
+    The first step has learning_rate / (warmup_iters + 1), not zero, so that no step is wasted.
+    """
+    return optax.warmup_cosine_decay_schedule(
+        init_value=optim.learning_rate / (optim.warmup_iters + 1),
+        peak_value=optim.learning_rate,
+        warmup_steps=optim.warmup_iters,
+        decay_steps=optim.lr_decay_iters,
+        end_value=optim.min_lr,
+    )
+
+
+def decay_mask(params: Any) -> Any:
+    """Returns True for the leaves that weight decay applies to: matrices, not LayerNorm scales or biases.
+
+    By name, because the stacking of layers makes matrices of vectors.
+
+    Raises:
+        ValueError: for a leaf of an unknown name, so that a new parameter is not forgotten here.
+    """
+    decayed = {"kernel": True, "wte": True, "wpe": True, "scale": False, "bias": False}
+
+    def is_decayed(path: tuple[Any, ...], _: Any) -> bool:
+        name = path[-1].key
+        if name not in decayed:
+            raise ValueError(f"no weight-decay group for {jax.tree_util.keystr(path)}")
+        return decayed[name]
+
+    return jax.tree_util.tree_map_with_path(is_decayed, params)
+
+
+def make_optimizer(optim: ConfigDict, accumulation_steps: int) -> optax.GradientTransformation:
+    """Returns the optimizer; its state holds `grad_norm`, the global L2 norm before clipping.
+
+    With `accumulation_steps` > 1 it takes the gradients of that many micro-steps, averages them and
+    updates at the last; schedules count updates, not micro-steps.
+    """
+    adamw = optax.adamw(
+        schedule(optim),
+        b1=optim.beta1,
+        b2=optim.beta2,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        mask=decay_mask,
+    )
+    clip = optax.clip_by_global_norm(optim.grad_clip) if optim.grad_clip else optax.identity()
+    optimizer = optax.chain(optax.snapshot("grad_norm", optax.global_norm), clip, adamw)
+    if accumulation_steps == 1:
+        return optimizer
+    return optax.MultiSteps(optimizer, accumulation_steps).gradient_transformation()

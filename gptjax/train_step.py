@@ -1,0 +1,145 @@
+"""The training step and the evaluation step: pure functions of a state and a batch."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from ml_collections import ConfigDict
+
+from gptjax import model, sharding
+from gptjax.loss import cross_entropy_sum
+from gptjax.model import GPTConfig
+from gptjax.optimizer import make_optimizer, schedule
+
+Batch = dict[str, Array]
+Metrics = dict[str, Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes."""
+
+    step: Array  # int32 scalar, optimizer updates completed
+    params: Any
+    opt_state: Any
+    dropout_key: Array  # uint32 [2], raw key data; each step folds its number in
+
+
+class StepFunctions:
+    """The compiled functions of one run; build one and share it, for each compiles anew."""
+
+    def __init__(self, config: ConfigDict, gpt: GPTConfig, token_bytes_V: Array, mesh: Any):
+        """Prepares the functions; compiles nothing.
+
+        Args:
+            config: a validated configuration.
+            gpt: the model's shape.
+            token_bytes_V: int32, UTF-8 bytes of each token id.
+            mesh: from `sharding.make_mesh`.
+        """
+        self.gpt = gpt
+        self.mesh = mesh
+        self.batch_sharding = sharding.batch_sharding(mesh)
+        self._config = config
+        self._optimizer = make_optimizer(config.optim, config.train.gradient_accumulation_steps)
+        self._schedule = schedule(config.optim)
+        self._token_bytes_V = jax.device_put(token_bytes_V, sharding.replicated(mesh))
+        self.state_shapes = jax.eval_shape(self._init_state)
+        self.state_shardings = sharding.state_shardings(mesh, self.state_shapes)
+        one = sharding.replicated(mesh)
+        self.init_state = jax.jit(self._init_state, out_shardings=self.state_shardings)
+        self.train_step = jax.jit(
+            self._train_step,
+            donate_argnums=0,
+            in_shardings=(self.state_shardings, self.batch_sharding),
+            out_shardings=(self.state_shardings, one),
+        )
+        self._eval_step = jax.jit(
+            self._eval_sums,
+            in_shardings=(self.state_shardings.params, self.batch_sharding),
+            out_shardings=one,
+        )
+
+    def _init_state(self) -> TrainState:
+        params_key, dropout_key = jax.random.split(jax.random.key(self._config.seed))
+        params = model.init(self.gpt, params_key)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=self._optimizer.init(params),
+            dropout_key=jax.random.key_data(dropout_key),
+        )
+
+    def _nats(self, params: Any, micro: Batch, dropout_key: Array | None) -> Array:
+        """Returns the summed loss of a micro-batch [B, T]."""
+        x_BTD = model.hidden_states(
+            self.gpt,
+            params,
+            micro["inputs"],
+            positions_BT=micro.get("positions"),
+            segment_ids_BT=micro.get("segment_ids"),
+            dropout_key=dropout_key,
+        )
+        return cross_entropy_sum(
+            x_BTD,
+            model.head(params),
+            micro["targets"],
+            micro["loss_mask"],
+            chunk=self._config.model.loss_chunk,
+        )
+
+    def _train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Makes one optimizer update from a batch [A, B, T].
+
+        The gradient is that of the summed loss over A B T, a constant: every token weighs the same,
+        also those beside the filling of an epoch's last row.
+        """
+        n_micro, *row_shape = batch["inputs"].shape
+        nominal_targets = row_shape[0] * row_shape[1]
+        step_key = None
+        if self.gpt.dropout > 0:
+            step_key = jax.random.fold_in(jax.random.wrap_key_data(state.dropout_key), state.step)
+
+        def micro_step(carry: tuple[Any, Any], xs: tuple[Batch, Array]) -> Any:
+            params, opt_state = carry
+            micro, index = xs
+            key = None if step_key is None else jax.random.fold_in(step_key, index)
+
+            def mean_loss(params: Any) -> tuple[Array, Array]:
+                nats = self._nats(params, micro, key)
+                return nats / nominal_targets, nats
+
+            grads, nats = jax.grad(mean_loss, has_aux=True)(params)
+            updates, opt_state = self._optimizer.update(grads, opt_state, params)
+            params = optax.apply_updates(params, updates)
+            return (params, opt_state), nats
+
+        (params, opt_state), nats_A = jax.lax.scan(
+            micro_step, (state.params, state.opt_state), (batch, jnp.arange(n_micro))
+        )
+        metrics = {
+            "nats": jnp.sum(nats_A),
+            **self._count_targets(batch),
+            "grad_norm": optax.tree.get(opt_state, "grad_norm"),
+            "param_norm": optax.global_norm(params),
+            "learning_rate": jnp.asarray(self._schedule(state.step)),
+        }
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    def _count_targets(self, batch: Batch) -> Metrics:
+        mask = batch["loss_mask"].astype(jnp.int32)
+        return {
+            "n_targets": jnp.sum(mask),
+            "n_bytes": jnp.sum(self._token_bytes_V[batch["targets"]] * mask),
+        }
+
+    def _eval_sums(self, params: Any, batch: Batch) -> Metrics:
+        micro = {name: array[0] for name, array in batch.items()}
+        return {"nats": self._nats(params, micro, None), **self._count_targets(batch)}
+
+    def eval_step(self, params: Any, batch: Batch) -> Metrics:
+        """Returns sums over one batch [1, B, T]: `nats`, `n_targets` and `n_bytes`, without dropout."""
+        return self._eval_step(params, batch)
