@@ -1,7 +1,7 @@
 """Seconds on a CPU: every part of a run at its smallest, for tests and for stepping through.
 
-    python -m gptjax.main --config=configs/debug.py
-    JAX_DISABLE_JIT=True python -m gptjax.main --config=configs/debug.py   # arrays can be printed
+python -m gptjax.main --config=configs/debug.py
+JAX_DISABLE_JIT=True python -m gptjax.main --config=configs/debug.py   # arrays can be printed
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""The `--config` flag of every program: one file, any leaf overridden, misspelt keys told at once."""
+"""The `--config` flag of every program: one file, any leaf overridden, slips told at once."""
 
 import difflib
 import logging
@@ -34,7 +34,7 @@ def run(main: Callable[[ConfigDict], None]) -> None:
 
 
 def call(main: Callable[..., None], *args: object) -> None:
-    """Calls `main(*args)` with logging set up; a `UserError` becomes a paragraph and exit status 1."""
+    """Sets logging up, calls `main(*args)`; a `UserError` becomes a paragraph and exit status 1."""
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells much
     handler = absl_logging.get_absl_handler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
@@ -59,7 +59,7 @@ def leaves(config: ConfigDict, prefix: str = "") -> list[str]:
 
 
 def unknown_keys(keys: list[str]) -> list[str]:
-    """Returns a sentence for each of `keys` that is no leaf of configs/base.py, with its nearest match."""
+    """Returns a sentence, with the nearest match, for each of `keys` that configs/base.py lacks."""
     known = leaves(base.get_config())
     by_leaf = {name.rsplit(".", 1)[-1]: name for name in known}
     problems = []
@@ -76,7 +76,7 @@ def unknown_keys(keys: list[str]) -> list[str]:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Parses the flags, after the mistakes that absl would report one at a time or by a traceback."""
+    """Parses the flags, after looking for mistakes that absl would meet with a traceback."""
     problems = unknown_keys([m[1] for m in map(_OVERRIDE.match, argv) if m])
     for argument in argv:
         path = Path(argument.partition("=")[2])

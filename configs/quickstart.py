@@ -1,6 +1,6 @@
 """Minutes on two CPU cores: a small GPT on the bundled public-domain shard.
 
-    python -m gptjax.main --config=configs/quickstart.py
+python -m gptjax.main --config=configs/quickstart.py
 """
 
 from ml_collections import ConfigDict

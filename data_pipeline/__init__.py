@@ -1,0 +1,1 @@
+"""From one FineWeb parquet file to batches of packed rows."""

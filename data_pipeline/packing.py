@@ -1,15 +1,15 @@
-"""Documents -> rows of a fixed length: a pure function of (seed, row), without padding between documents.
+"""Documents -> rows of a fixed length: a pure function of (seed, row), with nothing left out.
 
 Every epoch, the documents of a split are laid end to end in an order of that epoch:
 
     epoch e   | BOS doc 7 ...... | BOS doc 2 .. | BOS doc 5 ............ | ... | BOS
     rows      |---- row 0 ----|---- row 1 ----|---- row 2 ----|   ...   |- last row -|
 
-Nothing is built: row i starts at token i * T of that line, and a binary search in the running sum of the
-documents' lengths finds which documents it cuts. A row holds T + 1 tokens, T inputs and, one to the right,
-T targets, so neighbours share one token and each token of the line is a target once; the line's first BOS
-becomes the target at its very end. The last row is filled up with BOS that the loss mask leaves out. A
-second permutation keeps the rows of one batch from being neighbours in the line.
+Nothing is built: row i starts at token i * T of that line, and a binary search in the running sum
+of the documents' lengths finds which documents it cuts. A row holds T + 1 tokens, T inputs and, one
+to the right, T targets, so neighbours share one token and each token of the line is a target once;
+the line's first BOS becomes the target at its very end. The last row is filled up with BOS that the
+loss mask leaves out. A second permutation keeps rows of a batch from being neighbours in the line.
 """
 
 import threading
@@ -27,7 +27,9 @@ class Row(NamedTuple):
     targets: np.ndarray  # int32 [T], inputs moved left by one
     loss_mask: np.ndarray  # bool [T], False in the filling of an epoch's last row
     segment_ids: np.ndarray | None  # int32 [T], documents of the row numbered from 1; 0: filling
-    positions: np.ndarray | None  # int32 [T], counted from 0 at each document's first token in the row
+    positions: (
+        np.ndarray | None
+    )  # int32 [T], counted from 0 at each document's first token in the row
 
 
 class _Epoch(NamedTuple):
@@ -39,8 +41,8 @@ class _Epoch(NamedTuple):
 def permutation(n: int, *key: int) -> np.ndarray:
     """Returns the permutation of range(n) that belongs to two 64-bit keys.
 
-    From raw Philox words (Salmon et al. 2011), which NumPy promises to keep; it makes no such promise
-    for `Generator.permutation`.
+    From raw Philox words (Salmon et al. 2011), which NumPy promises to keep; it makes no such
+    promise for `Generator.permutation`.
     """
     words = np.random.Philox(key=np.array(key, dtype=np.uint64)).random_raw(n)
     return np.argsort(words, kind="stable")
@@ -100,7 +102,7 @@ class PackedRows:
                 document, position - first, piece_stop - first
             )
             position, j = piece_stop, j + 1
-        # Target `i` is token start + i + 1 of the line, whose last token, at n_tokens, is the closing BOS.
+        # Target i is token start + i + 1 of the line, whose last, at n_tokens, is the closing BOS.
         n_targets = min(length, self._split.n_tokens - start)
         loss_mask = np.arange(length) < n_targets
         segment_ids = positions = None

@@ -1,7 +1,7 @@
-"""Rows -> batches through Grain: the part of each global batch that belongs to this host, read ahead.
+"""Rows -> batches through Grain: this host's part of each global batch, read ahead.
 
-Batch s holds rows s*R .. s*R + R - 1 of `PackedRows`, R = micro-steps x batch size, whatever the number of
-hosts, threads or batches read ahead. The iterator's state is therefore one number, the rows consumed.
+Batch s holds rows s*R .. s*R + R - 1 of `PackedRows`, R = micro-steps x batch size, whatever the
+number of hosts, threads or batches read ahead. The iterator's state is one number: rows consumed.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,15 +18,13 @@ _ENDLESS = 2**48  # rows; Grain wants a length, the sequence has none
 
 
 class _HostRows:
-    """Grain source: row i of this host, as a dict of arrays; the hosts share each micro-batch evenly."""
+    """Grain source: row i of this host, a dict of arrays; hosts share each micro-batch evenly."""
 
     def __init__(
         self, rows: PackedRows, *, batch_size: int, first_row: int, host: int, n_hosts: int
     ):
         if batch_size % n_hosts:
-            raise ValueError(
-                f"batch_size = {batch_size} must be a multiple of the {n_hosts} hosts"
-            )
+            raise ValueError(f"batch_size = {batch_size} must be a multiple of the {n_hosts} hosts")
         self._rows = rows
         self._batch_size = batch_size
         self._per_host = batch_size // n_hosts
@@ -44,7 +42,7 @@ class _HostRows:
 class BatchIterator:
     """Endless batches of arrays [A, B / hosts, T]: micro-steps, rows, tokens.
 
-    Arrays are named as in `packing.Row`; `segment_ids` and `positions` are there if the rows have them.
+    Arrays are named as in `packing.Row`; `segment_ids` and `positions` are there if rows have them.
     """
 
     def __init__(
@@ -109,7 +107,7 @@ class BatchIterator:
 
     @property
     def state(self) -> dict[str, int]:
-        """Where the next batch starts: give it to a new iterator, of any batch size, to go on there."""
+        """Where the next batch starts: a new iterator, of any batch size, goes on from it."""
         return {"next_row": self._next_row}
 
     def close(self) -> None:

@@ -1,0 +1,1 @@
+"""Trains, evaluates and samples a GPT; `main.py` is where to start reading."""

@@ -1,7 +1,8 @@
-"""Checkpoints through Orbax: what is in one, which are kept, and what a run must share with one to go on.
+"""Checkpoints through Orbax: what is in one, which are kept, and which a run may go on from.
 
-A checkpoint named k holds the state after k optimizer updates, as separate items: `params`, `opt_state`,
-`rng`, and `meta` (JSON: data position, clock, configuration, hashes), so that parameters can be read alone.
+A checkpoint named k holds the state after k optimizer updates, in separate items, so that
+parameters can be read alone: `params`, `opt_state`, `rng`, and `meta` (JSON: data position, clock,
+configuration, hashes).
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from gptjax.train_step import StepFunctions, TrainState
 
 _log = logging.getLogger(__name__)
 
-# A run may go on from a checkpoint only where these agree: other values mean other arrays or other data.
+# A run goes on from a checkpoint only where these agree: else arrays or data would be others.
 _SAME = (
     "model.block_size",
     "model.n_layer",
@@ -60,7 +61,7 @@ class Checkpoints:
         self._config = config
         best = BestN(
             get_metric_fn=lambda metrics: metrics["val_loss"],
-            reverse=True,  # the policy keeps the end of the sorted list; the lowest loss is to be kept
+            reverse=True,  # the policy keeps the end of the sorted list: the lowest losses
             n=config.checkpoint.keep_best,
             keep_checkpoints_without_metrics=False,
         )
@@ -102,7 +103,7 @@ class Checkpoints:
         )
 
     def restore(self, steps: StepFunctions) -> tuple[TrainState, Progress] | None:
-        """Returns the newest checkpoint's state on the devices of `steps`, or None without a checkpoint.
+        """Returns the newest checkpoint's state, on the devices of `steps`; None without one.
 
         Raises:
             UserError: if the checkpoint belongs to another model, tokenizer, data set or seed (all

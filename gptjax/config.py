@@ -33,7 +33,9 @@ def validate(config: ConfigDict, n_devices: int) -> None:
     }
     for group, keys in positive.items():
         for key in keys:
-            require(config[group][key] > 0, f"{group}.{key} = {config[group][key]} must be positive")
+            require(
+                config[group][key] > 0, f"{group}.{key} = {config[group][key]} must be positive"
+            )
     not_negative = {
         "optim": ("min_lr", "warmup_iters", "weight_decay", "grad_clip"),
         "model": ("loss_chunk",),
@@ -106,7 +108,7 @@ def save(config: ConfigDict, workdir: Path) -> None:
 
 
 def load(workdir: Path) -> ConfigDict:
-    """Reads `workdir/config.json`; raises UserError where it is missing or has other keys than base.py."""
+    """Reads `workdir/config.json`; UserError if it is missing or its keys are not base.py's."""
     path = workdir / _FILE
     if not path.is_file():
         raise UserError(
@@ -122,7 +124,7 @@ def load(workdir: Path) -> ConfigDict:
 
 
 def compute_dtype(config: ConfigDict) -> str:
-    """Returns the dtype of matmuls: `auto` is bfloat16 on a GPU, whose tensor cores want it, else float32."""
+    """Returns the dtype of matmuls; `auto`: bfloat16 on a GPU (tensor cores), else float32."""
     if config.model.compute_dtype != "auto":
         return config.model.compute_dtype
     return "bfloat16" if jax.default_backend() == "gpu" else "float32"

@@ -1,4 +1,4 @@
-"""Loss and bits per byte on the validation split: the same rows each time, each token at most once."""
+"""Loss and bits per byte on the validation split: the same rows each time, no token twice."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,13 +17,13 @@ from gptjax.train_step import StepFunctions
 def evaluate(
     eval_step: Callable[[Any, Any], dict[str, jax.Array]], params: Any, batches: Iterable[Any]
 ) -> dict[str, float]:
-    """Returns `loss`, `perplexity` and `bits_per_byte` of `params` over `batches`, sum divided by sum."""
+    """Returns `loss`, `perplexity` and `bits_per_byte` over `batches`, sum divided by sum."""
     sums = [eval_step(params, batch) for batch in batches]  # dispatched without waiting
     return metrics.average(jax.device_get(sums))
 
 
 class Validation:
-    """The validation rows of a run, held on the host so that every evaluation sees the same ones."""
+    """The validation rows of a run, held on the host: every evaluation sees the same ones."""
 
     def __init__(self, config: ConfigDict, store: TokenStore, steps: StepFunctions):
         """Reads the first `eval.eval_iters` batches of a fixed permutation of the split.

@@ -1,6 +1,6 @@
 """Text from a model: one token at a time, drawn with temperature, top-k and top-p.
 
-    python -m gptjax.generate --workdir=runs/quickstart --prompt="The "
+python -m gptjax.generate --workdir=runs/quickstart --prompt="The "
 """
 
 import functools
@@ -16,16 +16,13 @@ from absl import app, flags
 from jax import Array
 
 from configs.flags import UserError, call
-from data_pipeline.token_store import TokenStore
 from data_pipeline.tokenizer import StreamDecoder, Tokenizer
 from gptjax import checkpoint, model
 from gptjax import config as config_lib
 from gptjax.model import GPTConfig
 
 
-def choose(
-    logits_V: Array, key: Array, *, temperature: Array, top_k: int, top_p: Array
-) -> Array:
+def choose(logits_V: Array, key: Array, *, temperature: Array, top_k: int, top_p: Array) -> Array:
     """Draws a token id (int32 scalar).
 
     Args:

@@ -1,4 +1,4 @@
-"""Next-token cross-entropy over chunks of tokens; sums, so that averages can be taken over any set."""
+"""Next-token cross-entropy over chunks of tokens; sums, so that any set can be averaged over."""
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,10 @@ def cross_entropy_sum(
     def add_chunk(total: Array, xs: tuple[Array, Array, Array]) -> tuple[Array, None]:
         return total + jax.checkpoint(chunk_sum, prevent_cse=False)(*xs), None
 
-    chunks = [a.reshape(-1, chunk, *a.shape[1:]) for a in (x_MD, targets_M, mask_M)]
-    total, _ = jax.lax.scan(add_chunk, jnp.zeros((), jnp.float32), tuple(chunks))
+    chunks = (
+        x_MD.reshape(-1, chunk, x_MD.shape[1]),
+        targets_M.reshape(-1, chunk),
+        mask_M.reshape(-1, chunk),
+    )
+    total, _ = jax.lax.scan(add_chunk, jnp.zeros((), jnp.float32), chunks)
     return total

@@ -1,4 +1,4 @@
-"""What the numbers mean: token-weighted means, bits per byte, throughput, MFU, and the clock of a run."""
+"""What the numbers mean: token-weighted means, bits per byte, throughput, MFU, a run's clock."""
 
 import contextlib
 import math
@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-# Dense bfloat16 FLOP/s with float32 accumulation, by a part of `Device.device_kind`. GeForce: the makers'
-# architecture whitepapers, at boost clock; data centre: data sheets, without sparsity. A device that is
-# not listed has no MFU: a guess would be worse.
+# Dense bfloat16 FLOP/s with float32 accumulation, by a part of `Device.device_kind`. From NVIDIA's
+# architecture whitepapers (GeForce, at boost clock) and data sheets (without sparsity). A device
+# that is not listed has no MFU: a guess would be worse.
 _PEAK_FLOPS = {
     "RTX 4070 Ti SUPER": 88.2e12,
     "RTX 4070 Ti": 80.2e12,
@@ -58,7 +58,7 @@ def average(sums: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 class Clock:
-    """Seconds of training, evaluation, saving and compilation left out, over all restarts of a run."""
+    """Seconds of training over all restarts; evaluation, saving and compilation are left out."""
 
     def __init__(self, trained_seconds: float = 0.0, now: Callable[[], float] = time.monotonic):
         """Starts the clock at `trained_seconds`; `now` can be replaced in tests."""

@@ -1,11 +1,11 @@
-"""GPT-2 in Flax NNX: pre-LayerNorm, GELU, learned positions, tied head; parameters are a plain dict.
+"""GPT-2 in Flax NNX: pre-LayerNorm, GELU, learned positions, tied head; parameters are a dict.
 
 Dimension key: B batch, T tokens of a row, D model width, N heads, H head width, F MLP hidden width,
-V vocabulary, L layers. Parameters of the L blocks are stacked on a leading axis and the blocks are run
-by one `lax.scan`, so that compile time does not grow with depth.
+V vocabulary, L layers. Parameters of the L blocks are stacked on a leading axis and the blocks are
+run by one `lax.scan`, so that compile time does not grow with depth.
 
-NNX only defines the modules. Everything else sees `init`, `hidden_states` and a dict of arrays, which
-any tool can read and `jax.jit` dispatches fastest.
+NNX only defines the modules. Everything else sees `init`, `hidden_states` and a dict of arrays,
+which any tool can read and `jax.jit` dispatches fastest.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ class GPTConfig:
 
     @classmethod
     def from_config(cls, config: ConfigDict, vocab_size: int) -> "GPTConfig":
-        """Returns the shape that `config.model` describes, for a tokenizer of `vocab_size` pieces."""
+        """Returns the shape in `config.model`, for a tokenizer of `vocab_size` pieces."""
         keys = {field.name for field in dataclasses.fields(cls)} & set(config.model)
         values = {key: config.model[key] for key in keys}
         return cls(**{**values, "vocab_size": vocab_size, "compute_dtype": compute_dtype(config)})
@@ -100,7 +100,7 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
 
 
 class SelfAttention(nnx.Module):
-    """Causal multi-head self-attention; dropout on its output (not on the weights, which flash kernels hide)."""
+    """Causal self-attention; dropout on its output, for flash kernels hide the weights."""
 
     def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -147,7 +147,7 @@ class Block(nnx.Module):
 
 
 class GPT(nnx.Module):
-    """Token and position embeddings, L blocks, a final LayerNorm. The head is the token embedding."""
+    """Token and position embeddings, L blocks, a LayerNorm. The head is the token embedding."""
 
     def __init__(self, config: GPTConfig, *, key: Array):
         wte_key, wpe_key, blocks_key, ln_f_key = jax.random.split(key, 4)
@@ -203,7 +203,7 @@ def _graphdef(config: GPTConfig) -> Any:
 
 
 def init(config: GPTConfig, key: Array) -> Params:
-    """Returns freshly drawn parameters (GPT-2's initialisation), a nested dict of float32 arrays."""
+    """Returns new parameters, drawn as GPT-2's: a nested dict of float32 arrays."""
     return nnx.to_pure_dict(nnx.state(GPT(config, key=key)))
 
 
@@ -252,9 +252,9 @@ def count_params(config: GPTConfig) -> tuple[int, int]:
 
 
 def flops_per_token(config: GPTConfig) -> int:
-    """Returns model FLOPs of one training token: 6 a matmul parameter, head included, and attention.
+    """Returns the model FLOPs of a training token: 6 a matmul parameter (head too), and attention.
 
-    As in PaLM (Chowdhery et al. 2022, appendix B): 12 L D T for attention, the causal half not deducted.
+    As in PaLM (Chowdhery et al. 2022, appendix B): 12 L D T for attention, its causal half counted.
     """
     matmul_params = config.n_layer * 12 * config.n_embd**2 + config.vocab_size * config.n_embd
     return 6 * matmul_params + 12 * config.n_layer * config.n_embd * config.block_size

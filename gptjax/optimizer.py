@@ -1,4 +1,4 @@
-"""AdamW with warm-up and cosine decay, clipping, and gradient accumulation by `optax.MultiSteps`."""
+"""AdamW, warm-up and cosine decay, clipping, gradient accumulation by `optax.MultiSteps`."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 
 def schedule(optim: ConfigDict) -> optax.Schedule:
-    """Returns learning rate against optimizer steps completed: linear warm-up, cosine to `min_lr`, constant.
+    """Returns learning rate by optimizer steps completed: warm-up, cosine to `min_lr`, constant.
 
     The first step has learning_rate / (warmup_iters + 1), not zero, so that no step is wasted.
     """
@@ -22,7 +22,7 @@ def schedule(optim: ConfigDict) -> optax.Schedule:
 
 
 def decay_mask(params: Any) -> Any:
-    """Returns True for the leaves that weight decay applies to: matrices, not LayerNorm scales or biases.
+    """Returns True for the leaves that are decayed: matrices, not LayerNorm scales or biases.
 
     By name, because the stacking of layers makes matrices of vectors.
 

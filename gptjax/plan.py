@@ -1,4 +1,4 @@
-"""What a run will be, before it starts: parameters, tokens, passes over the data, FLOPs, time; and warnings."""
+"""What a run will be, before it starts: parameters, tokens, passes, FLOPs, time; and warnings."""
 
 import dataclasses
 
@@ -70,13 +70,14 @@ def describe(plan: Plan) -> str:
         ("a step", f"{plan.tokens_per_step:,} tokens"),
         (
             "the run",
-            f"{plan.max_iters:,} steps, {plan.tokens:,} tokens: {plan.passes:.1f} passes over the data, "
+            f"{plan.max_iters:,} steps, {plan.tokens:,} tokens: "
+            f"{plan.passes:.1f} passes over the data, "
             f"{plan.tokens / plan.n_params:.0f} tokens a parameter",
         ),
         (
             "compute",
-            f"{plan.flops_per_token / 1e6:,.0f} MFLOPs a token, {plan.tokens * plan.flops_per_token:.2e} "
-            f"FLOPs in all, in {plan.compute_dtype}",
+            f"{plan.flops_per_token / 1e6:,.1f} MFLOPs a token, "
+            f"{plan.tokens * plan.flops_per_token:.2e} FLOPs in all, in {plan.compute_dtype}",
         ),
         ("device", f"{plan.n_devices} x {plan.device_kind}, {_time_estimate(plan)}"),
     ]
@@ -96,19 +97,20 @@ def _time_estimate(plan: Plan) -> str:
 
 
 def warnings(plan: Plan) -> list[str]:
-    """Returns what the owner of the run should know before it takes days, a sentence or two each."""
+    """Returns what the owner of the run should know before it takes days."""
     found = []
     if plan.passes > plan.max_passes:
         steps = int(plan.max_passes * plan.train_tokens / plan.tokens_per_step)
         found.append(
-            f"this run reads its {plan.train_tokens:,} tokens {plan.passes:.0f} times. Repeated data "
-            f"is worth nearly as much as new data for about 4 passes and ever less after (Muennighoff et "
-            f"al. 2023). train.max_iters = optim.lr_decay_iters = {max(steps, 1):,} would be "
-            f"{plan.max_passes:g} passes (train.max_passes, where this warning begins)."
+            f"this run reads its {plan.train_tokens:,} tokens {plan.passes:.0f} times. Repeated "
+            f"data is worth nearly as much as new data for about 4 passes and ever less after "
+            f"(Muennighoff et al. 2023). {max(steps, 1):,} steps (train.max_iters and "
+            f"optim.lr_decay_iters) would be {plan.max_passes:g} passes, where this warning begins "
+            f"(train.max_passes)."
         )
     if plan.val_tokens < 100_000:
         found.append(
-            f"the validation split has {plan.val_tokens:,} tokens only, so its loss is noisy: raise "
-            f"data.val_fraction."
+            f"the validation split has {plan.val_tokens:,} tokens only, so its loss is noisy: "
+            f"raise data.val_fraction."
         )
     return found

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
 def make_mesh(fsdp: int, devices: list[Any] | None = None) -> Mesh:
-    """Returns a (data, fsdp) mesh over `devices`, by default all; `fsdp` must divide their number."""
+    """Returns a (data, fsdp) mesh over `devices` (all by default); `fsdp` divides their number."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh(
         (len(devices) // fsdp, fsdp),
@@ -46,7 +46,7 @@ def state_shardings(mesh: Mesh, shapes: Any) -> Any:
         if fsdp == 1 or leaf.ndim < 2 or not axes:  # vectors are too small to be worth it
             return replicated(mesh)
         longest = max(axes, key=lambda i: leaf.shape[i])
-        spec = [None] * leaf.ndim
+        spec: list[str | None] = [None] * leaf.ndim
         spec[longest] = "fsdp"
         return NamedSharding(mesh, PartitionSpec(*spec))
 

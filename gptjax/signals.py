@@ -10,7 +10,7 @@ _log = logging.getLogger(__name__)
 
 
 class StopSignal:
-    """A context in which SIGTERM and the first Ctrl-C only set `received`; a second Ctrl-C stops at once."""
+    """A context: SIGTERM and a first Ctrl-C only set `received`, a second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
         """Wishes nothing yet."""

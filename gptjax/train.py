@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 def train_and_evaluate(config: ConfigDict) -> TrainState:
-    """Prepares the data, trains to `train.max_iters` from wherever the workdir stands, prints samples.
+    """Prepares the data, trains on to `train.max_iters` from where the workdir stands, samples.
 
     Args:
         config: see configs/base.py.
@@ -38,7 +38,7 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
         The last state.
 
     Raises:
-        UserError: for a configuration, data or workdir that cannot work, before anything is changed.
+        UserError: for a configuration, data or workdir that cannot work; nothing is changed then.
         FloatingPointError: if the loss or a gradient is not finite; such a state is never saved.
     """
     config_lib.validate(config, jax.device_count())
@@ -68,7 +68,7 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
 
 
 class Run:
-    """One process's share of a run: from the step it starts or continues at to the step it stops at."""
+    """One process's share of a run: from the step it starts at to the step it stops at."""
 
     def __init__(
         self,
@@ -117,18 +117,19 @@ class Run:
         self._console = Console(config.train.max_iters, self.step)
 
     def loop(self) -> None:
-        """Trains until `train.max_iters`, `train.max_hours` or a signal to stop; saves the last state."""
+        """Trains until `train.max_iters`, `train.max_hours` or a signal; saves the last state."""
         train, eval_interval = self._config.train, self._config.eval.eval_interval
         if self.step >= train.max_iters:
             _log.info("Nothing left to train: %d of %d steps are done.", self.step, train.max_iters)
             return
         stop_time = None if train.max_hours is None else time.monotonic() + 3600 * train.max_hours
-        unread = self._first_step()
+        unread: tuple[int, Any] | None = self._first_step()
         with StopSignal() as stop:
             while True:
                 at_end = self.step >= train.max_iters
                 if at_end or self.step % eval_interval == 0:
-                    self._read(*unread)
+                    if unread is not None:
+                        self._read(*unread)
                     unread = None
                     self._evaluate_and_save()
                 if at_end or stop.received:
@@ -173,8 +174,8 @@ class Run:
         loss = values["nats"] / values["n_targets"]
         if not (np.isfinite(loss) and np.isfinite(values["grad_norm"])):
             raise FloatingPointError(
-                f"step {step}: loss {loss}, gradient norm {values['grad_norm']}. Nothing of this state "
-                f"was saved, the last checkpoint is good: run again with a lower "
+                f"step {step}: loss {loss}, gradient norm {values['grad_norm']}. Nothing of this "
+                f"state was saved, the last checkpoint is good: run again with a lower "
                 f"--config.optim.learning_rate or more --config.optim.warmup_iters."
             )
         self._tokens_seen += int(values["n_targets"])
@@ -202,10 +203,11 @@ class Run:
             if is_best:
                 self._best_val_loss = loss
             self._writer.write(self.step, {f"val/{name}": value for name, value in values.items()})
+            seconds = format_seconds(time.monotonic() - start)
             self._console.line(
                 self.step,
                 f"val loss {loss:.4f} | bits/byte {values['bits_per_byte']:.4f}"
-                f"{' | best so far' if is_best else ''} | {format_seconds(time.monotonic() - start)}",
+                f"{' | best so far' if is_best else ''} | {seconds}",
             )
             if is_best or self._config.checkpoint.always_save_checkpoint:
                 self._checkpoints.save(self.state, self._progress(), val_loss=loss)
@@ -231,7 +233,9 @@ def _print_samples(config: ConfigDict, gpt: GPTConfig, state: TrainState, tokeni
     params = jax.device_get(state.params)
     texts = []
     for prompt in config.sample.prompts:
-        pieces = generate.generate_text(gpt, params, tokenizer, prompt, seed=config.seed, **sampling)
+        pieces = generate.generate_text(
+            gpt, params, tokenizer, prompt, seed=config.seed, **sampling
+        )
         texts.append(prompt + "".join(pieces))
         _log.info("Sample:\n%s\n", texts[-1])
     path = Path(config.workdir) / "samples" / f"{int(state.step)}.txt"

@@ -1,12 +1,15 @@
 """The training step and the evaluation step: pure functions of a state and a batch."""
 
+import dataclasses
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gptjax import model, sharding
@@ -31,7 +34,7 @@ class TrainState:
 class StepFunctions:
     """The compiled functions of one run; build one and share it, for each compiles anew."""
 
-    def __init__(self, config: ConfigDict, gpt: GPTConfig, token_bytes_V: Array, mesh: Any):
+    def __init__(self, config: ConfigDict, gpt: GPTConfig, token_bytes_V: np.ndarray, mesh: Mesh):
         """Prepares the functions; compiles nothing.
 
         Args:
@@ -127,7 +130,8 @@ class StepFunctions:
             "param_norm": optax.global_norm(params),
             "learning_rate": jnp.asarray(self._schedule(state.step)),
         }
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
+        return state, metrics
 
     def _count_targets(self, batch: Batch) -> Metrics:
         mask = batch["loss_mask"].astype(jnp.int32)
@@ -141,5 +145,5 @@ class StepFunctions:
         return {"nats": self._nats(params, micro, None), **self._count_targets(batch)}
 
     def eval_step(self, params: Any, batch: Batch) -> Metrics:
-        """Returns sums over one batch [1, B, T]: `nats`, `n_targets` and `n_bytes`, without dropout."""
+        """Returns sums over a batch [1, B, T]: `nats`, `n_targets` and `n_bytes`; no dropout."""
         return self._eval_step(params, batch)

@@ -20,7 +20,7 @@ class MetricsWriter:
     """Writes scalars by step to every destination that the configuration names."""
 
     def __init__(self, workdir: Path, config: ConfigDict, start_step: int):
-        """Opens the destinations; what they hold beyond `start_step`, from a run cut short, is dropped.
+        """Opens the destinations; drops what a run cut short left in them beyond `start_step`.
 
         Raises:
             UserError: if `log.wandb` is set and the package is not installed.
@@ -74,7 +74,7 @@ class MetricsWriter:
 
 
 def _drop_later_steps(path: Path, last_step: int) -> None:
-    """Keeps the lines of `path` up to `last_step`; a last line that was cut short is dropped too."""
+    """Keeps the lines of `path` up to `last_step`; drops a last line that was cut short, too."""
     if not path.exists():
         return
     kept = []
