@@ -49,7 +49,7 @@ class StepFunctions:
         self._config = config
         self._optimizer = make_optimizer(config.optim, config.train.gradient_accumulation_steps)
         self._schedule = schedule(config.optim)
-        self._token_bytes_V = jax.device_put(token_bytes_V, sharding.replicated(mesh))
+        self._token_bytes_V = token_bytes_V  # small: a constant of the compiled steps
         self.state_shapes = jax.eval_shape(self._init_state)
         self.state_shardings = sharding.state_shardings(mesh, self.state_shapes)
         one = sharding.replicated(mesh)
@@ -137,7 +137,7 @@ class StepFunctions:
         mask = batch["loss_mask"].astype(jnp.int32)
         return {
             "n_targets": jnp.sum(mask),
-            "n_bytes": jnp.sum(self._token_bytes_V[batch["targets"]] * mask),
+            "n_bytes": jnp.sum(jnp.asarray(self._token_bytes_V)[batch["targets"]] * mask),
         }
 
     def _eval_sums(self, params: Any, batch: Batch) -> Metrics:

@@ -1,0 +1,534 @@
+"""Preparation, end to end: against a naive reference, for any number of workers, killed anywhere."""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from configs import base
+from data_pipeline import parquet, parts, prepare, workers
+from data_pipeline.parquet import DataError
+from data_pipeline.token_store import TokenStore
+
+ROOT = Path(__file__).parents[1]
+VOCAB = 300
+VAL_FRACTION = 0.2
+ROWS, GROUP = 260, 20
+
+
+def make_rows(n=ROWS, seed=0):
+    """Rows with everything preparation has to notice: duplicates, nulls, empty and odd texts."""
+    rng = random.Random(seed)
+    words = "the of a to in cat dog house tree runs sleeps green old quickly 12 345".split()
+    rows = []
+    for i in range(n):
+        text = " ".join(rng.choices(words, k=rng.randint(1, 60))) + rng.choice(["", "\n", "."])
+        if i % 10 == 9:
+            text = rows[rng.randrange(i)]["text"]  # an exact duplicate (or another null)
+        if i % 50 == 7:
+            text = rng.choice(["", None])
+        if i == 33:
+            text = "\u2581 \0 😀\r\n"
+        rows.append({"id": f"<urn:uuid:{seed}-{i}>", "text": text, "token_count": i})
+    return rows
+
+
+def write_shard(path, rows, row_group_size=GROUP, **options):
+    schema = pa.schema(
+        [("text", pa.string()), ("id", pa.string()), ("token_count", pa.int64())]
+    )
+    table = pa.Table.from_pylist(rows, schema)
+    pq.write_table(table, path, row_group_size=row_group_size, **options)
+    return path
+
+
+def make_config(shard, store_dir, n_workers=1, **settings):
+    config = base.get_config()
+    config.data.source = str(shard)
+    config.data.store_dir = str(store_dir)
+    config.data.val_fraction = settings.pop("val_fraction", VAL_FRACTION)
+    config.data.prepare_workers = n_workers
+    config.tokenizer.vocab_size = settings.pop("vocab_size", VOCAB)
+    config.tokenizer.sample_bytes = settings.pop("sample_bytes", 10_000)
+    assert not settings
+    return config
+
+
+def contents(folder):
+    """Name -> bytes of everything in a folder but lock files."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    """Every row group becomes a part."""
+    monkeypatch.setattr(parts, "PART_BYTES", 1)
+
+
+@pytest.fixture(scope="session")
+def shard(tmp_path_factory):
+    return write_shard(tmp_path_factory.mktemp("shard") / "000_00000.parquet", make_rows())
+
+
+@pytest.fixture(scope="session")
+def made(shard, tmp_path_factory):
+    """A store made in one go, by one process: its folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "PART_BYTES", 1)
+        return prepare.prepare(make_config(shard, tmp_path_factory.mktemp("stores")))
+
+
+def test_store_equals_a_naive_reference(made):
+    store = TokenStore.open(made)
+    tokenizer = store.tokenizer
+    usable = [(i, r) for i, r in enumerate(make_rows()) if r["text"]]
+    split_of = {}
+    for _, row in usable:
+        number = int(hashlib.sha256(row["id"].encode()).hexdigest()[:16], 16)
+        split_of[row["id"]] = "val" if number < VAL_FRACTION * 2**64 else "train"
+    val_texts = {row["text"] for _, row in usable if split_of[row["id"]] == "val"}
+    expected = {"train": [], "val": []}
+    left_out = 0
+    for i, row in usable:
+        split = split_of[row["id"]]
+        if split == "train" and row["text"] in val_texts:
+            left_out += 1
+        else:
+            expected[split].append((i, row))
+    assert left_out > 3
+    for name, rows in expected.items():
+        split = store.split(name)
+        assert split.n_docs == len(rows) > 20
+        for doc, (i, row) in enumerate(rows):
+            tokens = split.read(doc, 0, int(split.doc_lengths[doc]))
+            assert tokens[0] == tokenizer.bos_id
+            assert tokenizer.decode(tokens[1:]) == row["text"]
+            assert tokens[1:].tolist() == tokenizer.encode(row["text"]).tolist()
+            assert split.doc_id(doc) == f"000_00000.parquet:{i}"
+        counts = store.manifest["splits"][name]
+        n_bytes = sum(len(row["text"].encode()) for _, row in rows)
+        assert counts["documents"] == split.n_docs
+        assert counts["tokens"] == split.n_tokens == int(split.doc_lengths.sum())
+        assert counts["tokens_without_bos"] == split.n_tokens - split.n_docs
+        assert counts["bytes"] == split.n_bytes == n_bytes
+        assert counts["bytes_per_token"] == pytest.approx(
+            n_bytes / (split.n_tokens - split.n_docs), abs=1e-4
+        )
+        assert counts["gpt2_tokens"] == sum(row["token_count"] for _, row in rows)
+        lengths = sorted(split.doc_lengths.tolist())
+        percentiles = counts["length_percentiles"]
+        assert (percentiles["0"], percentiles["100"]) == (lengths[0], lengths[-1])
+        assert abs(lengths.index(percentiles["50"]) - len(lengths) / 2) < len(lengths) / 10
+    texts = Counter(row["text"] for row in make_rows())
+    skipped = store.manifest["skipped"]
+    assert skipped == {
+        "null_text": texts[None],
+        "null_id": 0,
+        "empty_text": texts[""],
+        "invalid_utf8": 0,
+        "duplicate_of_val": left_out,
+    }
+    assert texts[None] and texts[""]
+    assert store.manifest["usable_documents"] == len(usable)
+    assert store.manifest["exact_duplicates"] == len(usable) - len({r["text"] for _, r in usable})
+    train, val = ({r["text"] for _, r in expected[s]} for s in ("train", "val"))
+    assert not train & val
+    store.verify()
+
+
+def test_folder_holds_the_store_and_nothing_else(made):
+    assert [p.name for p in made.parent.iterdir() if p != made] == [f".{made.name}.lock"]
+    names = {p.name for p in made.iterdir()}
+    assert names == {"manifest.json", *json.loads((made / "manifest.json").read_text())["files"]}
+
+
+def test_store_is_the_same_for_any_number_of_workers_and_size_of_parts(
+    made, shard, tmp_path, monkeypatch
+):
+    assert contents(prepare.prepare(make_config(shard, tmp_path / "3", 3))) == contents(made)
+    monkeypatch.setattr(parts, "PART_BYTES", 5000)
+    assert contents(prepare.prepare(make_config(shard, tmp_path / "1", 1))) == contents(made)
+    assert len({made.name, *(p.name for p in tmp_path.glob("*/0*"))}) == 1
+
+
+def test_store_is_the_same_for_any_layout_of_the_shard(shard, tmp_path):
+    """Row groups, compression and column order are not content (but the tokenizer's sample is)."""
+    everything = 10**9
+    one = prepare.prepare(make_config(shard, tmp_path, sample_bytes=everything))
+    other = write_shard(
+        tmp_path / shard.name, make_rows(), 77, compression="zstd", use_dictionary=False
+    )
+    two = prepare.prepare(make_config(other, tmp_path, sample_bytes=everything))
+    assert one.name != two.name
+    a, b = contents(one), contents(two)
+    assert a.pop("manifest.json") != b.pop("manifest.json")
+    assert a == b
+
+
+def test_complete_store_is_used_again(made, shard, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("the store was prepared twice")
+
+    monkeypatch.setattr(prepare, "_make", fail)
+    stamps = {path: path.stat().st_mtime_ns for path in made.iterdir()}
+    for n_workers in (0, 1, 5):
+        assert prepare.prepare(make_config(shard, made.parent, n_workers)) == made
+    assert {path: path.stat().st_mtime_ns for path in made.iterdir()} == stamps
+
+
+@pytest.mark.parametrize(
+    "settings", [{"val_fraction": 0.3}, {"vocab_size": VOCAB - 1}, {"sample_bytes": 9_999}]
+)
+def test_other_settings_make_another_store(made, shard, settings):
+    before = contents(made)
+    other = prepare.prepare(make_config(shard, made.parent, **settings))
+    assert other != made and other.parent == made.parent
+    store = TokenStore.open(other)
+    assert store.manifest["settings"] == TokenStore.open(made).manifest["settings"] | settings
+    assert store.hash != TokenStore.open(made).hash
+    assert contents(made) == before
+
+
+def test_another_shard_of_the_same_name_makes_another_store(made, tmp_path):
+    shard = write_shard(tmp_path / "000_00000.parquet", make_rows(seed=1))
+    assert prepare.prepare(make_config(shard, made.parent)) != made
+
+
+def test_damaged_store_is_an_error_not_a_silent_rebuild(shard, tmp_path):
+    store = prepare.prepare(make_config(shard, tmp_path))
+    (store / "00000-val.tokens").write_bytes(b"")
+    with pytest.raises(DataError, match=r"00000-val.tokens: the file has 0 bytes.*Delete"):
+        prepare.prepare(make_config(shard, tmp_path))
+
+
+def test_store_that_was_made_of_other_things_is_refused(shard, tmp_path):
+    store = prepare.prepare(make_config(shard, tmp_path))
+    path = store / "manifest.json"
+    path.write_text(path.read_text().replace('"val_fraction": 0.2', '"val_fraction": 0.7'))
+    with pytest.raises(DataError, match="0.7.*is wanted"):
+        prepare.prepare(make_config(shard, tmp_path))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.1, float("nan")])
+def test_impossible_val_fraction(shard, tmp_path, value):
+    with pytest.raises(DataError, match="data.val_fraction=.*between 0 and 1"):
+        prepare.prepare(make_config(shard, tmp_path, val_fraction=value))
+
+
+@pytest.mark.parametrize(
+    ("value", "remedy"),
+    [(1e-9, "'val'. Raise it with --config.data.val_fraction"), (1 - 1e-9, "'train'. Lower it")],
+)
+def test_empty_split(shard, tmp_path, value, remedy):
+    # With everything in val there is no text for the tokenizer, which is told first.
+    with pytest.raises(DataError, match=remedy if value < 0.5 else "holds no words"):
+        prepare.prepare(make_config(shard, tmp_path, val_fraction=value))
+
+
+def test_sample_is_bounded_spread_out_and_free_of_validation_text(tmp_path):
+    rows = [{"id": f"{i}", "text": f"{i:04d} {'x' * 95}", "token_count": 1} for i in range(2000)]
+    shard = parquet.inspect(write_shard(tmp_path / "a.parquet", rows, 50))
+    texts = list(prepare.sample([shard], 20_000, 0.1))
+    assert texts == list(prepare.sample([shard], 20_000, 0.1))
+    assert 20_000 <= sum(map(len, texts)) <= 20_000 + 100
+    numbers = np.array([int(text[:4]) for text in texts])
+    assert len(set(numbers)) == len(numbers)
+    assert (np.bincount(numbers // 50, minlength=40) == 5).all()  # from every row group alike
+    assert not any(parts.is_val(str(i), 0.1) for i in numbers)
+    everything = list(prepare.sample([shard], 10**9, 0.1))
+    assert len(everything) == sum(not parts.is_val(str(i), 0.1) for i in range(2000))
+
+
+def test_val_share_is_the_fraction():
+    share = np.mean([parts.is_val(f"<urn:uuid:{i}>", 0.05) for i in range(20_000)])
+    assert abs(share - 0.05) < 5 * (0.05 * 0.95 / 20_000) ** 0.5
+
+
+def test_damaged_row_group_stops_with_its_place_and_is_resumed_when_mended(made, tmp_path):
+    shard = write_shard(tmp_path / "000_00000.parquet", make_rows())
+    whole = shard.read_bytes()
+    stat = shard.stat()
+    offset = pq.ParquetFile(shard).metadata.row_group(7).column(0).data_page_offset
+    shard.write_bytes(whole[:offset] + b"\xff" * 16 + whole[offset + 16 :])
+    for n_workers in (1, 2):
+        config = make_config(shard, tmp_path / "stores", n_workers)
+        with pytest.raises(DataError, match="000_00000.parquet: row group 7, column 'text'"):
+            prepare.prepare(config)
+    left = next((tmp_path / "stores").glob("*.partial"))
+    assert len(list(left.glob("parts/00000-*"))) >= 7
+    assert not list(left.rglob("*.tmp"))
+    shard.write_bytes(whole)
+    os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert contents(prepare.prepare(config)) == contents(made)
+
+
+def test_shard_that_changes_while_it_is_read(tmp_path, monkeypatch):
+    shard = write_shard(tmp_path / "a.parquet", make_rows())
+    encode_part = parts.encode_part
+
+    def change_then_encode(part):
+        write_shard(shard, make_rows(seed=5)[:-1])
+        return encode_part(part)
+
+    monkeypatch.setattr(workers, "encode_part", change_then_encode)
+    with pytest.raises(DataError, match="changed while it was read.*run again"):
+        prepare.prepare(make_config(shard, tmp_path / "stores"))
+    assert not list((tmp_path / "stores").glob("*a-*"))[1:]  # the lock alone
+
+
+# Durable steps are those after an fsync: a process that is killed just before its n-th fsync, for
+# every n, is killed between any two of them. Run apart, because JAX does not like to be forked.
+KILL_ANYWHERE = """
+import os, pathlib, shutil, signal, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import test_prepare as t
+from data_pipeline import parts, prepare
+parts.PART_BYTES = 3000
+shard, root = {shard!r}, pathlib.Path({folder!r})
+real_fsync = os.fsync
+
+def run(folder, die_at):
+    pid = os.fork()
+    if pid == 0:
+        steps = 0
+        def fsync(fd):
+            nonlocal steps
+            steps += 1
+            if steps == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            real_fsync(fd)
+        os.fsync = fsync
+        prepare.prepare(t.make_config(shard, folder), progress=False)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1]
+
+deaths = 0
+while True:
+    folder = root / str(deaths)
+    status = run(folder, deaths + 1)
+    if status == 0:
+        break
+    assert status == signal.SIGKILL, status
+    deaths += 1
+    if deaths > 1 and deaths % 3 == 0:
+        run(folder, 4)  # and once more, on the way to recovery
+    assert run(folder, 0) == 0, deaths
+print(deaths)
+"""
+
+
+def test_killed_at_any_step_it_resumes_and_ends_the_same(made, shard, tmp_path):
+    code = KILL_ANYWHERE.format(
+        root=str(ROOT), tests=str(ROOT / "tests"), shard=str(shard), folder=str(tmp_path)
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    deaths = int(done.stdout)
+    assert deaths > 20
+    expected = contents(made)
+    for folder in tmp_path.iterdir():
+        assert [p.name for p in folder.glob("[!.]*")] == [made.name]
+        assert contents(folder / made.name) == expected, folder
+
+
+def start(config, *, part_bytes=1, limit=None, slow=0.0):
+    """Starts prepare in a process of its own, as a user would: it can be killed."""
+    code = f"""
+        import logging, resource, sys, time
+        sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+        logging.basicConfig(level="INFO")
+        if {limit}:
+            resource.setrlimit(resource.RLIMIT_FSIZE, ({limit},) * 2)
+        import test_prepare as t
+        from data_pipeline import parquet, parts, prepare
+        parts.PART_BYTES = {part_bytes}
+        inner = parts.encode_part
+        def encode_part(part):
+            time.sleep({slow})
+            return inner(part)
+        if {slow}:
+            prepare.workers.encode_part = encode_part
+        config = t.make_config({config.data.source!r}, {config.data.store_dir!r},
+                               {config.data.prepare_workers})
+        try:
+            print(prepare.prepare(config))
+        except parquet.DataError as e:
+            sys.exit(f"DataError: {{e}}")
+    """
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until(condition, seconds=30.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+def children(pid):
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+def test_kill_9_takes_the_workers_along_and_the_next_call_goes_on(tmp_path, caplog):
+    shard = write_shard(tmp_path / "big.parquet", make_rows(9000), 30)
+    config = make_config(shard, tmp_path / "stores", 2)
+    process = start(config)
+    folder = tmp_path / "stores"
+    wait_until(lambda: len(list(folder.glob("*.partial/parts/00000-*"))) > 20)
+    descendants = children(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert len(descendants) >= 2
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in descendants))
+    finished = list(folder.glob("*.partial/parts/00000-*"))
+    assert 20 < len(finished) < 300
+    stamps = {path.name: path.stat().st_mtime_ns for path in finished}
+    with caplog.at_level(logging.INFO):
+        store = prepare.prepare(config)
+    assert f"{len(stamps)} of 300 parts exist" in caplog.text
+    unbroken = prepare.prepare(make_config(shard, tmp_path / "unbroken"))
+    assert contents(store) == contents(unbroken)
+
+
+def test_workers_do_not_import_the_main_program(shard, made, tmp_path):
+    """Spawned processes import __main__: were that gptjax.main, each would import JAX."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent(f"""
+            import os, sys
+            print("imported", os.getpid())
+            sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+            if __name__ == "__main__":
+                import test_prepare as t
+                from data_pipeline import parts, prepare
+                parts.PART_BYTES = 1
+                prepare.prepare(t.make_config({str(shard)!r}, {str(tmp_path)!r}, 2))
+        """)
+    )
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True)
+    assert done.stdout.count("imported") == 1
+    assert contents(tmp_path / made.name) == contents(made)
+
+
+def test_killed_worker_is_explained(shard, tmp_path, monkeypatch):
+    config = make_config(shard, tmp_path, 2)
+    updates = []
+
+    def kill_a_worker(*_):
+        if not updates:
+            os.kill(children(os.getpid())[-1], signal.SIGKILL)
+        updates.append(1)
+
+    monkeypatch.setattr(workers._Progress, "update", kill_a_worker)
+    try:
+        prepare.prepare(config)
+    except DataError as e:
+        assert "ran out of memory" in str(e) and "prepare_workers" in str(e)
+    # (The other worker may have been done with everything: then nothing was lost.)
+    monkeypatch.undo()
+    TokenStore.open(prepare.prepare(config)).verify()
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_full_disk_is_one_clear_error_and_can_be_resumed(tmp_path, n_workers):
+    """A limit on the size of files stands in for the full disk: the same calls fail."""
+    shard = write_shard(tmp_path / "a.parquet", make_rows(3000), 1000)
+    config = make_config(shard, tmp_path / "stores", n_workers)
+    process = start(config, limit=64_000)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "DataError: " in errors and "the disk is full" in errors and "store_dir" in errors
+    names = [p.name for p in (tmp_path / "stores").iterdir() if not p.name.startswith(".")]
+    assert len(names) == 1 and names[0].endswith(".partial")
+    assert not list((tmp_path / "stores").rglob("*.tmp"))
+    store = prepare.prepare(config)
+    assert contents(store) == contents(prepare.prepare(make_config(shard, tmp_path / "other")))
+
+
+def test_full_disk_while_joining_removes_what_is_half_made(shard, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(parts, "_copy_kept", full)
+    with pytest.raises(DataError, match="the disk is full.*finished parts are kept"):
+        prepare.prepare(make_config(shard, tmp_path))
+    left = {p.name for p in next(tmp_path.glob("*.partial")).iterdir()}
+    assert left == {"parts", "tokenizer.model"}
+
+
+def test_second_process_waits_and_uses_the_store_of_the_first(made, shard, tmp_path):
+    config = make_config(shard, tmp_path)
+    first = start(config, slow=0.15)
+    wait_until(lambda: list(tmp_path.glob("*.partial/parts/00000-*")))
+    second = start(config)
+    out = [process.communicate(timeout=60) for process in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], out
+    assert out[0][0] == out[1][0] == f"{tmp_path / made.name}\n"
+    assert f"process {first.pid} is preparing" in out[1][1]
+    assert "training the tokenizer" not in out[1][1]
+    assert contents(tmp_path / made.name) == contents(made)
+
+
+def test_lock_of_a_dead_process_does_not_matter(made, shard, tmp_path):
+    (tmp_path / f".{made.name}.lock").write_text("99999999\n")
+    assert contents(prepare.prepare(make_config(shard, tmp_path))) == contents(made)
+
+
+def test_waiting_says_for_whom(made, shard, tmp_path, caplog):
+    lock = tmp_path / f".{made.name}.lock"
+    with lock.open("w") as f, caplog.at_level(logging.INFO):
+        fcntl.flock(f, fcntl.LOCK_EX)
+        f.write("4711\n")
+        f.flush()
+        thread = threading.Thread(target=prepare.prepare, args=(make_config(shard, tmp_path),))
+        thread.start()
+        wait_until(lambda: "process 4711 is preparing" in caplog.text)
+        assert not (tmp_path / made.name).exists()
+        fcntl.flock(f, fcntl.LOCK_UN)
+        thread.join()
+    assert contents(tmp_path / made.name) == contents(made)
+
+
+def test_command_line_prints_what_the_store_holds(shard, tmp_path):
+    command = [sys.executable, "-m", "data_pipeline.prepare", "--config=configs/debug.py"]
+    options = {
+        "data.source": shard,
+        "data.store_dir": tmp_path,
+        "data.val_fraction": VAL_FRACTION,
+        "data.prepare_workers": 2,
+        "tokenizer.vocab_size": VOCAB,
+    }
+    command += [f"--config.{key}={value}" for key, value in options.items()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    manifest = TokenStore.open(next(tmp_path.glob("000*"))).manifest
+    for name in ("train", "val"):
+        counts = manifest["splits"][name]
+        assert f"{counts['documents']:,} documents, {counts['tokens']:,} tokens" in done.stdout
+        assert f"GPT-2 needs {counts['gpt2_tokens']:,}" in done.stdout
+    assert f"{manifest['skipped']['duplicate_of_val']} duplicate_of_val" in done.stdout
+    command[-5] = f"--config.data.source={tmp_path / 'nothing'}"
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "HuggingFaceFW/fineweb" in done.stderr

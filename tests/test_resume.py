@@ -1,0 +1,208 @@
+"""A run that stops and goes on equals one that never stopped, bit for bit."""
+
+import copy
+import hashlib
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from configs.flags import UserError
+from gptjax import train
+
+
+class RecordingSteps(train.StepFunctions):
+    """Keeps a digest of every batch that is trained on, and can send a signal after some step."""
+
+    batches: dict[int, str] = {}
+    signal_after: int | None = None
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        compiled = self.train_step
+
+        def train_step(state, batch):
+            step = int(state.step) + 1
+            digest = hashlib.sha256()
+            for name in sorted(batch):
+                digest.update(np.asarray(batch[name]).tobytes())
+            assert step not in self.batches, "a step was trained twice"
+            self.batches[step] = digest.hexdigest()
+            if step == self.signal_after:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return compiled(state, batch)
+
+        self.train_step = train_step
+
+
+@pytest.fixture
+def recording(monkeypatch):
+    monkeypatch.setattr(train, "StepFunctions", RecordingSteps)
+    monkeypatch.setattr(RecordingSteps, "signal_after", None)
+
+    def run(config, signal_after=None):
+        RecordingSteps.batches = {}
+        RecordingSteps.signal_after = signal_after
+        state = train.train_and_evaluate(config)
+        return jax.device_get(state), RecordingSteps.batches
+
+    return run
+
+
+@pytest.fixture
+def config(debug_config, tmp_path):
+    config = copy.deepcopy(debug_config)
+    config.workdir = str(tmp_path / "unbroken")
+    config.model.dropout = 0.1  # so that the dropout key matters
+    config.train.max_iters = 8
+    config.train.log_interval = 1
+    config.eval.eval_interval = 3
+    config.sample.prompts = ()
+    return config
+
+
+def assert_same_bits(a, b):
+    leaves_a, tree_a = jax.tree_util.tree_flatten_with_path(a)
+    leaves_b, tree_b = jax.tree_util.tree_flatten_with_path(b)
+    assert tree_a == tree_b
+    for (path, x), (_, y) in zip(leaves_a, leaves_b, strict=True):
+        name = jax.tree_util.keystr(path)
+        assert x.dtype == y.dtype and x.shape == y.shape, name
+        assert x.tobytes() == y.tobytes(), name
+
+
+def metric_lines(config):
+    """The lines of metrics.jsonl without what depends on the time of day."""
+    with open(f"{config.workdir}/metrics.jsonl") as file:
+        lines = [json.loads(line) for line in file]
+    timed = ("perf/", "data/wait_frac")
+    return [{k: v for k, v in line.items() if not k.startswith(timed)} for line in lines]
+
+
+def test_stop_and_go_on_is_bit_identical(recording, config, tmp_path):
+    whole, whole_batches = recording(config)
+    assert sorted(whole_batches) == list(range(1, 9))
+
+    broken = copy.deepcopy(config)
+    broken.workdir = str(tmp_path / "broken")
+    broken.train.max_iters = 4  # not a multiple of eval_interval: saved only because the run ends
+    half, first_batches = recording(broken)
+    assert int(half.step) == 4
+    broken.train.max_iters = 8
+    rest, rest_batches = recording(broken)
+
+    assert_same_bits(rest, whole)
+    assert first_batches | rest_batches == whole_batches
+    assert len(set(whole_batches.values())) == 8  # and the batches differ from each other
+
+
+def test_sigterm_saves_and_the_next_run_goes_on_bit_identically(recording, config, tmp_path):
+    whole, whole_batches = recording(config)
+    whole_lines = metric_lines(config)
+
+    stopped = copy.deepcopy(config)
+    stopped.workdir = str(tmp_path / "stopped")
+    half, first_batches = recording(stopped, signal_after=5)
+    assert int(half.step) == 5
+    rest, rest_batches = recording(stopped)
+
+    assert_same_bits(rest, whole)
+    assert first_batches | rest_batches == whole_batches
+    assert metric_lines(stopped) == whole_lines  # no step twice, none missing
+
+
+def test_a_finished_run_is_left_alone(recording, config):
+    first, _ = recording(config)
+    second, batches = recording(config)
+    assert batches == {}
+    assert_same_bits(second, first)
+
+
+def test_lines_of_steps_that_were_lost_are_dropped(recording, config):
+    config.train.max_iters = 4
+    recording(config)
+    before = metric_lines(config)
+    with open(f"{config.workdir}/metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "train/loss": 1.0}\n{"step": 6, "tr')  # killed in mid-write
+    recording(config)
+    assert metric_lines(config) == before
+
+
+def test_keeps_the_latest_and_the_best(recording, config, tmp_path):
+    config.checkpoint.keep_latest = 1
+    config.eval.eval_interval = 2
+    # A learning rate that grows without warm-up makes the val loss rise: the first save stays best.
+    config.optim.learning_rate = config.optim.min_lr = 1.0
+    config.optim.warmup_iters = 0
+    config.optim.grad_clip = 0.0
+    recording(config)
+    losses = {
+        line["step"]: line["val/loss"] for line in metric_lines(config) if "val/loss" in line
+    }
+    best = min(losses, key=losses.get)
+    assert best != 8, "the test needs a best checkpoint that is not the latest"
+    kept = {int(p.name) for p in (tmp_path / "unbroken" / "checkpoints").iterdir()}
+    assert kept == {best, 8}
+
+
+def test_without_always_save_only_a_better_loss_is_saved(recording, config, tmp_path):
+    config.checkpoint.always_save_checkpoint = False
+    config.checkpoint.keep_latest = 100
+    config.eval.eval_interval = 2
+    config.optim.learning_rate = config.optim.min_lr = 1.0
+    config.optim.warmup_iters = 0
+    config.optim.grad_clip = 0.0
+    recording(config)
+    losses = [(m["step"], m["val/loss"]) for m in metric_lines(config) if "val/loss" in m]
+    expected, best = {8}, float("inf")  # 8: the end of the run is always saved
+    for step, loss in losses:
+        if loss < best:
+            expected.add(step)
+            best = loss
+    assert expected != {step for step, _ in losses}, "the test needs a loss that rises"
+    kept = {int(p.name) for p in (tmp_path / "unbroken" / "checkpoints").iterdir()}
+    assert kept == expected
+
+
+def test_another_run_is_refused_with_every_difference(recording, config, tmp_path):
+    config.train.max_iters = 2
+    recording(config)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "unbroken").rglob("*") if p.is_file()}
+    other = copy.deepcopy(config)
+    other.model.n_embd = 64
+    other.model.n_layer = 3
+    other.seed = 1
+    other.data.val_fraction = 0.06  # another store
+    other.train.gradient_accumulation_steps = 1
+    with pytest.raises(UserError) as error:
+        recording(other)
+    message = str(error.value)
+    for words in ("n_embd: 32 there, 64 here", "n_layer: 2", "seed: 1337", "store_hash", "> 1: True"):
+        assert words in message
+    assert "config.workdir" in message
+    after = {p: p.stat().st_mtime_ns for p in (tmp_path / "unbroken").rglob("*") if p.is_file()}
+    assert after == before
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(recording, config, tmp_path):
+    config.train.max_iters = 2
+    recording(config)
+    folder = tmp_path / "unbroken" / "checkpoints" / "2"
+    data = max((folder / "params").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    data.write_bytes(data.read_bytes()[:10])
+    with pytest.raises(UserError, match="checkpoints/2 cannot be read"):
+        recording(config)
+    assert folder.exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(recording, config, tmp_path):
+    config.optim.learning_rate = config.optim.min_lr = 1e30
+    config.optim.grad_clip = 0.0
+    config.optim.warmup_iters = 0
+    with pytest.raises(FloatingPointError, match="learning_rate"):
+        recording(config)
+    folder = tmp_path / "unbroken" / "checkpoints"
+    assert not [p for p in folder.iterdir() if p.name.isdigit()]
