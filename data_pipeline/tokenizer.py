@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece as spm
@@ -28,7 +29,7 @@ _WORD = re.compile(f"[\n{SPACE}]| {{0,{MAX_WORD}}}[^ \n{SPACE}]{{1,{MAX_WORD}}}|
 _CACHE_WORDS = 1 << 18  # about 50 MB
 _CACHE_WORD_CHARS = 32  # longer words hardly ever come back
 
-_TRAINER = {
+_TRAINER: dict[str, Any] = {
     "model_type": "bpe",
     "byte_fallback": True,
     "split_digits": True,

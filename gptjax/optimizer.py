@@ -55,7 +55,7 @@ def make_optimizer(optim: ConfigDict, accumulation_steps: int) -> optax.Gradient
         mask=decay_mask,
     )
     clip = optax.clip_by_global_norm(optim.grad_clip) if optim.grad_clip else optax.identity()
-    optimizer = optax.chain(optax.snapshot("grad_norm", optax.global_norm), clip, adamw)
+    optimizer = optax.chain(optax.snapshot("grad_norm", optax.tree.norm), clip, adamw)
     if accumulation_steps == 1:
         return optimizer
     return optax.MultiSteps(optimizer, accumulation_steps).gradient_transformation()

@@ -127,7 +127,7 @@ class StepFunctions:
             "nats": jnp.sum(nats_A),
             **self._count_targets(batch),
             "grad_norm": optax.tree.get(opt_state, "grad_norm"),
-            "param_norm": optax.global_norm(params),
+            "param_norm": optax.tree.norm(params),
             "learning_rate": jnp.asarray(self._schedule(state.step)),
         }
         state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)

@@ -15,7 +15,9 @@ N = 250  # documents, in row groups of 100
 def table(n: int = N, **columns: pa.Array) -> pa.Table:
     """A table like FineWeb's; `columns` replace or add some, None removes one."""
     data = {
-        "text": pa.array([f"document {i}\nwith äöü, 語 and {'words ' * (i % 7)}" for i in range(n)]),
+        "text": pa.array(
+            [f"document {i}\nwith äöü, 語 and {'words ' * (i % 7)}" for i in range(n)]
+        ),
         "id": pa.array([f"<urn:uuid:{i}>" for i in range(n)]),
         "url": pa.array(["https://example.org"] * n),
         "token_count": pa.array(range(n), pa.int64()),

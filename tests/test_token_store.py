@@ -108,7 +108,13 @@ def test_reading_gives_views_that_cannot_be_written(made):
 def test_reading_outside_a_document_is_an_error(made):
     split = TokenStore.open(made[0]).split("train")
     n = int(split.doc_lengths[0])
-    for doc, start, stop in [(0, 0, n + 1), (0, -1, 1), (0, 2, 1), (-1, 0, 1), (split.n_docs, 0, 1)]:
+    for doc, start, stop in [
+        (0, 0, n + 1),
+        (0, -1, 1),
+        (0, 2, 1),
+        (-1, 0, 1),
+        (split.n_docs, 0, 1),
+    ]:
         with pytest.raises(IndexError, match="document"):
             split.read(doc, start, stop)
     with pytest.raises(ValueError, match="test"):

@@ -1,4 +1,4 @@
-"""The tokenizer: lossless on any text, equal to SentencePiece, and a function of its texts alone."""
+"""The tokenizer: lossless on any text, equal to SentencePiece, a function of its texts alone."""
 
 import io
 

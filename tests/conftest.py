@@ -1,0 +1,38 @@
+"""What all tests share: strict broadcasting, the CPU, and one prepared store."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX is imported
+
+import copy
+
+import jax
+import pytest
+
+from configs import debug
+from data_pipeline.prepare import prepare
+from data_pipeline.token_store import TokenStore
+
+jax.config.update("jax_numpy_rank_promotion", "raise")  # a silent broadcast hides a wrong shape
+
+
+@pytest.fixture(scope="session")
+def session_config(tmp_path_factory):
+    """configs/debug.py on the bundled shard, prepared once into a folder of this session."""
+    config = debug.get_config()
+    config.data.store_dir = str(tmp_path_factory.mktemp("stores"))
+    config.data.prepare_workers = 1
+    prepare(config, progress=False)
+    return config
+
+
+@pytest.fixture(scope="session")
+def debug_config(session_config):
+    """The prepared debug configuration: copy it before you change it."""
+    return session_config
+
+
+@pytest.fixture(scope="session")
+def store(session_config):
+    """The token store of `session_config`."""
+    return TokenStore.open(prepare(session_config, progress=False))
