@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -231,23 +232,21 @@ def read_row_group(
             columns.append("token_count")
     row = -1
     for batch in _batches(file, path, i, columns):
-        ids, texts = (_raw_bytes(batch.column(j)) for j in (0, 1))
-        counts = batch.column(2).to_pylist() if len(columns) == 3 else [None] * len(ids)
-        for raw_id, raw_text, token_count in zip(ids, texts, counts, strict=True):
+        ids, texts = (_utf8(batch.column(j)) for j in (0, 1))
+        counts = batch.column(2).to_pylist() if len(columns) == 3 else itertools.repeat(None)
+        for utf8_id, utf8_text, token_count in zip(ids, texts, counts, strict=False):
             row += 1
-            if raw_text is None:
+            if utf8_text is None:
                 skipped["null_text"] += 1
-            elif raw_id is None:
+            elif utf8_id is None:
                 skipped["null_id"] += 1
-            elif not raw_text:
+            elif not utf8_text:
                 skipped["empty_text"] += 1
             else:
                 try:
-                    document = Document(row, raw_id.decode(), raw_text.decode(), token_count)
+                    yield Document(row, str(utf8_id, "utf-8"), str(utf8_text, "utf-8"), token_count)
                 except UnicodeDecodeError:
                     skipped["invalid_utf8"] += 1
-                    continue
-                yield document
 
 
 def _batches(
@@ -286,11 +285,13 @@ def _damaged_column(file: pq.ParquetFile, i: int, columns: Sequence[str]) -> str
     return " or ".join(map(repr, columns))
 
 
-def _raw_bytes(column: pa.Array) -> list[bytes | None]:
-    """Returns the UTF-8 bytes of a string column: pyarrow does not check that they are valid."""
+def _utf8(column: pa.Array) -> Iterator[memoryview | None]:
+    """Yields the UTF-8 of each value, uncopied; pyarrow does not check that it is valid."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    return column.cast(pa.large_binary()).to_pylist()
+    for value in column:
+        buffer = value.as_buffer()
+        yield None if buffer is None else memoryview(buffer)
 
 
 def _first_line(error: BaseException) -> str:

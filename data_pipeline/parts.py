@@ -21,7 +21,7 @@ import numpy as np
 
 from data_pipeline.parquet import DataError, ShardInfo, read_row_group
 from data_pipeline.token_store import SPLITS, piece_file, piece_files
-from data_pipeline.tokenizer import Tokenizer, fsync_folder, write_atomically
+from data_pipeline.tokenizer import MAX_SLICE, Tokenizer, fsync_folder, write_atomically
 
 PART_BYTES = 4_000_000  # text in a part: about a second of work, the most an interruption loses
 DOCUMENT = np.dtype(  # what a part knows of each document: 33 bytes
@@ -84,19 +84,28 @@ def encode_part(part: Part) -> int:
     with PartWriter(part.path, tokenizer.bos_id) as writer:
         for i, first_row in part.row_groups:
             for document in read_row_group(part.shard, i, skipped=skipped):
-                utf8 = document.text.encode()
-                digest = hashlib.blake2b(utf8, digest_size=8).digest()
+                size, text_hash = _size_and_hash(document.text)
                 writer.add(
                     tokenizer.encode_uint16(document.text),
                     row=first_row + document.row,
                     is_val=is_val(document.id, part.val_fraction),
-                    n_bytes=len(utf8),
-                    text_hash=int.from_bytes(digest, "little"),
+                    n_bytes=size,
+                    text_hash=text_hash,
                     gpt2_tokens=-1 if document.token_count is None else document.token_count,
                 )
-                n_bytes += len(utf8)
+                n_bytes += size
         writer.counts = dict(skipped)
     return n_bytes
+
+
+def _size_and_hash(text: str) -> tuple[int, int]:
+    """Returns the UTF-8 bytes of a text, and 64 bits that tell it from others."""
+    size, digest = 0, hashlib.blake2b(digest_size=8)
+    for i in range(0, len(text), MAX_SLICE):  # a 50 MB text is not copied whole
+        utf8 = text[i : i + MAX_SLICE].encode()
+        digest.update(utf8)
+        size += len(utf8)
+    return size, int.from_bytes(digest.digest(), "little")
 
 
 @functools.lru_cache(maxsize=1)
@@ -148,7 +157,7 @@ class PartWriter:
 
     def _flush(self) -> None:
         for split, chunks in self._tokens.items():
-            self._files[split].write(b"".join(chunks))
+            self._files[split].writelines(chunks)
             chunks.clear()
         self._files["documents"].write(np.array(self._documents, DOCUMENT).tobytes())
         self._documents.clear()
