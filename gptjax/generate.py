@@ -125,8 +125,7 @@ def generate_text(
             break
         if piece := decoder.feed([token]):
             yield piece
-    if rest := decoder.flush():
-        yield rest
+    # Not flushed: of a character that the text ends within, nothing is shown.
 
 
 def load(workdir: Path) -> tuple[GPTConfig, Any, Tokenizer]:

@@ -145,9 +145,14 @@ def test_kill_9_takes_the_workers_along_and_the_next_call_goes_on(tmp_path, capl
     wait_until(lambda: len(list(folder.glob("*.partial/parts/00000-*"))) > 20)
     descendants = children(process.pid)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
     assert len(descendants) >= 2
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in descendants))
+    try:
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in descendants), 10.0)
+    except AssertionError:
+        for pid in descendants:
+            os.kill(pid, signal.SIGKILL)
+        pytest.fail("workers outlived their parent")
+    process.communicate()
     finished = list(folder.glob("*.partial/parts/00000-*"))
     assert 20 < len(finished) < 200
     stamps = {path.name: path.stat().st_mtime_ns for path in finished}

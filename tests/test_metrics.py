@@ -1,0 +1,154 @@
+"""What the numbers mean, against closed forms."""
+
+import copy
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from gptjax.evaluate import Validation
+from gptjax.metrics import Clock, Window, average, bits_per_byte, format_seconds, peak_flops
+from gptjax.model import GPTConfig
+from gptjax.sharding import make_mesh
+from gptjax.train_step import StepFunctions
+
+
+@pytest.fixture(scope="module", params=[(False, 5), (True, 3)], ids=["plain", "document_mask"])
+def validation(request, debug_config, store):
+    """The whole val split, in batches whose size does not divide its rows."""
+    config = copy.deepcopy(debug_config)
+    config.data.document_mask, config.train.batch_size = request.param
+    config.model.block_size = 500
+    config.model.n_layer = 1
+    config.eval.eval_iters = 10**9
+    gpt = GPTConfig.from_config(config, store.tokenizer.vocab_size)
+    mesh = make_mesh(1, jax.devices()[:1])
+    steps = StepFunctions(config, gpt, store.tokenizer.token_bytes, mesh)
+    return Validation(config, store, steps), steps
+
+
+def test_a_uniform_model_has_the_closed_form(validation, store):
+    validation, steps = validation
+    split = store.split("val")
+    params = steps.init_state().params
+    params["wte"] = np.zeros_like(params["wte"])  # all logits are 0
+    found = validation.run(params)
+    vocab_size = store.tokenizer.vocab_size
+    assert found["loss"] == pytest.approx(math.log(vocab_size), rel=1e-6)
+    assert found["perplexity"] == pytest.approx(vocab_size, rel=1e-5)
+    # Each token of the split is a target once, the BOS of each document included.
+    expected = split.n_tokens * math.log2(vocab_size) / split.n_bytes
+    assert found["bits_per_byte"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_validation_sees_each_token_of_the_split_once(validation, store):
+    validation, _ = validation
+    split = store.split("val")
+    kept = [b["targets"][b["loss_mask"]] for b in validation._batches]
+    found = np.bincount(np.concatenate(kept), minlength=store.tokenizer.vocab_size)
+    tokens = [split.read(d, 0, split.doc_lengths[d]) for d in range(split.n_docs)]
+    expected = np.bincount(np.concatenate(tokens), minlength=store.tokenizer.vocab_size)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_validation_reads_no_more_than_eval_iters(debug_config, store):
+    config = copy.deepcopy(debug_config)
+    gpt = GPTConfig.from_config(config, store.tokenizer.vocab_size)
+    mesh = make_mesh(1, jax.devices()[:1])
+    steps = StepFunctions(config, gpt, store.tokenizer.token_bytes, mesh)
+    config.seed = 99  # another run is measured on the same rows
+    a, b = Validation(config, store, steps), Validation(debug_config, store, steps)
+    assert a.n_batches == 2
+    assert sum(int(batch["loss_mask"].sum()) for batch in a._batches) == 2 * 4 * 32
+    np.testing.assert_array_equal(a._batches[1]["inputs"], b._batches[1]["inputs"])
+
+
+def test_average_divides_sums_once():
+    steps = [
+        {"nats": 10.0, "n_targets": 4, "n_bytes": 20},
+        {"nats": 1.0, "n_targets": 1, "n_bytes": 1},
+    ]
+    found = average(steps)
+    assert found["loss"] == 11 / 5  # not the mean of 2.5 and 1
+    assert found["perplexity"] == math.exp(11 / 5)
+    assert found["bits_per_byte"] == bits_per_byte(11.0, 21) == pytest.approx(11 * 1.442695041 / 21)
+
+
+class FakeTime:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_clock_leaves_pauses_out_and_goes_on_from_before():
+    time = FakeTime()
+    clock = Clock(50.0, time)
+    time.now += 7
+    assert clock.seconds == 57
+    with clock.paused():
+        time.now += 1000
+        assert clock.seconds == 57
+    time.now += 3
+    assert clock.seconds == 60
+
+
+def test_clock_runs_on_after_an_error_in_a_pause():
+    time = FakeTime()
+    clock = Clock(0.0, time)
+    with pytest.raises(RuntimeError), clock.paused():
+        raise RuntimeError
+    time.now += 2
+    assert clock.seconds == 2
+
+
+def test_window_rates():
+    time = FakeTime()
+    clock = Clock(0.0, time)
+    window = Window(clock, flops_per_token=50, peak_flops=1e5)
+    for nats in (20.0, 10.0):
+        with window.waiting():
+            time.now += 0.5
+        time.now += 1.5
+        step = {"nats": nats, "n_targets": 10, "n_bytes": 30, "grad_norm": nats}
+        window.add({**step, "param_norm": 7.0, "learning_rate": nats / 100})
+    scalars = window.scalars()
+    assert window.seconds_per_step == 2
+    assert scalars["perf/tokens_per_sec"] == 20 / 4
+    assert scalars["perf/mfu"] == 5 * 50 / 1e5
+    assert scalars["data/wait_frac"] == 0.25
+    assert scalars["train/loss"] == 1.5
+    assert scalars["optim/grad_norm"] == 15
+    assert scalars["optim/learning_rate"] == 0.1
+    window.restart()
+    time.now += 1
+    window.add({**step, "param_norm": 7.0, "learning_rate": 0.0})
+    assert window.scalars()["perf/tokens_per_sec"] == 10
+
+
+@pytest.mark.parametrize(
+    ("kind", "tflops"),
+    [
+        ("NVIDIA GeForce RTX 4070", 58.3),
+        ("NVIDIA GeForce RTX 4070 SUPER", 71.0),
+        ("NVIDIA GeForce RTX 4070 Ti", 80.2),
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", 88.2),
+        ("NVIDIA H100 80GB HBM3", 989),
+    ],
+)
+def test_peak_flops_is_that_of_the_very_device(kind, tflops):
+    assert peak_flops(kind) == tflops * 1e12
+
+
+def test_an_unknown_device_has_no_peak():
+    assert peak_flops("cpu") is None
+    assert Window(Clock(), flops_per_token=1, peak_flops=None)._peak_flops is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (59.4, "59s"), (125, "2m 05s"), (3600 * 3 + 420, "3h 07m"), (99 * 3600, "4d 03h")],
+)
+def test_format_seconds(seconds, text):
+    assert format_seconds(seconds) == text
