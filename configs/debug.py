@@ -1,7 +1,7 @@
 """Seconds on a CPU: every part of a run at its smallest, for tests and for stepping through.
 
-python -m gptjax.main --config=configs/debug.py
-JAX_DISABLE_JIT=True python -m gptjax.main --config=configs/debug.py   # arrays can be printed
+Run `python -m gptjax.main --config=configs/debug.py`; with JAX_DISABLE_JIT=True in front of it, arrays
+can be printed and a debugger sees their values.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,9 @@ def get_config() -> ConfigDict:
     config.model.n_layer = 2
     config.model.n_head = 2
     config.model.n_embd = 32
+    config.model.scan_unroll = 1
     config.optim.learning_rate = 1e-2
+    config.optim.min_lr = 3e-4
     config.optim.warmup_iters = 2
     config.optim.lr_decay_iters = 20
     config.train.batch_size = 4

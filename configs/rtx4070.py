@@ -1,6 +1,6 @@
 """The five-day recipe: GPT of 12 x 512 on one FineWeb shard, one RTX 4070 (12 GB).
 
-    python -m gptjax.main --config=configs/rtx4070.py
+Run `python -m gptjax.main --config=configs/rtx4070.py`.
 
 The numbers are the recipe's own, one for one. What they amount to on the data at hand (parameters,
 tokens, passes over the shard, time) is printed before the first step: believe that, not this line.

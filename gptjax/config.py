@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from configs.flags import UserError, leaves, unknown_keys
+from data_pipeline.token_store import TokenStore
 
 _FILE = "config.json"
 
@@ -94,6 +95,24 @@ def validate(config: ConfigDict, n_devices: int) -> None:
         f"tokenizer.vocab_size = {config.tokenizer.vocab_size:,} exceeds 65,536: the token store "
         f"keeps 16 bits a token",
     )
+    require(config.seed >= 0, f"seed = {config.seed} must not be negative")
+    _raise(problems)
+
+
+def validate_store(config: ConfigDict, store: TokenStore) -> None:
+    """Raises UserError where the data is too small for `config`: all such problems at once."""
+    problems = []
+    for name in ("train", "val"):
+        n_tokens = store.split(name).n_tokens
+        if n_tokens < config.model.block_size:
+            problems.append(
+                f"model.block_size = {config.model.block_size:,} exceeds the {n_tokens:,} tokens "
+                f"of the {name} split (data.val_fraction = {config.data.val_fraction})"
+            )
+    _raise(problems)
+
+
+def _raise(problems: list[str]) -> None:
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise UserError(f"the configuration has {count}:\n  - " + "\n  - ".join(problems))

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs.flags import UserError
 from data_pipeline.packing import PackedRows
 from data_pipeline.pipeline import BatchIterator
 from data_pipeline.prepare import prepare
@@ -39,10 +40,11 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
 
     Raises:
         UserError: for a configuration, data or workdir that cannot work; nothing is changed then.
-        FloatingPointError: if the loss or a gradient is not finite; such a state is never saved.
+            Or later, if the loss or a gradient is not finite; such a state is never saved.
     """
     config_lib.validate(config, jax.device_count())
     store = TokenStore.open(prepare(config))
+    config_lib.validate_store(config, store)
     workdir = Path(config.workdir)
     gpt = GPTConfig.from_config(config, store.tokenizer.vocab_size)
     _log.info("%s", plan.describe(plan.make_plan(config, gpt, store)))
@@ -168,12 +170,12 @@ class Run:
         """Waits for the metrics of `step`, checks them and logs when it is time.
 
         Raises:
-            FloatingPointError: if loss or gradient norm is not finite.
+            UserError: if loss or gradient norm is not finite.
         """
         values = {name: float(value) for name, value in jax.device_get(step_metrics).items()}
         loss = values["nats"] / values["n_targets"]
         if not (np.isfinite(loss) and np.isfinite(values["grad_norm"])):
-            raise FloatingPointError(
+            raise UserError(
                 f"step {step}: loss {loss}, gradient norm {values['grad_norm']}. Nothing of this "
                 f"state was saved, the last checkpoint is good: run again with a lower "
                 f"--config.optim.learning_rate or more --config.optim.warmup_iters."
