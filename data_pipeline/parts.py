@@ -19,9 +19,10 @@ from typing import Any, BinaryIO, NamedTuple, Self
 
 import numpy as np
 
+from data_pipeline.files import fsync_folder, write_atomically
 from data_pipeline.parquet import DataError, ShardInfo, read_row_group
 from data_pipeline.token_store import SPLITS, piece_file, piece_files
-from data_pipeline.tokenizer import MAX_SLICE, Tokenizer, fsync_folder, write_atomically
+from data_pipeline.tokenizer import MAX_SLICE, Tokenizer
 
 PART_BYTES = 4_000_000  # text in a part: about a second of work, the most an interruption loses
 DOCUMENT = np.dtype(  # what a part knows of each document: 33 bytes

@@ -24,9 +24,10 @@ from ml_collections import ConfigDict
 
 from configs import flags
 from data_pipeline import parquet, parts, token_store, workers
+from data_pipeline.files import fsync_folder
 from data_pipeline.parquet import DataError, ShardInfo
 from data_pipeline.token_store import SPLITS, TokenStore
-from data_pipeline.tokenizer import MAX_SLICE, Tokenizer, fsync_folder, train_tokenizer
+from data_pipeline.tokenizer import MAX_SLICE, Tokenizer, train_tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.files import write_atomically
 from data_pipeline.parquet import DataError
-from data_pipeline.tokenizer import Tokenizer, write_atomically
+from data_pipeline.tokenizer import Tokenizer
 
 FORMAT = 1  # raise it when files or their meaning change: older stores are then prepared again
 SPLITS = ("train", "val")

@@ -8,7 +8,6 @@ are those SentencePiece gives for the whole text, several times faster.
 import codecs
 import hashlib
 import io
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import sentencepiece as spm
 
+from data_pipeline.files import write_atomically
 from data_pipeline.parquet import DataError
 
 MAX_VOCAB_SIZE = 65_536  # tokens are stored as uint16
@@ -169,22 +169,16 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Decodes ids as they arrive; never emits half a character."""
+    """Decodes ids as they arrive. Of bytes that are no character, or not yet, it emits nothing."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Starts at the beginning of a text."""
         self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
 
     def feed(self, ids: Sequence[int] | np.ndarray) -> str:
         """Returns the characters that are complete with `ids`."""
         return self._decoder.decode(self._tokenizer.decode_bytes(ids))
-
-    def flush(self) -> str:
-        """Ends the text: returns U+FFFD for an unfinished character, else an empty string."""
-        text = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return text
 
 
 class _WordCache(dict[str, bytes]):
@@ -262,27 +256,3 @@ def _vocab_size_message(vocab_size: int, error: str) -> str:
             f"--config.tokenizer.vocab_size={int(found[1]) + 1} or more."
         )
     return f"tokenizer.vocab_size={vocab_size}: SentencePiece could not train on the text: {error}"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file that exists whole or not at all, even after a power failure."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    fsync_folder(path.parent)
-
-
-def fsync_folder(path: Path) -> None:
-    """Makes the names in a folder (new, renamed, removed) survive a power failure."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

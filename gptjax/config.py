@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from configs.flags import UserError, leaves, unknown_keys
+from data_pipeline.files import write_atomically
 from data_pipeline.token_store import TokenStore
 
 _FILE = "config.json"
@@ -121,9 +122,8 @@ def _raise(problems: list[str]) -> None:
 def save(config: ConfigDict, workdir: Path) -> None:
     """Writes the resolved configuration to `workdir/config.json`, atomically."""
     workdir.mkdir(parents=True, exist_ok=True)
-    temporary = workdir / f"{_FILE}.tmp"
-    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    temporary.replace(workdir / _FILE)
+    text = json.dumps(config.to_dict(), indent=2) + "\n"
+    write_atomically(workdir / _FILE, text.encode())
 
 
 def load(workdir: Path) -> ConfigDict:

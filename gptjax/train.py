@@ -1,7 +1,6 @@
 """The run: build, restore, loop, sample. No arithmetic here: steps compute, writers write."""
 
 import logging
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.flags import UserError
+from data_pipeline.files import write_atomically
 from data_pipeline.packing import PackedRows
 from data_pipeline.pipeline import BatchIterator
 from data_pipeline.prepare import prepare
-from data_pipeline.token_store import TokenStore
+from data_pipeline.token_store import TOKENIZER, TokenStore
 from gptjax import config as config_lib
 from gptjax import generate, model, plan
 from gptjax.checkpoint import Checkpoints, Progress
@@ -55,7 +55,7 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
     try:
         restored = checkpoints.restore(steps)
         config_lib.save(config, workdir)  # only now: a run that is refused must change nothing
-        shutil.copyfile(store.path / "tokenizer.model", workdir / "tokenizer.model")
+        write_atomically(workdir / TOKENIZER, (store.path / TOKENIZER).read_bytes())
         state, progress = restored or (steps.init_state(), Progress())
         run = Run(config, store, steps, checkpoints, state, progress)
         try:

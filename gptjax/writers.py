@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from configs.flags import UserError
+from data_pipeline.files import write_atomically
 from gptjax.metrics import format_seconds
 
 _log = logging.getLogger(__name__)
@@ -84,12 +84,7 @@ def _drop_later_steps(path: Path, last_step: int) -> None:
                 kept.append(line + "\n")
         except (json.JSONDecodeError, KeyError):
             _log.warning("%s: dropped a line that is not whole: %.60s", path, line)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_atomically(path, "".join(kept).encode())
 
 
 class Console:

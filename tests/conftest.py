@@ -4,8 +4,6 @@ import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX is imported
 
-import copy
-
 import jax
 import pytest
 

@@ -18,6 +18,7 @@ ORDER = [
     "configs.debug",
     "configs.flags",
     "data_pipeline",
+    "data_pipeline.files",
     "data_pipeline.parquet",
     "data_pipeline.tokenizer",
     "data_pipeline.token_store",

@@ -1,4 +1,4 @@
-"""Batches are a function of the rows alone: not of hosts, prefetching, or where a run was stopped."""
+"""Batches are a function of the rows: not of hosts, prefetching, or where a run was stopped."""
 
 import threading
 

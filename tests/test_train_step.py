@@ -123,7 +123,7 @@ def test_targets_that_are_masked_out_change_nothing(config, steps):
 
 
 def test_a_token_weighs_the_same_beside_filling(config, steps):
-    """Half of the rows masked out: half the gradient, not the same gradient over half the tokens."""
+    """Half of the rows masked out: half the gradient, not the same one over half the tokens."""
     row = random_batch(config, 1, 1)
     batch = {name: np.tile(a, (2, 4, 1)) for name, a in row.items()}
     _, full = steps.train_step(steps.init_state(), batch)
@@ -156,7 +156,8 @@ config.optim.eps = 1e-3  # else Adam blows the rounding of gradients near zero u
 gpt = GPTConfig.from_config(config, 512)
 rng = np.random.default_rng(0)
 tokens = rng.integers(0, 512, (2, 4, 33), dtype=np.int32)
-batch = {"inputs": tokens[..., :-1], "targets": tokens[..., 1:], "loss_mask": np.ones((2, 4, 32), bool)}
+mask = np.ones((2, 4, 32), bool)
+batch = {"inputs": tokens[..., :-1], "targets": tokens[..., 1:], "loss_mask": mask}
 results = []
 for fsdp, devices in ((1, jax.devices()[:1]), (2, jax.devices()), (4, jax.devices())):
     steps = StepFunctions(config, gpt, np.ones(512, np.int32), make_mesh(fsdp, devices))
