@@ -22,14 +22,14 @@ def get_config() -> ConfigDict:
     config.model.n_head = 4
     config.model.n_embd = 256
     config.model.scan_unroll = 4  # a fifth faster on a CPU than one layer at a time
-    config.optim.learning_rate = 3e-3
+    config.optim.learning_rate = 2e-3
     config.optim.min_lr = 1e-5
     config.optim.warmup_iters = 50
-    config.optim.lr_decay_iters = 600
+    config.optim.lr_decay_iters = 500
     config.train.batch_size = 4
     config.train.gradient_accumulation_steps = 1
-    config.train.max_iters = 600
+    config.train.max_iters = 500
     config.train.log_interval = 20
-    config.eval.eval_interval = 200
+    config.eval.eval_interval = 250
     config.eval.eval_iters = 200  # the whole split
     return config

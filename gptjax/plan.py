@@ -72,7 +72,7 @@ def describe(plan: Plan) -> str:
             "the run",
             f"{plan.max_iters:,} steps, {plan.tokens:,} tokens: "
             f"{plan.passes:.1f} passes over the data, "
-            f"{plan.tokens / plan.n_params:.0f} tokens a parameter",
+            f"{plan.tokens / plan.n_params:.1f} tokens a parameter",
         ),
         (
             "compute",

@@ -1,5 +1,6 @@
 """The recipe's numbers, what a configuration must satisfy, and the command line."""
 
+import copy
 import importlib
 import json
 import re
@@ -55,8 +56,8 @@ def get(config: ConfigDict, name: str):
 
 def put(config: ConfigDict, changes: dict) -> ConfigDict:
     for name, value in changes.items():
-        group, leaf = name.split(".")
-        config[group][leaf] = value
+        *group, leaf = name.split(".")
+        (config[group[0]] if group else config)[leaf] = value
     return config
 
 
@@ -139,6 +140,7 @@ RULES = [
     ("min_lr", {"optim.min_lr": 0.5}, "min_lr = 0.5 exceeds optim.learning_rate = 0.01"),
     ("warmup", {"optim.warmup_iters": 20}, "warmup_iters = 20 must be below optim.lr_decay_iters"),
     ("loss_chunk", {"model.loss_chunk": 100}, "loss_chunk = 100 must divide the 128 tokens"),
+    ("seed", {"seed": -1}, "seed = -1 must not be negative"),
     ("vocab", {"tokenizer.vocab_size": 65_537}, "vocab_size = 65,537 exceeds 65,536"),
 ]
 
@@ -195,6 +197,20 @@ def test_all_contradictions_are_told_at_once():
     for words in ("n_head = 5", "'everything'", "min_lr = 1.0", "max_iters = 0", "chunk = 7"):
         assert len([p for p in problems if words in p]) == 1, words
     assert "model.n_hed is not a key" in problems[0] and "model.n_head" in problems[0]
+
+
+def test_data_smaller_than_a_row_is_told_of_both_splits(debug_config, store):
+    config = copy.deepcopy(debug_config)
+    n_val, n_train = (store.split(name).n_tokens for name in ("val", "train"))
+    config.model.block_size = n_val
+    config_lib.validate_store(config, store)
+    config.model.block_size = n_val + 1
+    with pytest.raises(UserError, match=f"{n_val:,} tokens of the val split") as error:
+        config_lib.validate_store(config, store)
+    assert "train split" not in str(error.value)
+    config.model.block_size = n_train + 1
+    with pytest.raises(UserError, match=f"(?s){n_train:,} tokens of the train split.*val split"):
+        config_lib.validate_store(config, store)
 
 
 @pytest.mark.parametrize(

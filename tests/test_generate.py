@@ -164,7 +164,15 @@ def test_the_seed_decides_the_text(gpt):
 
     assert text(0) == text(0)
     assert len({text(seed) for seed in range(4)}) == 4
-    assert len(set(text(0))) > 5  # and each token has a draw of its own
+
+
+def test_each_token_has_a_draw_of_its_own(gpt):
+    """A model to which all tokens are alike would repeat one, if all draws had the same key."""
+    config, params = gpt
+    uniform = params | {"wte": jnp.zeros_like(params["wte"])}
+    sampling = {**SAMPLING, "temperature": 1.0, "max_new_tokens": 50}
+    # Of 50 tokens, 50 draws meet 50 (1 - (1 - 1 / 50)^50) = 32 different ones, give or take 2.2.
+    assert 21 < len(set(generate_tokens(config, uniform, [1], **sampling))) < 43
 
 
 def test_one_compiled_step_serves_every_length(gpt):

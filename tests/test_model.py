@@ -256,12 +256,15 @@ def test_bfloat16_is_for_arithmetic_only(params, tokens_BT, plain):
     assert (logits_BTV.dtype, logits_BTV.shape) == (jnp.float32, (2, 12, 40))
 
     f = functools.partial(mean_loss, config, tokens_BT)
+    everything = list(equations(jax.make_jaxpr(f)(params).jaxpr))
     found = [
         variable.aval.dtype
-        for equation in equations(jax.make_jaxpr(f)(params).jaxpr)
+        for equation in everything
         if equation.primitive.name == "dot_general"
         for variable in equation.invars
     ]
+    (layers,) = [equation for equation in everything if equation.primitive.name == "scan"]
+    assert [v.aval.dtype for v in layers.outvars] == [jnp.bfloat16]  # what passes between layers
     assert len(found) == 2 * (4 + 2 + 1)  # 4 layers, 2 of attention, the head
     assert set(found) == {jnp.dtype("bfloat16")}
     expected, _ = plain
