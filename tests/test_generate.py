@@ -262,9 +262,9 @@ def test_a_character_cut_off_at_the_end_is_not_shown(scripted, store, cut):
     assert "".join(scripted([*ids, store.tokenizer.bos_id])[0]) == "so "
 
 
-def test_bytes_that_are_no_utf8_are_marked_and_what_follows_is_shown(scripted, store):
+def test_bytes_that_are_no_character_are_left_out(scripted, store):
     ids = byte_ids(store.tokenizer, b"a\xff\xe2\x82b\xe2\x82\xac")
-    assert "".join(scripted(ids)[0]) == "a\ufffd\ufffdb\u20ac"
+    assert "".join(scripted(ids)[0]) == "ab\u20ac"
 
 
 def test_text_is_what_the_tokens_spell(store):
@@ -279,6 +279,5 @@ def test_text_is_what_the_tokens_spell(store):
         if tokenizer.bos_id in drawn:
             drawn = drawn[: drawn.index(tokenizer.bos_id)]
         text = "".join(generate_text(config, params, tokenizer, "The ", **sampling))
-        spelt = tokenizer.decode(drawn)
-        assert text in (spelt, spelt.removesuffix("\ufffd"))
+        assert text == tokenizer.decode_bytes(drawn).decode(errors="ignore")
         assert len(text) > 5

@@ -45,23 +45,25 @@ def random_batch(config, micro_steps, batch_size, seed=0):
     return {"inputs": tokens[..., :-1], "targets": tokens[..., 1:], "loss_mask": mask}
 
 
-def test_micro_batches_equal_one_large_batch(config, steps):
+def test_micro_batches_equal_one_large_batch(config):
+    config = copy.deepcopy(config)
+    config.optim.eps = 1e-3  # else Adam blows the rounding of gradients near zero up to full steps
     large_config = copy.deepcopy(config)
     large_config.train.gradient_accumulation_steps = 1
     large_config.train.batch_size = 8
-    large = make_steps(large_config)
-    small_state, large_state = steps.init_state(), large.init_state()
+    small, large = make_steps(config), make_steps(large_config)
+    small_state, large_state = small.init_state(), large.init_state()
     for step in range(4):
         batch = random_batch(config, 2, 4, seed=step)
         one = {name: a.reshape(1, 8, -1) for name, a in batch.items()}
-        small_state, small_metrics = steps.train_step(small_state, batch)
+        small_state, small_metrics = small.train_step(small_state, batch)
         large_state, large_metrics = large.train_step(large_state, one)
         for name in ("nats", "grad_norm", "n_targets", "n_bytes", "param_norm"):
-            np.testing.assert_allclose(small_metrics[name], large_metrics[name], rtol=2e-5)
+            np.testing.assert_allclose(small_metrics[name], large_metrics[name], rtol=1e-6)
     for a, b in zip(
         jax.tree.leaves(small_state.params), jax.tree.leaves(large_state.params), strict=True
     ):
-        np.testing.assert_allclose(a, b, atol=2e-5)
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
 def test_the_loss_of_a_memorisable_batch_falls_to_nothing(config, steps):
@@ -76,8 +78,7 @@ def test_the_loss_of_a_memorisable_batch_falls_to_nothing(config, steps):
     assert int(state.step) == 150
 
 
-def test_compiles_once_over_real_batches(config, store):
-    steps = make_steps(config)
+def test_compiles_once_over_real_batches(steps, store):
     rows = PackedRows(store.split("train"), block_size=32, seed=1, bos_id=1, segments=False)
     batches = BatchIterator(rows, batch_size=4, micro_steps=2)
     state = steps.init_state()
@@ -105,7 +106,7 @@ def test_grad_norm_is_that_of_the_whole_batch_before_clipping(config, steps):
         nats = [steps._nats(params, {k: a[i] for k, a in batch.items()}, None) for i in range(2)]
         return sum(nats) / batch["targets"].size
 
-    grads = jax.device_get(jax.grad(mean_loss)(state.params))
+    grads = jax.device_get(jax.jit(jax.grad(mean_loss))(state.params))
     expected = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in jax.tree.leaves(grads)))
     _, metrics = steps.train_step(state, batch)
     np.testing.assert_allclose(metrics["grad_norm"], expected, rtol=1e-5)
@@ -170,7 +171,7 @@ for fsdp, devices in ((1, jax.devices()[:1]), (2, jax.devices()), (4, jax.device
     results.append(jax.device_get((state.params, metrics)))
 for other in results[1:]:
     for a, b in zip(jax.tree.leaves(results[0]), jax.tree.leaves(other), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 """
 
 
