@@ -25,11 +25,11 @@ def get_config() -> ConfigDict:
     config.optim.learning_rate = 2e-3
     config.optim.min_lr = 1e-5
     config.optim.warmup_iters = 50
-    config.optim.lr_decay_iters = 500
+    config.optim.lr_decay_iters = 400
     config.train.batch_size = 4
     config.train.gradient_accumulation_steps = 1
-    config.train.max_iters = 500
+    config.train.max_iters = 400
     config.train.log_interval = 20
-    config.eval.eval_interval = 250
+    config.eval.eval_interval = 200
     config.eval.eval_iters = 200  # the whole split
     return config

@@ -25,7 +25,13 @@ def validate(config: ConfigDict, n_devices: int) -> None:
 
     positive = {
         "model": ("block_size", "n_layer", "n_head", "n_embd", "scan_unroll"),
-        "train": ("batch_size", "gradient_accumulation_steps", "max_iters", "log_interval"),
+        "train": (
+            "batch_size",
+            "gradient_accumulation_steps",
+            "max_iters",
+            "log_interval",
+            "max_passes",
+        ),
         "eval": ("eval_interval", "eval_iters"),
         "optim": ("learning_rate", "lr_decay_iters", "eps"),
         "tokenizer": ("vocab_size", "sample_bytes"),
@@ -96,6 +102,10 @@ def validate(config: ConfigDict, n_devices: int) -> None:
         f"tokenizer.vocab_size = {config.tokenizer.vocab_size:,} exceeds 65,536: the token store "
         f"keeps 16 bits a token",
     )
+    require(
+        train.max_hours is None or train.max_hours > 0,
+        f"train.max_hours = {train.max_hours} must be positive",
+    )
     require(config.seed >= 0, f"seed = {config.seed} must not be negative")
     _raise(problems)
 
@@ -127,7 +137,7 @@ def save(config: ConfigDict, workdir: Path) -> None:
 
 
 def load(workdir: Path) -> ConfigDict:
-    """Reads `workdir/config.json`; UserError if it is missing or its keys are not base.py's."""
+    """Reads `workdir/config.json`; UserError if it is missing, damaged or of other keys."""
     path = workdir / _FILE
     if not path.is_file():
         raise UserError(
@@ -135,8 +145,16 @@ def load(workdir: Path) -> ConfigDict:
             f"`python -m gptjax.main` wrote to (config.workdir), for example runs/quickstart."
         )
     config = base.get_config()
-    stored = ConfigDict(json.loads(path.read_text()))
-    if problems := unknown_keys(leaves(stored)):
+    try:
+        stored = ConfigDict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}). Run gptjax.main with the run's configuration again: "
+            f"it writes the file anew."
+        ) from error
+    missing = set(leaves(config)) - set(leaves(stored))
+    problems = [f"{key} is missing" for key in sorted(missing)]
+    if problems := unknown_keys(leaves(stored)) + problems:
         raise UserError(f"{path} was written by another version: " + "; ".join(problems))
     config.update(stored)
     return config

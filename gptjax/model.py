@@ -254,7 +254,7 @@ def count_params(config: GPTConfig) -> tuple[int, int]:
 def flops_per_token(config: GPTConfig) -> int:
     """Returns the model FLOPs of a training token: 6 a matmul parameter (head too), and attention.
 
-    As in PaLM (Chowdhery et al. 2022, appendix B): 12 L D T for attention, its causal half counted.
+    As in PaLM (Chowdhery et al. 2022, appendix B): 12 L D T for attention, masked half included.
     """
     matmul_params = config.n_layer * 12 * config.n_embd**2 + config.vocab_size * config.n_embd
     return 6 * matmul_params + 12 * config.n_layer * config.n_embd * config.block_size

@@ -232,11 +232,10 @@ class Run:
 def _print_samples(config: ConfigDict, gpt: GPTConfig, state: TrainState, tokenizer: Any) -> None:
     """Prints a continuation of each of `sample.prompts` and keeps them in workdir/samples."""
     sampling = {name: value for name, value in config.sample.items() if name != "prompts"}
-    params = jax.device_get(state.params)
     texts = []
     for prompt in config.sample.prompts:
         pieces = generate.generate_text(
-            gpt, params, tokenizer, prompt, seed=config.seed, **sampling
+            gpt, state.params, tokenizer, prompt, seed=config.seed, **sampling
         )
         texts.append(prompt + "".join(pieces))
         _log.info("Sample:\n%s\n", texts[-1])

@@ -18,6 +18,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")  # a silent broadcast hid
 def session_config(tmp_path_factory):
     """configs/debug.py on the bundled shard, prepared once into a folder of this session."""
     config = debug.get_config()
+    config.workdir = str(tmp_path_factory.mktemp("runs") / "debug")  # not the checkout's runs/
     config.data.store_dir = str(tmp_path_factory.mktemp("stores"))
     config.data.prepare_workers = 1
     prepare(config, progress=False)

@@ -117,7 +117,7 @@ POSITIVE = """
     train.batch_size train.gradient_accumulation_steps train.max_iters train.log_interval
     eval.eval_interval eval.eval_iters optim.learning_rate optim.lr_decay_iters optim.eps
     tokenizer.vocab_size tokenizer.sample_bytes data.prefetch_batches checkpoint.keep_latest
-    mesh.fsdp
+    mesh.fsdp train.max_passes
 """.split()
 NOT_NEGATIVE = """
     optim.min_lr optim.warmup_iters optim.weight_decay optim.grad_clip model.loss_chunk
@@ -140,6 +140,7 @@ RULES = [
     ("min_lr", {"optim.min_lr": 0.5}, "min_lr = 0.5 exceeds optim.learning_rate = 0.01"),
     ("warmup", {"optim.warmup_iters": 20}, "warmup_iters = 20 must be below optim.lr_decay_iters"),
     ("loss_chunk", {"model.loss_chunk": 100}, "loss_chunk = 100 must divide the 128 tokens"),
+    ("hours", {"train.max_hours": 0.0}, "max_hours = 0.0 must be positive"),
     ("seed", {"seed": -1}, "seed = -1 must not be negative"),
     ("vocab", {"tokenizer.vocab_size": 65_537}, "vocab_size = 65,537 exceeds 65,536"),
 ]
@@ -340,4 +341,20 @@ def test_a_config_of_another_version_is_told(tmp_path):
     config.model.n_experts = 8
     config_lib.save(config, tmp_path)
     with pytest.raises(UserError, match=r"another version: model\.n_experts"):
+        config_lib.load(tmp_path)
+
+
+def test_a_config_that_lacks_a_key_is_told(tmp_path):
+    config = base.get_config()
+    with config.unlocked():
+        del config.model.dropout
+    config_lib.save(config, tmp_path)
+    with pytest.raises(UserError, match=r"model\.dropout is missing"):
+        config_lib.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", '{"model": {', "[1, 2]"])
+def test_a_damaged_config_is_told(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
         config_lib.load(tmp_path)

@@ -141,9 +141,27 @@ def test_peak_flops_is_that_of_the_very_device(kind, tflops):
     assert peak_flops(kind) == tflops * 1e12
 
 
-def test_an_unknown_device_has_no_peak():
-    assert peak_flops("cpu") is None
-    assert Window(Clock(), flops_per_token=1, peak_flops=None)._peak_flops is None
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "cpu",
+        "NVIDIA GeForce RTX 4070 Laptop GPU",  # slower than the card of that name
+        "NVIDIA GeForce RTX 4080 SUPER",  # faster
+        "NVIDIA GeForce RTX 3090 Ti",
+        "NVIDIA H100 PCIe",
+    ],
+)
+def test_a_device_that_is_not_listed_has_no_peak(kind):
+    assert peak_flops(kind) is None
+
+
+def test_without_a_peak_there_is_no_mfu():
+    time = FakeTime()
+    window = Window(Clock(0.0, time), flops_per_token=1, peak_flops=None)
+    time.now += 1
+    step = dict.fromkeys(("nats", "n_targets", "n_bytes", "grad_norm"), 1.0)
+    window.add({**step, "param_norm": 1.0, "learning_rate": 1.0})
+    assert window.scalars()["perf/mfu"] is None
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,9 @@ for fsdp, devices in ((1, jax.devices()[:1]), (2, jax.devices()), (4, jax.device
     assert steps.train_step._cache_size() == 1
     wte = state.params["wte"]
     assert wte.addressable_shards[0].data.size == wte.size // fsdp, (fsdp, wte.sharding)
+    arrays = jax.tree.leaves(state)  # moments and accumulated gradients are split like parameters
+    held = sum(a.addressable_shards[0].data.size for a in arrays)
+    assert held < 1.02 / fsdp * sum(a.size for a in arrays), (fsdp, held)
     results.append(jax.device_get((state.params, metrics)))
 for other in results[1:]:
     for a, b in zip(jax.tree.leaves(results[0]), jax.tree.leaves(other), strict=True):
