@@ -147,7 +147,7 @@ def load(workdir: Path) -> ConfigDict:
     config = base.get_config()
     try:
         stored = ConfigDict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:  # no JSON, or no object
         raise UserError(
             f"{path} is damaged ({error}). Run gptjax.main with the run's configuration again: "
             f"it writes the file anew."
