@@ -32,20 +32,35 @@ class Row(NamedTuple):
     )  # int32 [T], counted from 0 at each document's first token in the row
 
 
+class Piece(NamedTuple):
+    """What a row holds of one document: its tokens [start:stop)."""
+
+    document: int  # number in the split
+    start: int  # 0 where the document begins in this row
+    stop: int
+
+
 class _Epoch(NamedTuple):
-    documents: np.ndarray  # [n_docs], in the order of this epoch
+    documents: np.ndarray  # uint32 [n_docs], in the order of this epoch
     ends: np.ndarray  # int64 [n_docs], running sum of their lengths
-    rows: np.ndarray  # [rows_per_epoch], a permutation
+    rows: np.ndarray  # uint32 [rows_per_epoch], a permutation
 
 
 def permutation(n: int, *key: int) -> np.ndarray:
-    """Returns the permutation of range(n) that belongs to two 64-bit keys.
+    """Returns the permutation of range(n), n <= 2**32, that belongs to two 64-bit keys, as uint32.
 
-    From raw Philox words (Salmon et al. 2011), which NumPy promises to keep; it makes no such
-    promise for `Generator.permutation`.
+    Number i takes the place of the i-th raw Philox word (Salmon et al. 2011) among all words, in
+    ascending order. NumPy promises to keep these words; it makes no such promise for
+    `Generator.permutation`. The low bits of each word give way to i: no two are equal then, and to
+    sort them, which is several times faster than argsort, brings the numbers along.
     """
     words = np.random.Philox(key=np.array(key, dtype=np.uint64)).random_raw(n)
-    return np.argsort(words, kind="stable")
+    low_bits = np.uint64(2 ** (n - 1).bit_length() - 1)
+    words &= ~low_bits
+    words |= np.arange(n, dtype=np.uint64)
+    words.sort()
+    words &= low_bits
+    return words.astype(np.uint32)
 
 
 class PackedRows:
@@ -82,29 +97,33 @@ class PackedRows:
                 self._epochs[number] = _Epoch(documents, ends, rows)
             return self._epochs[number]
 
-    def __getitem__(self, g: int) -> Row:
-        """Returns row `g` >= 0 of the endless sequence."""
-        length = self._block_size
+    def pieces(self, g: int) -> list[Piece]:
+        """Returns what row `g` is made of, in order: T + 1 tokens, fewer where an epoch ends."""
         number, index = divmod(g, self.rows_per_epoch)
         epoch = self._epoch(number)
-        start = int(epoch.rows[index]) * length
-        stop = min(start + length + 1, self._split.n_tokens)  # of the tokens that are in the store
-        tokens = np.full(length + 1, self._bos_id, dtype=np.int32)
-        j = int(np.searchsorted(epoch.ends, start, side="right"))
-        cuts = []  # where the pieces of documents start, in the row
-        position = start
-        while position < stop:
+        position = int(epoch.rows[index]) * self._block_size
+        row_stop = min(position + self._block_size + 1, self._split.n_tokens)
+        j = int(np.searchsorted(epoch.ends, position, side="right"))
+        pieces = []
+        while position < row_stop:
             document, end = int(epoch.documents[j]), int(epoch.ends[j])
-            first = end - int(self._split.doc_lengths[document])
-            piece_stop = min(end, stop)
-            cuts.append(position - start)
-            tokens[position - start : piece_stop - start] = self._split.read(
-                document, position - first, piece_stop - first
-            )
-            position, j = piece_stop, j + 1
-        # Target i is token start + i + 1 of the line, whose last, at n_tokens, is the closing BOS.
-        n_targets = min(length, self._split.n_tokens - start)
-        loss_mask = np.arange(length) < n_targets
+            first, stop = end - int(self._split.doc_lengths[document]), min(end, row_stop)
+            pieces.append(Piece(document, position - first, stop - first))
+            position, j = stop, j + 1
+        return pieces
+
+    def __getitem__(self, g: int) -> Row:
+        """Returns row `g` >= 0 of the endless sequence."""
+        tokens = np.full(self._block_size + 1, self._bos_id, dtype=np.int32)
+        cuts, size = [], 0
+        for document, start, stop in self.pieces(g):
+            cuts.append(size)
+            size += stop - start
+            tokens[cuts[-1] : size] = self._split.read(document, start, stop)
+        # Target i is token i + 1. An epoch's very last target, which lies behind the last document,
+        # is the BOS that closes the line.
+        n_targets = min(self._block_size, size)
+        loss_mask = np.arange(self._block_size) < n_targets
         segment_ids = positions = None
         if self._segments:
             segment_ids, positions = self._number_segments(cuts, n_targets)

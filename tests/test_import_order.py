@@ -27,6 +27,7 @@ ORDER = [
     "data_pipeline.prepare",
     "data_pipeline.packing",
     "data_pipeline.pipeline",
+    "data_pipeline.browse",
     "gptjax",
     "gptjax.config",
     "gptjax.attention",
@@ -48,7 +49,8 @@ ORDER = [
 
 # Programs, and who else uses them as modules.
 PROGRAMS = {
-    "data_pipeline.prepare": {"gptjax.train"},
+    "data_pipeline.browse": set(),
+    "data_pipeline.prepare": {"data_pipeline.browse", "gptjax.train"},
     "gptjax.generate": {"gptjax.train"},
     "gptjax.main": set(),
 }
