@@ -79,7 +79,7 @@ def decode(tokenizer, tokens):
 
 def test_headings_say_which_tokens_of_which_document(debug_config, store, capsys):
     """Every stretch that is shown is read again, from its heading alone."""
-    out = show(debug_config, capsys, rows=40)
+    out = show(debug_config, capsys, rows=300)
     split, block_size = store.split("train"), debug_config.model.block_size
     by_id = {split.doc_id(d): d for d in range(split.n_docs)}
     pattern = r"^\[(\d+):(\d+)\] (\S+), tokens ([\d,]+):([\d,]+) of ([\d,]+)(.*)\n"
