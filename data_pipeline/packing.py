@@ -9,9 +9,11 @@ Nothing is built: row i starts at token i * T of that line, and a binary search 
 of the documents' lengths finds which documents it cuts. A row holds T + 1 tokens, T inputs and, one
 to the right, T targets, so neighbours share one token and each token of the line is a target once;
 the line's first BOS becomes the target at its very end. The last row is filled up with BOS that the
-loss mask leaves out. A second permutation keeps rows of a batch from being neighbours in the line.
+loss mask leaves out. An epoch takes rows in steps of about their number over the golden ratio, so
+that rows of a batch are never neighbours in the line, but spread over all of it.
 """
 
+import math
 import threading
 from typing import NamedTuple
 
@@ -43,24 +45,39 @@ class Piece(NamedTuple):
 class _Epoch(NamedTuple):
     documents: np.ndarray  # uint32 [n_docs], in the order of this epoch
     ends: np.ndarray  # int64 [n_docs], running sum of their lengths
-    rows: np.ndarray  # uint32 [rows_per_epoch], a permutation
+    first_row: int  # where in the line the epoch begins to take rows
+
+
+def random_words(n: int, *key: int) -> np.ndarray:
+    """Returns the first `n` words (uint64) that belong to two 64-bit keys.
+
+    Raw Philox words (Salmon et al. 2011), which NumPy promises to keep, unlike those of
+    `Generator.permutation`.
+    """
+    return np.random.Philox(key=np.array(key, dtype=np.uint64)).random_raw(n)
 
 
 def permutation(n: int, *key: int) -> np.ndarray:
-    """Returns the permutation of range(n), n <= 2**32, that belongs to two 64-bit keys, as uint32.
+    """Returns the permutation of range(n) that sorts n random words by their low 32 bits, uint32.
 
-    Number i takes the place of the i-th raw Philox word (Salmon et al. 2011) among all words, in
-    ascending order. NumPy promises to keep these words; it makes no such promise for
-    `Generator.permutation`. The low bits of each word give way to i: no two are equal then, and to
-    sort them, which is several times faster than argsort, brings the numbers along.
+    A stable sort of 16-bit digits is a radix sort in NumPy: twice that takes a quarter of the time
+    of sorting whole words. Equal digits, a hundred pairs in a million, stay in order.
     """
-    words = np.random.Philox(key=np.array(key, dtype=np.uint64)).random_raw(n)
-    low_bits = np.uint64(2 ** (n - 1).bit_length() - 1)
-    words &= ~low_bits
-    words |= np.arange(n, dtype=np.uint64)
-    words.sort()
-    words &= low_bits
-    return words.astype(np.uint32)
+    words = random_words(n, *key)
+    order = np.argsort(words.astype(np.uint16), kind="stable").astype(np.uint32)
+    high_digits = (words >> np.uint64(16)).astype(np.uint16)
+    return order.take(np.argsort(high_digits.take(order), kind="stable"))
+
+
+def golden_step(n: int) -> int:
+    """Returns a step that visits all of range(n), mod n, with any few visits far from each other.
+
+    Multiples of the golden ratio are the most evenly spread of all (three-gap theorem).
+    """
+    step = round(n * (math.sqrt(5) - 1) / 2)
+    while math.gcd(step, n) != 1:
+        step += 1
+    return step
 
 
 class PackedRows:
@@ -82,6 +99,7 @@ class PackedRows:
         self._bos_id = bos_id
         self._segments = segments
         self.rows_per_epoch = -(-split.n_tokens // block_size)
+        self._row_step = golden_step(self.rows_per_epoch)
         self._epochs: dict[int, _Epoch] = {}
         self._lock = threading.Lock()  # Grain may read from several threads
 
@@ -91,17 +109,18 @@ class PackedRows:
                 # Two purposes, two keys: even for documents, odd for rows.
                 documents = permutation(self._split.n_docs, self._seed, 2 * number)
                 ends = np.cumsum(self._split.doc_lengths[documents], dtype=np.int64)
-                rows = permutation(self.rows_per_epoch, self._seed, 2 * number + 1)
+                word = int(random_words(1, self._seed, 2 * number + 1)[0])
                 # Batches straddle at most two epochs, and older ones are never asked for again.
                 self._epochs = {k: v for k, v in self._epochs.items() if k == number - 1}
-                self._epochs[number] = _Epoch(documents, ends, rows)
+                self._epochs[number] = _Epoch(documents, ends, word % self.rows_per_epoch)
             return self._epochs[number]
 
     def pieces(self, g: int) -> list[Piece]:
         """Returns what row `g` is made of, in order: T + 1 tokens, fewer where an epoch ends."""
         number, index = divmod(g, self.rows_per_epoch)
         epoch = self._epoch(number)
-        position = int(epoch.rows[index]) * self._block_size
+        row = (epoch.first_row + index * self._row_step) % self.rows_per_epoch
+        position = row * self._block_size
         row_stop = min(position + self._block_size + 1, self._split.n_tokens)
         j = int(np.searchsorted(epoch.ends, position, side="right"))
         pieces = []
