@@ -40,7 +40,7 @@ def made(tmp_path_factory):
                     tokens = rng.integers(2, 2**16, rng.integers(1, 30)).astype("<u2")
                     text_hash = int(rng.integers(2**64, dtype=np.uint64))
                     writer.add(
-                        tokens.tobytes(),
+                        [tokens[:3].tobytes(), tokens[3:].tobytes()],
                         row=row,
                         is_val=is_val,
                         n_bytes=3 * len(tokens),
@@ -52,7 +52,7 @@ def made(tmp_path_factory):
                     row += 2
         none = np.array([], np.uint64)
         counts = parts.join_parts(paths, folder, piece, val_hashes=none)
-        assert counts.pop("duplicate_of_val") == 0
+        assert counts.pop("duplicate_of_val") == 0 and len(counts["content_sha256"]) == 64
         pieces.append({"source": f"{piece}.parquet", **counts})
         files += token_store.piece_files(folder, piece)
     manifest = {
@@ -61,6 +61,7 @@ def made(tmp_path_factory):
         "settings": {},
         "tokenizer": {"hash": tokenizer.hash, "vocab_size": 280},
         "splits": {},
+        "damaged": [],
         "pieces": pieces,
         "files": {path.name: token_store.file_record(path) for path in files},
     }
@@ -181,7 +182,7 @@ def test_tokenizer_of_another_store(folder):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "{}", '{"format": 1}', '{"format": 1, "files": 3}']
+    "text", ["", "{", "[]", "null", "{}", '{"format": 2}', '{"format": 2, "files": 3}']
 )
 def test_damaged_manifest(folder, text):
     (folder / "manifest.json").write_text(text)
@@ -206,7 +207,7 @@ def test_manifest_with_wrong_values(folder, edit):
 
 def test_another_format(folder):
     edit_manifest(folder, lambda m: m.update(format=99))
-    with pytest.raises(DataError, match="the store has format 99 and this program reads 1"):
+    with pytest.raises(DataError, match="the store has format 99 and this program reads 2"):
         TokenStore.open(folder)
 
 
@@ -231,7 +232,7 @@ def test_part_is_the_same_however_often_it_is_flushed(tmp_path, monkeypatch, flu
     with PartWriter(tmp_path / "part", 1) as writer:
         for i in range(20):
             tokens = np.arange(2, 2 + i, dtype="<u2").tobytes()
-            writer.add(tokens, row=i, is_val=i % 3 == 0, n_bytes=i, text_hash=i, gpt2_tokens=i)
+            writer.add([tokens], row=i, is_val=i % 3 == 0, n_bytes=i, text_hash=i, gpt2_tokens=i)
         writer.counts = {"null_text": 4}
     documents, counts = parts.read_part(tmp_path / "part")
     assert counts == {"null_text": 4} and documents["tokens"].tolist() == list(range(1, 21))
@@ -243,7 +244,7 @@ def test_part_is_the_same_however_often_it_is_flushed(tmp_path, monkeypatch, flu
 
 def test_failed_part_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError), PartWriter(tmp_path / "part", 1) as writer:
-        writer.add(b"ab", row=0, is_val=True, n_bytes=1, text_hash=0, gpt2_tokens=-1)
+        writer.add([b"ab"], row=0, is_val=True, n_bytes=1, text_hash=0, gpt2_tokens=-1)
         raise RuntimeError
     assert not list(tmp_path.iterdir())
 
