@@ -22,7 +22,7 @@ from data_pipeline.parquet import DataError
 
 MAX_VOCAB_SIZE = 65_536  # tokens are stored as uint16
 MAX_WORD = 256  # characters; a longer word is cut, which bounds time and memory on hostile text
-MAX_SLICE = 1 << 20  # bytes encoded at a time, so that a 50 MB document needs little memory
+MAX_SLICE = 1 << 18  # bytes encoded at a time, so that a 50 MB document needs little memory
 
 SPACE = "\u2581"  # SentencePiece writes a space like this, and so cannot tell it from the real one
 _WORD = re.compile(f"[\n{SPACE}]| {{0,{MAX_WORD}}}[^ \n{SPACE}]{{1,{MAX_WORD}}}| {{1,{MAX_WORD}}}")

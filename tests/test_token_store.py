@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from data_pipeline.parts import Part, PartWriter
 from data_pipeline.token_store import TokenStore
 from data_pipeline.tokenizer import train_tokenizer
 
+ROOT = Path(__file__).parents[1]
 PIECES = 3
 
 
@@ -97,6 +101,55 @@ def test_split_reads_what_was_written(made, name):
         assert split.read(i, 1, len(tokens) - 1).tolist() == tokens[1:-1]
         assert split.read(i, 1, 1).size == 0
         assert split.doc_id(i) == where
+
+
+def test_a_thousand_pieces_open_fast_and_within_the_limit_of_open_files(made, tmp_path):
+    """6,000 files, and an index of 12 bytes a document."""
+    folder = tmp_path / "big"
+    folder.mkdir()
+    manifest = json.loads((made[0] / "manifest.json").read_text())
+    shutil.copy(made[0] / "tokenizer.model", folder)
+    record, files = manifest["files"], {"tokenizer.model": manifest["files"]["tokenizer.model"]}
+    for piece in range(1000):
+        for old in token_store.piece_files(made[0], 0):
+            new = folder / old.name.replace("00000", f"{piece:05d}")
+            new.hardlink_to(old)
+            files[new.name] = record[old.name]
+    manifest |= {"pieces": [manifest["pieces"][0]] * 1000, "files": files}
+    token_store.write_manifest(folder, manifest)
+    code = f"""
+import resource, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from data_pipeline.token_store import TokenStore
+resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+start = time.monotonic()
+splits = [TokenStore.open({str(folder)!r}).split(name) for name in ("train", "val")]
+seconds = time.monotonic() - start
+for split in splits:
+    views = [split.read(doc, 0, 2).tolist() for doc in range(0, split.n_docs, 3)]
+    assert all(view[0] == 1 for view in views)
+    first = split.n_docs // 1000
+    assert split.read(3 * first, 0, 2).tolist() == split.read(0, 0, 2).tolist()
+    index = split.doc_lengths.nbytes + split._starts.nbytes
+    assert index <= 12 * split.n_docs + 8, (index, split.n_docs)
+print(seconds)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1.0
+
+
+def test_differences_name_each_leaf():
+    a = {"x": {"y": 1, "z": [1, 2]}, "w": [1], "same": None}
+    b = {"x": {"y": 2, "z": [1, 3]}, "w": [1, 2], "same": None, "new": 4}
+    assert token_store.differences(a, a) == []
+    assert token_store.differences(a, b, "data") == [
+        "data.x.y: 1 there, 2 here",
+        "data.x.z.1: 2 there, 3 here",
+        "data.w: 1 there, 2 here",
+        "data.new: None there, 4 here",
+    ]
 
 
 def test_reading_gives_views_that_cannot_be_written(made):
