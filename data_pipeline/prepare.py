@@ -1,9 +1,23 @@
-"""Prepares a parquet file for training: tokenizer, tokens, split and statistics, once.
+"""Prepares parquet files for training: tokenizer, tokens, split and statistics, once.
 
     python -m data_pipeline.prepare --config=configs/quickstart.py
 
-Parts of the file (a few row groups each) are encoded by several processes, then joined. Kill it at
+It prints what the store holds; training finds the store by itself, and prepares it where needed.
+Parts of the files (a few row groups each) are encoded by several processes, then joined. Kill it at
 any moment and start it again: it goes on after the last finished part, and the store is the same.
+
+What can be set, each with --config.NAME=VALUE (configs/base.py has the defaults):
+
+    data.source             a parquet file with columns `text` and `id`, or a folder of such files
+    data.store_dir          where stores go; each (source, settings) gets a folder of its own
+    data.val_fraction       share of documents, chosen by a hash of `id`, that are never trained on
+    data.on_damage          stop, or keep_before: go on without what follows damage in a row group
+    data.prepare_workers    processes; 0: one for each CPU core
+    tokenizer.vocab_size    SentencePiece BPE pieces, at most 65,536
+    tokenizer.sample_bytes  text that the tokenizer is trained on
+
+Memory: 400 MB for each process where documents have up to 50 MB, 1.5 GB for the main one. Disk: the
+store (about 0.7 times the parquet file) twice, until the parts are joined.
 """
 
 import collections
@@ -120,7 +134,7 @@ def _disk_errors(store: Path) -> Iterator[None]:
         folder = next(p for p in (store.parent, *store.parent.parents) if p.exists())
         raise DataError(
             f"{store.parent}: the disk is full ({e.strerror}; {shutil.disk_usage(folder).free:,} "
-            "bytes are free). Preparing needs about 1.5 times the size of the parquet file. Free "
+            "bytes are free). Preparing needs about 1.5 times the size of the parquet files. Free "
             "some space, or put the store elsewhere with --config.data.store_dir=..., and run "
             "again: finished parts are kept."
         ) from e

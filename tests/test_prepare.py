@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -15,9 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import base
+from configs.flags import leaves
 from data_pipeline import parquet, parts, prepare, sample, statistics, workers
 from data_pipeline.parquet import DataError
 from data_pipeline.token_store import TokenStore
+from data_pipeline.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parents[1]
 VOCAB = 300
@@ -424,6 +427,41 @@ def test_shard_that_changes_while_it_is_read(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="changed while it was read.*run again"):
         prepare.prepare(make_config(shard, tmp_path / "stores"))
     assert not list((tmp_path / "stores").glob("*a-*"))[1:]  # the lock alone
+
+
+def test_help_suffices():
+    command = [sys.executable, "-m", "data_pipeline.prepare", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert "--config=configs/quickstart.py" in done.stdout
+    told = set(re.findall(r"^    ((?:data|tokenizer)\.\w+)  ", done.stdout, re.MULTILINE))
+    known = {name for name in leaves(base.get_config()) if name.startswith(("data.", "tokenizer."))}
+    assert told == known - {"data.document_mask", "data.prefetch_batches"}  # these are training's
+
+
+def test_a_document_of_50_mb_needs_less_than_400_mb(tmp_path):
+    text = (
+        "".join(f"{i} is a number, äöü\n" for i in range(1_600_000)) + "words come back. " * 800_000
+    )
+    text += "😀"
+    rows = make_rows(600)
+    rows[300] = {"id": "large", "text": text, "token_count": 1}
+    write_shard(tmp_path / "a.parquet", rows, 1000)
+    del text, rows
+    train_tokenizer(["some words, and a number"], vocab_size=280, path=tmp_path / "model")
+    code = f"""
+import pathlib, sys
+sys.path.insert(0, {str(ROOT)!r})
+from data_pipeline import parquet, parts
+folder = pathlib.Path({str(tmp_path)!r})
+info = parquet.inspect(folder / "a.parquet")
+(part,) = parts.plan_parts(info, folder / "0", tokenizer=folder / "model", val_fraction=0.1)
+assert parts.encode_part(part) > 50_000_000
+print(pathlib.Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    documents, _ = parts.read_part(next(tmp_path.glob("0-*")))
+    assert documents["bytes"].max() >= 50_000_000
+    assert int(done.stdout) * 1024 < 400e6
 
 
 def test_command_line_prints_what_the_store_holds(shard, tmp_path):
