@@ -415,17 +415,21 @@ def test_damage_in_the_sample_of_the_tokenizer_names_its_place(tmp_path):
         prepare.prepare(make_config(shard, tmp_path))
 
 
-def test_shard_that_changes_while_it_is_read(tmp_path, monkeypatch):
+@pytest.mark.parametrize("on_damage", prepare.ON_DAMAGE)
+@pytest.mark.parametrize(("module", "name"), [(workers, "encode_part"), (sample, "count_place")])
+def test_shard_that_changes_while_it_is_read(tmp_path, monkeypatch, module, name, on_damage):
     shard = write_shard(tmp_path / "a.parquet", make_rows())
-    encode_part = parts.encode_part
+    function = getattr(module, name)
 
-    def change_then_encode(part):
+    def change_then_go_on(item):
         write_shard(shard, make_rows(seed=5)[:-1])
-        return encode_part(part)
+        return function(item)
 
-    monkeypatch.setattr(workers, "encode_part", change_then_encode)
+    monkeypatch.setattr(module, name, change_then_go_on)
+    config = make_config(shard, tmp_path / "stores")
+    config.data.on_damage = on_damage
     with pytest.raises(DataError, match="changed while it was read.*run again"):
-        prepare.prepare(make_config(shard, tmp_path / "stores"))
+        prepare.prepare(config)
     assert not list((tmp_path / "stores").glob("*a-*"))[1:]  # the lock alone
 
 
@@ -439,10 +443,8 @@ def test_help_suffices():
 
 
 def test_a_document_of_50_mb_needs_less_than_400_mb(tmp_path):
-    text = (
-        "".join(f"{i} is a number, äöü\n" for i in range(1_600_000)) + "words come back. " * 800_000
-    )
-    text += "😀"
+    text = "".join(f"{i} is a number, äöü\n" for i in range(1_600_000))
+    text += "words come back. " * 800_000 + "😀"
     rows = make_rows(600)
     rows[300] = {"id": "large", "text": text, "token_count": 1}
     write_shard(tmp_path / "a.parquet", rows, 1000)
