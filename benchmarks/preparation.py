@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -52,14 +53,18 @@ def watch(command: list[str]) -> tuple[float, dict[int, float], int]:
     return time.monotonic() - start, peaks, process.pid
 
 
-def prepare(source: str, config: str, workers: int, options: list[str], out: Path) -> Any:
+def prepare(
+    source: str, config: str, workers: int, options: list[str], *, out: Path, keep: bool
+) -> dict[str, Any]:
     """Prepares `source` into a fresh folder below `out`; returns the figures."""
     folder = Path(tempfile.mkdtemp(prefix="store-", dir=out))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     try:
         command = [sys.executable, "-m", "data_pipeline.prepare", f"--config={config}"]
         command += [f"--config.data.source={source}", f"--config.data.store_dir={folder}"]
         command += [f"--config.data.prepare_workers={workers}", *options]
         seconds, peaks, parent = watch(command)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
         (path,) = (p.parent for p in folder.glob("*/manifest.json"))
         store = TokenStore.open(path)
         splits = store.manifest["splits"].values()
@@ -67,6 +72,7 @@ def prepare(source: str, config: str, workers: int, options: list[str], out: Pat
         return {
             "workers": workers,
             "seconds": seconds,
+            "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
             "text_mb": n_bytes / 1e6,
             "mb_per_s": n_bytes / 1e6 / seconds,
             "parent_mb": peaks.pop(parent),
@@ -75,7 +81,8 @@ def prepare(source: str, config: str, workers: int, options: list[str], out: Pat
             "store_hash": store.hash[:12],
         }
     finally:
-        shutil.rmtree(folder)
+        if not keep:
+            shutil.rmtree(folder)
 
 
 def main() -> None:
@@ -85,14 +92,23 @@ def main() -> None:
     parser.add_argument("--source", required=True, help="parquet file or folder")
     parser.add_argument("--config", default="configs/rtx4070.py")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, os.cpu_count() or 1])
+    parser.add_argument("--keep", action="store_true", help="keep the stores")
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()))
     arguments, options = parser.parse_known_args()  # the rest: --config.* for the program
     results = [
-        prepare(arguments.source, arguments.config, workers, options, arguments.out)
+        prepare(
+            arguments.source,
+            arguments.config,
+            workers,
+            options,
+            out=arguments.out,
+            keep=arguments.keep,
+        )
         for workers in arguments.workers
     ]
+    slowest = max(result["seconds"] for result in results)
     for result in results:
-        result["speed_up"] = results[0]["seconds"] / result["seconds"]
+        result["speed_up"] = slowest / result["seconds"]
     show(f"preparing {arguments.source}", results)
 
 

@@ -101,7 +101,7 @@ class Reader:
             yield self.text(self._split.read(document, start, stop))
             position += stop - start
         if position < block_size:
-            header = f"[{position}:{block_size}] filling: the epoch ends here, and the loss too"
+            header = f"[{position}:{block_size}] filling, masked out of the loss: the epoch ends here"
             yield self._look.paint(header, 36)
 
     def text(self, tokens: np.ndarray) -> str:
