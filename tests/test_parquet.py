@@ -1,6 +1,7 @@
 """Finding, checking and reading parquet files: good ones, and each kind of bad one."""
 
 import itertools
+import random
 from collections import Counter
 
 import pyarrow as pa
@@ -209,6 +210,36 @@ def test_documents_before_a_damaged_page_are_yielded(tmp_path):
     assert [document.text for document in kept] == found and not skipped
     assert [d[:4] for d in damaged] == [(0, "'text'", len(found), N - len(found))]
     assert "CRC" in damaged[0].reason
+
+
+@pytest.mark.parametrize("checksum", [True, False])
+def test_flipped_bytes_are_told_and_never_crash(tmp_path, checksum):
+    path = tmp_path / "a.parquet"
+    pq.write_table(table(), path, row_group_size=100, write_page_checksum=checksum)
+    good, expected = path.read_bytes(), [(d.id, d.text) for d in read(path)]
+    first_of_footer = len(good) - 8 - int.from_bytes(good[-8:-4], "little")
+    rng = random.Random(0)
+    told = 0
+    for _ in range(60):
+        data = bytearray(good)
+        data[rng.randrange(4, first_of_footer)] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+        damaged = []
+        kept = [
+            (d.id, d.text)
+            for i in range(3)
+            for d in parquet.read_row_group(path, i, damaged=damaged)
+        ]
+        if not damaged:
+            assert read(path)  # the other mode agrees
+        else:
+            told += 1
+            with pytest.raises(DataError, match=rf"row group {damaged[0].row_group}, column '"):
+                read(path)
+            assert len(kept) + sum(d.documents_lost for d in damaged) == N
+        if checksum:  # of columns that are read: others may be damaged
+            assert set(kept) <= set(expected) and (damaged or kept == expected)
+    assert told > 20
 
 
 def test_errors_of_the_machine_are_not_damage(shard, monkeypatch):
