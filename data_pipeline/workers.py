@@ -1,6 +1,7 @@
 """Runs work in several processes, with progress; the result does not depend on their number."""
 
 import contextlib
+import datetime
 import logging
 import multiprocessing
 import os
@@ -159,9 +160,9 @@ class _Progress:
             self._logged = now
             left = (self._total - self._done) / max(self._done - self._skipped, 1)
             log.info(
-                "encoded %s of %s documents (%.0f %%), %s, %.0f s left",
+                "encoded %s of %s documents (%.0f %%), %s, %s left",
                 *(f"{self._done:,}", f"{self._total:,}", 100 * self._done / self._total, rate),
-                left * (now - self._start),
+                datetime.timedelta(seconds=round(left * (now - self._start))),
             )
 
     def close(self) -> None:

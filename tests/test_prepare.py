@@ -10,17 +10,15 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from configs import base
 from configs.flags import leaves
-from data_pipeline import parquet, parts, prepare, sample, statistics, workers
+from data_pipeline import parts, prepare, sample, statistics, workers
 from data_pipeline.parquet import DataError
 from data_pipeline.token_store import TokenStore
-from data_pipeline.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parents[1]
 VOCAB = 300
@@ -237,45 +235,6 @@ def test_empty_split(shard, tmp_path, value, remedy):
         prepare.prepare(make_config(shard, tmp_path, val_fraction=value))
 
 
-def take_sample(shards, n_bytes, val_fraction=0.1):
-    places = sample.plan_sample(shards, n_bytes, val_fraction=val_fraction)
-    return [list(sample.texts(place)) for place in places]
-
-
-def test_sample_is_bounded_spread_out_and_free_of_validation_text(tmp_path):
-    rows = [{"id": f"{i}", "text": f"{i:04d} {'x' * 95}", "token_count": 1} for i in range(2000)]
-    shard = parquet.inspect(write_shard(tmp_path / "a.parquet", rows, 50))
-    places = take_sample([shard], 20_000)
-    assert places == take_sample([shard], 20_000)
-    texts = [text for place in places for text in place]
-    assert sum(map(len, texts)) == 20_000
-    numbers = np.array([int(text[:4]) for text in texts])
-    assert len(set(numbers)) == len(numbers)
-    assert (np.bincount(numbers // 50, minlength=40) == 5).all()  # from every row group alike
-    assert not any(parts.is_val(str(i), 0.1) for i in numbers)
-    everything = sum(map(len, take_sample([shard], 10**9)))
-    assert everything == sum(not parts.is_val(str(i), 0.1) for i in range(2000))
-
-
-def test_sample_takes_from_large_row_groups_what_small_ones_lack(tmp_path):
-    texts = ["a" * 10] * 50 + ["é" * 2000, "b" * 4001] * 50
-    rows = [{"id": f"{i}", "text": text, "token_count": 1} for i, text in enumerate(texts)]
-    shards = [
-        parquet.inspect(write_shard(tmp_path / f"{name}.parquet", part, 50, use_dictionary=False))
-        for name, part in (("a", rows[:50]), ("b", rows[50:]))
-    ]
-    places = take_sample(shards, 90_001, 0.0)
-    assert [len(place) for place in places] == [50, 23, 0] or len(places) == 3
-    n_bytes = [sum(len(text.encode()) for text in place) for place in places]
-    assert n_bytes[0] == 500 and 80_000 < sum(n_bytes) <= 90_001
-    assert abs(n_bytes[1] - n_bytes[2]) < 10  # a character that does not fit is left out
-
-
-def test_val_share_is_the_fraction():
-    share = np.mean([parts.is_val(f"<urn:uuid:{i}>", 0.05) for i in range(20_000)])
-    assert abs(share - 0.05) < 5 * (0.05 * 0.95 / 20_000) ** 0.5
-
-
 def test_damaged_row_group_stops_with_its_place_and_is_resumed_when_mended(tmp_path, monkeypatch):
     monkeypatch.setattr(sample, "MAX_PLACES", 3)  # the tokenizer's sample misses the damage
     shard = write_shard(tmp_path / "000_00000.parquet", make_rows())
@@ -391,20 +350,6 @@ def test_content_hash_is_of_the_usable_texts(shard, tmp_path):
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-@pytest.mark.parametrize("at_once", [1, 7, 1000])
-def test_distinct_hashes_are_counted_in_bounded_memory(monkeypatch, at_once):
-    monkeypatch.setattr(statistics, "DISTINCT_AT_ONCE", at_once)
-    values = np.random.default_rng(0).integers(0, 60, 100).astype("<u8")
-    chunks = np.split(values, [10, 10, 55])
-    assert statistics.count_distinct(lambda: chunks, 100) == len(set(values.tolist()))
-
-
-def test_small_shards_do_not_pay_for_processes(tmp_path):
-    for parts_, n in ((0, None), (1, None), (3, None), (4, 2), (9, 4), (100, 4)):
-        with workers.Pool(4, parts_) as pool:
-            assert (pool._pool and pool._pool._max_workers) == n
-
-
 def test_damage_in_the_sample_of_the_tokenizer_names_its_place(tmp_path):
     shard = write_shard(tmp_path / "a.parquet", make_rows())
     offset = pq.ParquetFile(shard).metadata.row_group(12).column(0).data_page_offset
@@ -440,30 +385,6 @@ def test_help_suffices():
     told = set(re.findall(r"^    ((?:data|tokenizer)\.\w+)  ", done.stdout, re.MULTILINE))
     known = {name for name in leaves(base.get_config()) if name.startswith(("data.", "tokenizer."))}
     assert told == known - {"data.document_mask", "data.prefetch_batches"}  # these are training's
-
-
-def test_a_document_of_50_mb_needs_less_than_400_mb(tmp_path):
-    text = "".join(f"{i} is a number, äöü\n" for i in range(1_600_000))
-    text += "words come back. " * 800_000 + "😀"
-    rows = make_rows(600)
-    rows[300] = {"id": "large", "text": text, "token_count": 1}
-    write_shard(tmp_path / "a.parquet", rows, 1000)
-    del text, rows
-    train_tokenizer(["some words, and a number"], vocab_size=280, path=tmp_path / "model")
-    code = f"""
-import pathlib, sys
-sys.path.insert(0, {str(ROOT)!r})
-from data_pipeline import parquet, parts
-folder = pathlib.Path({str(tmp_path)!r})
-info = parquet.inspect(folder / "a.parquet")
-(part,) = parts.plan_parts(info, folder / "0", tokenizer=folder / "model", val_fraction=0.1)
-assert parts.encode_part(part) > 50_000_000
-print(pathlib.Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    documents, _ = parts.read_part(next(tmp_path.glob("0-*")))
-    assert documents["bytes"].max() >= 50_000_000
-    assert int(done.stdout) * 1024 < 400e6
 
 
 def test_command_line_prints_what_the_store_holds(shard, tmp_path):
