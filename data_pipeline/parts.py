@@ -198,6 +198,15 @@ def read_part(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     return documents, json.loads((path / "counts.json").read_text())
 
 
+def discard_damaged(folder: Path) -> None:
+    """Removes the parts that lack documents: the file may have been mended since."""
+    for path in sorted(folder.glob("[!.]*")):
+        if read_part(path)[1]["damaged"]:
+            doomed = path.with_name(f".{path.name}.damaged.tmp")  # never half a part in its place
+            path.rename(doomed)
+            shutil.rmtree(doomed)
+
+
 def join_parts(
     parts: Sequence[Part], folder: Path, piece: int, *, val_hashes: np.ndarray
 ) -> dict[str, Any]:

@@ -174,6 +174,8 @@ def _make(
             else:
                 leftover.unlink(missing_ok=True)
         keep_before = settings["on_damage"] == "keep_before"
+        if keep_before:
+            parts.discard_damaged(work / "parts")
         plan = [
             parts.plan_parts(
                 shard,

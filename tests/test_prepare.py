@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -292,6 +293,16 @@ def test_keep_before_keeps_what_stands_before_the_damage_and_says_what_is_lost(
         "column": "'text'",
         "documents_lost": 20,
     }
+    with monkeypatch.context() as patch:  # killed before the end, and the file is mended meanwhile
+        patch.setattr(parts, "join_parts", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+        config = make_config(shard, tmp_path / "mended", 1)
+        config.data.on_damage = "keep_before"
+        with pytest.raises(KeyboardInterrupt):
+            prepare.prepare(config)
+    shard.write_bytes(data)
+    mended = TokenStore.open(prepare.prepare(config))
+    assert mended.manifest["damaged"] == [] and mended.manifest["usable_documents"] == 120
+
     found = set()
     for name in ("train", "val"):
         split = store.split(name)
