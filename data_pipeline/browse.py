@@ -101,7 +101,7 @@ class Reader:
             yield self.text(self._split.read(document, start, stop))
             position += stop - start
         if position < block_size:
-            header = f"[{position}:{block_size}] filling, masked out of the loss: the epoch ends here"
+            header = f"[{position}:{block_size}] filling, masked out of the loss (end of the epoch)"
             yield self._look.paint(header, 36)
 
     def text(self, tokens: np.ndarray) -> str:
