@@ -15,10 +15,11 @@ def get_config() -> ConfigDict:
     config.seed = 1337  # initial weights, dropout and the order of the data are derived from it
 
     config.data = config_dict.create(
-        source="data/fineweb_one_shard",  # a parquet file, or a folder that holds exactly one
+        source="data/fineweb_one_shard",  # a parquet file, or a folder: all *.parquet files in it are used, in the order of their names
         store_dir="data/stores",  # prepared token stores, one folder per (source, settings)
         val_fraction=0.005,  # share of documents, chosen by a hash of `id`, never trained on
         document_mask=False,  # True: a token attends only inside its own document
+        on_damage="stop",  # damaged row group: stop, or keep_before (the documents before the damage; the rest is lost, and listed)
         prepare_workers=0,  # processes that tokenise; 0: one per CPU core
         prefetch_batches=2,  # batches read ahead, on the host and again on the device
     )

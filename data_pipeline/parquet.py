@@ -16,7 +16,14 @@ import pyarrow.parquet as pq
 from configs.flags import UserError
 
 MAGIC = b"PAR1"  # the first and the last four bytes of every parquet file
-BATCH_DOCUMENTS = 64  # decoded at a time; small, because one document may be 50 MB
+BATCH = 1  # documents decoded at a time: one may be 50 MB, and more are hardly faster
+DICTIONARY_BATCH = 64  # where the column's type is dictionary: each batch decodes all of it
+
+# Of a 50 MB document, Arrow's own allocators keep 100 MB more, and for longer.
+pa.set_memory_pool(pa.system_memory_pool())
+
+_UNREADABLE = (pa.ArrowException, OSError, ValueError)  # what pyarrow raises
+_INVALID = memoryview(b"\xff")
 
 _DOWNLOAD = (
     "Download one file of FineWeb, https://huggingface.co/datasets/HuggingFaceFW/fineweb (for "
@@ -35,8 +42,23 @@ class Document(NamedTuple):
 
     row: int  # number of the row in its row group, skipped rows included
     id: str
-    text: str  # never empty
+    utf8: memoryview  # of the text: valid and never empty; a view, because it may be 50 MB
     token_count: int | None  # GPT-2 tokens according to FineWeb, where the column is there
+
+    @property
+    def text(self) -> str:
+        """The text, which takes up to four times the memory of its UTF-8."""
+        return str(self.utf8, "utf-8")
+
+
+class Damage(NamedTuple):
+    """What a damaged row group costs."""
+
+    row_group: int
+    column: str
+    documents_kept: int  # rows before the damage
+    documents_lost: int  # the other rows that the footer promises
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,22 +108,6 @@ def find_shards(source: str | Path) -> list[Path]:
     if not found:
         raise DataError(f"data.source: the folder {path} holds no *.parquet file. {_DOWNLOAD}")
     return found
-
-
-def find_shard(source: str | Path) -> Path:
-    """Returns the parquet file `source` names, or the only one in the folder it names.
-
-    Raises:
-      DataError: there is none, or there are several.
-    """
-    found = find_shards(source)
-    if len(found) > 1:
-        names = ", ".join(p.name for p in found[:8]) + (", ..." if len(found) > 8 else "")
-        raise DataError(
-            f"data.source: the folder {source} holds {len(found)} parquet files ({names}) and one "
-            f"is expected. Name the one to use, for example --config.data.source={found[0]}"
-        )
-    return found[0]
 
 
 def inspect(path: str | Path) -> ShardInfo:
@@ -202,7 +208,7 @@ def _open_cached(path: Path, size: int, mtime_ns: int) -> pq.ParquetFile:
         return pq.ParquetFile(
             path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
         )
-    except (pa.ArrowException, OSError, ValueError) as e:
+    except _UNREADABLE as e:
         raise DataError(
             f"{path}: the footer is damaged and cannot be read ({_first_line(e)}). Download the "
             "file again."
@@ -210,15 +216,20 @@ def _open_cached(path: Path, size: int, mtime_ns: int) -> pq.ParquetFile:
 
 
 def read_row_group(
-    path: str | Path, i: int, *, skipped: Counter[str] | None = None
+    path: str | Path,
+    i: int,
+    *,
+    skipped: Counter[str] | None = None,
+    damaged: list[Damage] | None = None,
 ) -> Iterator[Document]:
-    """Yields the usable documents of row group `i`, in order, decoding a few at a time.
+    """Yields the usable documents of row group `i`, in order, decoding one at a time.
 
     Args:
       path: a file that passed `inspect`.
       i: row group, from 0.
       skipped: counts the rows left out, under the reason: null_text, empty_text, invalid_utf8,
         null_id.
+      damaged: where given, damage ends the row group and is added here, and is no error.
 
     Raises:
       DataError: the row group cannot be decoded; documents before the damage were yielded.
@@ -231,7 +242,7 @@ def read_row_group(
         if pa.types.is_integer(file.schema_arrow.field("token_count").type):
             columns.append("token_count")
     row = -1
-    for batch in _batches(file, path, i, columns):
+    for batch in _batches(file, path, i, columns, damaged):
         ids, texts = (_utf8(batch.column(j)) for j in (0, 1))
         counts = batch.column(2).to_pylist() if len(columns) == 3 else itertools.repeat(None)
         for utf8_id, utf8_text, token_count in zip(ids, texts, counts, strict=False):
@@ -242,56 +253,84 @@ def read_row_group(
                 skipped["null_id"] += 1
             elif not utf8_text:
                 skipped["empty_text"] += 1
+            elif utf8_text is _INVALID or utf8_id is _INVALID:
+                skipped["invalid_utf8"] += 1
             else:
-                try:
-                    yield Document(row, str(utf8_id, "utf-8"), str(utf8_text, "utf-8"), token_count)
-                except UnicodeDecodeError:
-                    skipped["invalid_utf8"] += 1
+                yield Document(row, str(utf8_id, "utf-8"), utf8_text, token_count)
 
 
 def _batches(
-    file: pq.ParquetFile, path: Path, i: int, columns: Sequence[str]
+    file: pq.ParquetFile,
+    path: Path,
+    i: int,
+    columns: Sequence[str],
+    damaged: list[Damage] | None,
 ) -> Iterator[pa.RecordBatch]:
     """Yields the row group in small batches; pyarrow's errors get a place and a remedy."""
+    expected = file.metadata.row_group(i).num_rows
     rows = 0
+    error: Exception | None = None
     try:
-        for batch in file.iter_batches(
-            BATCH_DOCUMENTS, row_groups=[i], columns=list(columns), use_threads=False
-        ):
+        for batch in _iterate(file, i, columns):
             rows += batch.num_rows
             yield batch.select(columns)
-    except (pa.ArrowException, OSError, ValueError) as e:
-        where = f"row group {i}, column {_damaged_column(file, i, columns)}"
+        if rows == expected:
+            return
+        reason = f"it ends after {rows:,} documents"
+    except _UNREADABLE as e:
+        error, reason = e, _first_line(e)
+        if isinstance(e, MemoryError) or getattr(e, "errno", None):
+            raise DataError(  # of the machine, not of the file: nothing to leave out for
+                f"{path}: row group {i} cannot be read ({reason}). Look after the disk and the "
+                "memory of this machine, and run again: finished parts are kept."
+            ) from e
+    column = _damaged_column(file, i, columns)
+    if damaged is None:
         raise DataError(
-            f"{path}: {where}: the data after document {rows} of the row group is damaged "
-            f"({_first_line(e)}). Download the file again."
-        ) from e
-    expected = file.metadata.row_group(i).num_rows
-    if rows != expected:
-        raise DataError(
-            f"{path}: row group {i} holds {rows:,} documents and its footer says {expected:,}. "
-            "The file is damaged: download it again."
-        )
+            f"{path}: row group {i}, column {column}: the data after document {rows} of the row "
+            f"group ({expected:,} documents) is damaged ({reason}). Download the file again; or "
+            "leave out the rest of damaged row groups with --config.data.on_damage=keep_before"
+        ) from error
+    damaged.append(Damage(i, column, rows, expected - rows, reason))
+
+
+def _iterate(file: pq.ParquetFile, i: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    shared = any(pa.types.is_dictionary(file.schema_arrow.field(name).type) for name in columns)
+    size = DICTIONARY_BATCH if shared else BATCH
+    return file.iter_batches(size, row_groups=[i], columns=list(columns), use_threads=False)
 
 
 def _damaged_column(file: pq.ParquetFile, i: int, columns: Sequence[str]) -> str:
-    """Finds out which column cannot be read, for the error message."""
+    """Finds out which column cannot be read, or is too short, for the error message."""
+    expected = file.metadata.row_group(i).num_rows
     for name in columns:
         try:
-            for _ in file.iter_batches(BATCH_DOCUMENTS, row_groups=[i], columns=[name]):
-                pass
-        except (pa.ArrowException, OSError, ValueError):
+            if sum(batch.num_rows for batch in _iterate(file, i, [name])) != expected:
+                return repr(name)
+        except _UNREADABLE:
             return repr(name)
     return " or ".join(map(repr, columns))
 
 
 def _utf8(column: pa.Array) -> Iterator[memoryview | None]:
-    """Yields the UTF-8 of each value, uncopied; pyarrow does not check that it is valid."""
+    """Yields the UTF-8 of each value, uncopied; None for null, _INVALID where it is no UTF-8."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    for value in column:
+    all_valid = _is_valid(column)  # pyarrow does not check what it reads
+    for j, value in enumerate(column):
         buffer = value.as_buffer()
-        yield None if buffer is None else memoryview(buffer)
+        if buffer is None:
+            yield None
+        else:
+            yield memoryview(buffer) if all_valid or _is_valid(column.slice(j, 1)) else _INVALID
+
+
+def _is_valid(column: pa.Array) -> bool:
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,27 +2,28 @@
 
 A part is some row groups of a parquet file, encoded: a pure function of the file and the tokenizer.
 On disk it is a folder: `documents` (DOCUMENT records), `train` and `val` (uint16 tokens) and
-`counts.json` (rows left out). All parts of a shard are joined into its piece of the token store, in
-memory that does not grow with the number of tokens.
+`counts.json` (rows left out, damage). All parts of a shard are joined into its piece of the token
+store, in memory that does not grow with the number of tokens.
 """
 
 import collections
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
 import numpy as np
 
 from data_pipeline.files import fsync_folder, write_atomically
-from data_pipeline.parquet import DataError, ShardInfo, read_row_group
+from data_pipeline.parquet import Damage, DataError, ShardInfo, read_row_group
 from data_pipeline.token_store import SPLITS, piece_file, piece_files
-from data_pipeline.tokenizer import MAX_SLICE, Tokenizer
+from data_pipeline.tokenizer import Tokenizer
 
 PART_BYTES = 4_000_000  # text in a part: about a second of work, the most an interruption loses
 DOCUMENT = np.dtype(  # what a part knows of each document: 33 bytes
@@ -48,24 +49,31 @@ class Part(NamedTuple):
     n_documents: int  # rows
     tokenizer: Path
     val_fraction: float
+    keep_before: bool = False  # leave out what follows damage in a row group, instead of stopping
 
 
 def plan_parts(
-    shard: ShardInfo, prefix: Path, *, tokenizer: Path, val_fraction: float
+    shard: ShardInfo,
+    prefix: Path,
+    *,
+    tokenizer: Path,
+    val_fraction: float,
+    keep_before: bool = False,
 ) -> list[Part]:
     """Cuts a shard into parts of about PART_BYTES, at row groups; depends on the shard alone."""
     parts: list[Part] = []
     groups: list[tuple[int, int]] = []
     first_row = size = n_documents = 0
-    for i, rows in enumerate(shard.row_group_sizes):
+    for i, group_size in enumerate(shard.row_group_sizes):
         groups.append((i, first_row))
-        first_row += rows
-        n_documents += rows
+        first_row += group_size
+        n_documents += group_size
         size += shard.text_bytes[i]
         if size >= PART_BYTES or i == shard.n_row_groups - 1:
             path = prefix.with_name(f"{prefix.name}-{len(parts):06d}")
+            rows = tuple(groups)
             parts.append(
-                Part(path, shard.path, tuple(groups), n_documents, tokenizer, val_fraction)
+                Part(path, shard.path, rows, n_documents, tokenizer, val_fraction, keep_before)
             )
             groups, size, n_documents = [], 0, 0
     return parts
@@ -81,32 +89,28 @@ def encode_part(part: Part) -> int:
     """Encodes one part into its folder; returns its bytes of text."""
     tokenizer = _load_tokenizer(part.tokenizer)
     skipped: collections.Counter[str] = collections.Counter()
+    damaged: list[Damage] | None = [] if part.keep_before else None
     n_bytes = 0
     with PartWriter(part.path, tokenizer.bos_id) as writer:
         for i, first_row in part.row_groups:
-            for document in read_row_group(part.shard, i, skipped=skipped):
-                size, text_hash = _size_and_hash(document.text)
+            for document in read_row_group(part.shard, i, skipped=skipped, damaged=damaged):
+                utf8 = document.utf8
                 writer.add(
-                    tokenizer.encode_uint16(document.text),
+                    tokenizer.encode_utf8(utf8),
                     row=first_row + document.row,
                     is_val=is_val(document.id, part.val_fraction),
-                    n_bytes=size,
-                    text_hash=text_hash,
+                    n_bytes=len(utf8),
+                    text_hash=_hash(utf8),
                     gpt2_tokens=-1 if document.token_count is None else document.token_count,
                 )
-                n_bytes += size
-        writer.counts = dict(skipped)
+                n_bytes += len(utf8)
+        writer.counts = {"skipped": skipped, "damaged": [d._asdict() for d in damaged or ()]}
     return n_bytes
 
 
-def _size_and_hash(text: str) -> tuple[int, int]:
-    """Returns the UTF-8 bytes of a text, and 64 bits that tell it from others."""
-    size, digest = 0, hashlib.blake2b(digest_size=8)
-    for i in range(0, len(text), MAX_SLICE):  # a 50 MB text is not copied whole
-        utf8 = text[i : i + MAX_SLICE].encode()
-        digest.update(utf8)
-        size += len(utf8)
-    return size, int.from_bytes(digest.digest(), "little")
+def _hash(utf8: memoryview) -> int:
+    """Returns 64 bits that tell a text from others."""
+    return int.from_bytes(hashlib.blake2b(utf8, digest_size=8).digest(), "little")
 
 
 @functools.lru_cache(maxsize=1)
@@ -129,7 +133,7 @@ class PartWriter:
         self._tokens: dict[str, list[bytes]] = {split: [] for split in SPLITS}
         self._documents: list[tuple[int, bool, int, int, int, int]] = []
         self._pending = 0  # bytes of tokens in memory
-        self.counts: dict[str, int] = {}  # stored with the part; the caller fills it
+        self.counts: dict[str, Any] = {}  # stored with the part; the caller fills it
 
     def __enter__(self) -> Self:
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -140,7 +144,7 @@ class PartWriter:
 
     def add(
         self,
-        tokens: bytes,
+        tokens: Iterable[bytes],
         *,
         row: int,
         is_val: bool,
@@ -148,13 +152,16 @@ class PartWriter:
         text_hash: int,
         gpt2_tokens: int,
     ) -> None:
-        """Adds a document; `tokens` are uint16 without BOS, the rest as in DOCUMENT."""
-        self._tokens[SPLITS[is_val]] += (self._bos, tokens)
-        n_tokens = 1 + len(tokens) // 2
-        self._documents.append((row, is_val, n_tokens, n_bytes, text_hash, gpt2_tokens))
-        self._pending += 2 + len(tokens)
-        if self._pending >= _FLUSH_BYTES:
-            self._flush()
+        """Adds a document; `tokens` are uint16 without BOS, in slices, the rest as in DOCUMENT."""
+        pending = self._tokens[SPLITS[is_val]]
+        size = 0
+        for chunk in itertools.chain((self._bos,), tokens):
+            pending.append(chunk)
+            size += len(chunk)
+            self._pending += len(chunk)
+            if self._pending >= _FLUSH_BYTES:
+                self._flush()
+        self._documents.append((row, is_val, size // 2, n_bytes, text_hash, gpt2_tokens))
 
     def _flush(self) -> None:
         for split, chunks in self._tokens.items():
@@ -185,10 +192,19 @@ class PartWriter:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def read_part(path: Path) -> tuple[np.ndarray, dict[str, int]]:
+def read_part(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """Returns the documents (DOCUMENT records) and the counts of a finished part."""
     documents = np.fromfile(path / "documents", DOCUMENT)
     return documents, json.loads((path / "counts.json").read_text())
+
+
+def discard_damaged(folder: Path) -> None:
+    """Removes the parts that lack documents: the file may have been mended since."""
+    for path in sorted(folder.glob("[!.]*")):
+        if read_part(path)[1]["damaged"]:
+            doomed = path.with_name(f".{path.name}.damaged.tmp")  # never half a part in its place
+            path.rename(doomed)
+            shutil.rmtree(doomed)
 
 
 def join_parts(
@@ -206,16 +222,19 @@ def join_parts(
       val_hashes: `text_hash` of every validation document of all shards, sorted.
 
     Returns:
-      counts for each split, and the number of training documents left out.
+      counts for each split, the number of training documents left out, and a hash of the source's
+      usable texts.
     """
     counts: dict[str, Any] = {split: collections.Counter() for split in SPLITS}
     left_out = 0
+    content = hashlib.sha256()
     paths = piece_files(folder, piece)
     with _removed_on_error(paths), contextlib.ExitStack() as stack:
         out = {path: stack.enter_context(path.open("wb")) for path in paths}
         for part in parts:
             documents, _ = read_part(part.path)
-            keep = documents["val"] | ~np.isin(documents["text_hash"], val_hashes)
+            content.update(documents[["row", "text_hash"]].tobytes())
+            keep = documents["val"] | ~_is_in(documents["text_hash"], val_hashes)
             left_out += int((~keep).sum())
             for split in SPLITS:
                 mine = documents["val"] == (split == "val")
@@ -230,7 +249,19 @@ def join_parts(
             f.flush()
             os.fsync(f.fileno())
     fsync_folder(folder)
-    return {split: dict(counts[split]) for split in SPLITS} | {"duplicate_of_val": left_out}
+    return {
+        **{split: dict(counts[split]) for split in SPLITS},
+        "duplicate_of_val": left_out,
+        "content_sha256": content.hexdigest(),
+    }
+
+
+def _is_in(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """Says for each value whether it is in `ordered`; np.isin would sort that for each part."""
+    if not len(ordered):
+        return np.zeros(len(values), bool)
+    places = np.searchsorted(ordered, values)
+    return ordered[np.minimum(places, len(ordered) - 1)] == values
 
 
 @contextlib.contextmanager

@@ -1,9 +1,23 @@
-"""Prepares a parquet file for training: tokenizer, tokens, split and statistics, once.
+"""Prepares parquet files for training: tokenizer, tokens, split and statistics, once.
 
     python -m data_pipeline.prepare --config=configs/quickstart.py
 
-Parts of the file (a few row groups each) are encoded by several processes, then joined. Kill it at
+It prints what the store holds; training finds the store by itself, and prepares it where needed.
+Parts of the files (a few row groups each) are encoded by several processes, then joined. Kill it at
 any moment and start it again: it goes on after the last finished part, and the store is the same.
+
+What can be set, each with --config.NAME=VALUE (configs/base.py has the defaults):
+
+    data.source             a parquet file with columns `text` and `id`, or a folder of such files
+    data.store_dir          where stores go; each (source, settings) gets a folder of its own
+    data.val_fraction       share of documents, chosen by a hash of `id`, that are never trained on
+    data.on_damage          stop, or keep_before: go on without what follows damage in a row group
+    data.prepare_workers    processes; 0: one for each CPU core
+    tokenizer.vocab_size    SentencePiece BPE pieces, at most 65,536
+    tokenizer.sample_bytes  text that the tokenizer is trained on
+
+Memory: 400 MB for each process where documents have up to 50 MB, 1.5 GB for the main one. Disk: the
+store (about 0.7 times the parquet file) twice, until the parts are joined.
 """
 
 import collections
@@ -23,17 +37,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import flags
-from data_pipeline import parquet, parts, token_store, workers
+from data_pipeline import parquet, parts, sample, statistics, token_store, workers
 from data_pipeline.files import fsync_folder
 from data_pipeline.parquet import DataError, ShardInfo
-from data_pipeline.token_store import SPLITS, TokenStore
-from data_pipeline.tokenizer import MAX_SLICE, Tokenizer, train_tokenizer
+from data_pipeline.statistics import summary
+from data_pipeline.token_store import SPLITS, TokenStore, differences
+from data_pipeline.tokenizer import Tokenizer, train_from_counts
 
 log = logging.getLogger(__name__)
 
-RECIPE = 1  # raise it when the same source and settings would give other tokens or splits
-SAMPLE_PLACES = 256  # places of the shard the tokenizer's sample is taken from
-PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
+RECIPE = 2  # raise it when the same source and settings would give other tokens or splits
+ON_DAMAGE = ("stop", "keep_before")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -45,24 +59,30 @@ def prepare(config: ConfigDict, *, progress: bool = True) -> Path:
         damaged. What has been done so far is kept, and used by the next call.
     """
     settings = _settings(config)
-    shards = [parquet.inspect(parquet.find_shard(config.data.source))]
+    shards = [parquet.inspect(path) for path in parquet.find_shards(config.data.source)]
     sources = [shard.identity() for shard in shards]
     identity = {"format": token_store.FORMAT, "recipe": RECIPE, "sources": sources, **settings}
-    name = f"{shards[0].path.stem}-{token_store.hash_json(identity)[:12]}"
+    more = f"+{len(shards) - 1}" if len(shards) > 1 else ""
+    name = f"{shards[0].path.stem}{more}-{token_store.hash_json(identity)[:12]}"
     store = Path(config.data.store_dir) / name
-    if _is_complete(store, sources, settings):
-        return store
-    with _disk_errors(store):
-        store.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(store):
-            if not _is_complete(store, sources, settings):  # made while we waited
-                _make(
-                    store,
-                    shards,
-                    settings=settings,
-                    n_workers=config.data.prepare_workers,
-                    progress=progress,
-                )
+    if not _is_complete(store, sources, settings):
+        with _disk_errors(store):
+            store.parent.mkdir(parents=True, exist_ok=True)
+            with _lock(store):
+                if not _is_complete(store, sources, settings):  # made while we waited
+                    _make(
+                        store,
+                        shards,
+                        settings=settings,
+                        n_workers=config.data.prepare_workers,
+                        progress=progress,
+                    )
+    for line in statistics.damage(TokenStore.open(store).manifest):
+        log.warning(
+            "DAMAGED SOURCE, and data.on_damage=keep_before: %s. To get them back, download the "
+            "file again and delete %s.",
+            *(line, store),
+        )
     return store
 
 
@@ -78,7 +98,12 @@ def _settings(config: ConfigDict) -> dict[str, Any]:
             f"tokenizer.sample_bytes={config.tokenizer.sample_bytes} must be at least 1 and "
             f"data.prepare_workers={config.data.prepare_workers} at least 0."
         )
+    if config.data.on_damage not in ON_DAMAGE:
+        raise DataError(
+            f"data.on_damage={config.data.on_damage!r}: must be one of {', '.join(ON_DAMAGE)}."
+        )
     return {
+        "on_damage": config.data.on_damage,
         "val_fraction": float(config.data.val_fraction),
         "vocab_size": config.tokenizer.vocab_size,
         "sample_bytes": config.tokenizer.sample_bytes,
@@ -90,10 +115,11 @@ def _is_complete(store: Path, sources: list[dict[str, Any]], settings: dict[str,
     if not store.exists():
         return False
     manifest = TokenStore.open(store).manifest
-    if (manifest["sources"], manifest["settings"]) != (sources, settings):
+    there = {key: manifest[key] for key in ("sources", "settings")}
+    if found := differences(there, {"sources": sources, "settings": settings}):
         raise DataError(
-            f"{store}: this store was made of {manifest['sources']} with {manifest['settings']}, "
-            f"and {sources} with {settings} is wanted. Move it away and run again."
+            f"{store}: this store is not what its name says ({'; '.join(found[:8])}). Move it away "
+            "and run again."
         )
     return True
 
@@ -108,7 +134,7 @@ def _disk_errors(store: Path) -> Iterator[None]:
         folder = next(p for p in (store.parent, *store.parent.parents) if p.exists())
         raise DataError(
             f"{store.parent}: the disk is full ({e.strerror}; {shutil.disk_usage(folder).free:,} "
-            "bytes are free). Preparing needs about 1.5 times the size of the parquet file. Free "
+            "bytes are free). Preparing needs about 1.5 times the size of the parquet files. Free "
             "some space, or put the store elsewhere with --config.data.store_dir=..., and run "
             "again: finished parts are kept."
         ) from e
@@ -147,20 +173,27 @@ def _make(
                 shutil.rmtree(leftover, ignore_errors=True)
             else:
                 leftover.unlink(missing_ok=True)
-        tokenizer = _tokenizer(work / token_store.TOKENIZER, shards, settings)
+        keep_before = settings["on_damage"] == "keep_before"
+        if keep_before:
+            parts.discard_damaged(work / "parts")
         plan = [
             parts.plan_parts(
                 shard,
                 work / "parts" / f"{piece:05d}",
                 tokenizer=work / token_store.TOKENIZER,
                 val_fraction=settings["val_fraction"],
+                keep_before=keep_before,
             )
             for piece, shard in enumerate(shards)
         ]
-        try:
-            workers.encode_parts(list(itertools.chain(*plan)), workers=n_workers, progress=progress)
-        finally:  # also where a part failed: a changing file looks like a damaged one
-            _check_unchanged(shards, work)
+        everything = list(itertools.chain(*plan))
+        with workers.Pool(n_workers, len(workers.missing(everything))) as pool:
+            try:
+                tokenizer = _tokenizer(work / token_store.TOKENIZER, shards, settings, pool)
+                workers.encode_parts(everything, pool=pool, progress=progress)
+            finally:  # also where a part failed: a changing file looks like a damaged one
+                pool.close()
+                _check_unchanged(shards, work)
         manifest = {
             "format": token_store.FORMAT,
             "sources": [shard.identity() for shard in shards],
@@ -189,7 +222,9 @@ def _check_unchanged(shards: Sequence[ShardInfo], work: Path) -> None:
             )
 
 
-def _tokenizer(path: Path, shards: Sequence[ShardInfo], settings: dict[str, Any]) -> Tokenizer:
+def _tokenizer(
+    path: Path, shards: Sequence[ShardInfo], settings: dict[str, Any], pool: workers.Pool
+) -> Tokenizer:
     """Returns the tokenizer of an earlier, interrupted call, or trains it."""
     if path.exists():
         return Tokenizer.load(path)
@@ -199,31 +234,18 @@ def _tokenizer(path: Path, shards: Sequence[ShardInfo], settings: dict[str, Any]
         "training the tokenizer (%d pieces) on %.1f MB of %.1f MB of text, spread evenly",
         *(settings["vocab_size"], min(wanted, total) / 1e6, total / 1e6),
     )
-    texts = sample(shards, wanted, settings["val_fraction"])
-    tokenizer = train_tokenizer(texts, vocab_size=settings["vocab_size"], path=path)
+    places = sample.plan_sample(
+        shards,
+        wanted,
+        val_fraction=settings["val_fraction"],
+        keep_before=settings["on_damage"] == "keep_before",
+    )
+    counts: collections.Counter[str] = collections.Counter()
+    for _, found in pool.run(sample.count_place, places):  # sums do not depend on the order
+        counts.update(found)
+    tokenizer = train_from_counts(counts, vocab_size=settings["vocab_size"], path=path)
     log.info("trained the tokenizer in %.1f s", time.monotonic() - start)
     return tokenizer
-
-
-def sample(shards: Sequence[ShardInfo], n_bytes: int, val_fraction: float) -> Iterator[str]:
-    """Yields about `n_bytes` of training text from the starts of evenly spaced row groups.
-
-    A function of the shards and the arguments alone. Validation documents are left out, and of
-    very long documents only the beginning is used.
-    """
-    groups = [(shard.path, i) for shard in shards for i in range(shard.n_row_groups)]
-    places = min(len(groups), SAMPLE_PLACES)
-    taken = 0
-    for place in range(places):
-        path, i = groups[place * len(groups) // places]
-        budget = n_bytes * (place + 1) // places  # what earlier places lacked is made up for
-        for document in parquet.read_row_group(path, i):
-            if taken >= budget:
-                break
-            if not parts.is_val(document.id, val_fraction):
-                text = document.text[:MAX_SLICE]
-                taken += len(text.encode())
-                yield text
 
 
 def _join(
@@ -231,13 +253,19 @@ def _join(
 ) -> dict[str, Any]:
     """Joins the parts of each shard into its piece; returns that share of the manifest."""
     skipped = collections.Counter(null_text=0, null_id=0, empty_text=0, invalid_utf8=0)
-    all_hashes, val_hashes = [], []  # 8 bytes a document
+    damaged: list[dict[str, Any]] = []
+    val_hashes = []  # 8 bytes a document
+    n_documents = 0
     for part in itertools.chain(*plan):
         documents, counts = parts.read_part(part.path)
-        skipped.update(counts)
-        all_hashes.append(documents["text_hash"])
+        skipped.update(counts["skipped"])
+        damaged += ({"file": part.shard.name, **damage} for damage in counts["damaged"])
         val_hashes.append(documents["text_hash"][documents["val"]])
-    n_documents = sum(map(len, all_hashes))
+        n_documents += len(documents)
+
+    def all_hashes() -> Iterator[np.ndarray]:
+        return (parts.read_part(p.path)[0]["text_hash"] for p in itertools.chain(*plan))
+
     in_val = np.unique(np.concatenate(val_hashes))
     pieces, files = [], [work / token_store.TOKENIZER]
     for i, (shard, piece) in enumerate(zip(shards, plan, strict=True)):
@@ -246,75 +274,14 @@ def _join(
         pieces.append({"source": shard.path.name, **counts})
         files += token_store.piece_files(work, i)
     return {
-        "splits": {split: _statistics(work, pieces, split) for split in SPLITS},
+        "splits": {split: statistics.split_statistics(work, pieces, split) for split in SPLITS},
         "usable_documents": n_documents,
-        "exact_duplicates": n_documents - len(np.unique(np.concatenate(all_hashes))),
+        "exact_duplicates": n_documents - statistics.count_distinct(all_hashes, n_documents),
         "skipped": dict(skipped),
+        "damaged": damaged,
         "pieces": pieces,
         "files": {path.name: token_store.file_record(path) for path in files},
     }
-
-
-def _statistics(work: Path, pieces: Sequence[dict[str, Any]], split: str) -> dict[str, Any]:
-    """Sums a split over its pieces.
-
-    Raises:
-      DataError: the split is empty.
-    """
-    total: collections.Counter[str] = collections.Counter()
-    for piece in pieces:
-        total.update(piece[split])
-    if not total["documents"]:
-        raise DataError(
-            f"{', '.join(p['source'] for p in pieces)}: not one document falls into the split "
-            f"{split!r}. {'Raise' if split == 'val' else 'Lower'} it with "
-            "--config.data.val_fraction=... (documents are chosen by a hash of their id)."
-        )
-    text_tokens = total["tokens"] - total["documents"]
-    lengths = np.concatenate(
-        [
-            np.fromfile(token_store.piece_file(work, i, split, "lengths"), "<i4")
-            for i in range(len(pieces))
-        ]
-    )
-    percentiles = np.percentile(lengths, PERCENTILES, method="nearest")
-    return {
-        "documents": total["documents"],
-        "tokens": total["tokens"],  # one BOS a document included
-        "tokens_without_bos": text_tokens,
-        "bytes": total["bytes"],
-        "bytes_per_token": round(total["bytes"] / text_tokens, 4),
-        "gpt2_tokens": total["gpt2_tokens"] if total["gpt2_documents"] else None,
-        "length_percentiles": {
-            str(p): int(n) for p, n in zip(PERCENTILES, percentiles, strict=True)
-        },
-    }
-
-
-def summary(store: TokenStore) -> str:
-    """Describes a store in a few lines for a person."""
-    manifest = store.manifest
-    lines = [f"store      {store.path}  (hash {store.hash[:12]})"]
-    for source in manifest["sources"]:
-        lines.append(
-            f"source     {source['file']}: {source['documents']:,} documents, "
-            f"{source['size_bytes']:,} bytes, {source['row_groups']:,} row groups"
-        )
-    lines.append(f"tokenizer  {manifest['tokenizer']['vocab_size']:,} pieces")
-    for name, split in manifest["splits"].items():
-        gpt2 = split["gpt2_tokens"]
-        lines.append(
-            f"{name:<10} {split['documents']:,} documents, {split['tokens']:,} tokens, "
-            f"{split['bytes']:,} bytes ({split['bytes_per_token']:.2f} bytes per token"
-            + (f"; GPT-2 needs {gpt2:,} tokens)" if gpt2 is not None else ")")
-        )
-        lengths = ", ".join(f"{p} %: {n:,}" for p, n in split["length_percentiles"].items())
-        lines.append(f"           tokens in a document, percentiles: {lengths}")
-    skipped = {k: v for k, v in manifest["skipped"].items() if v}
-    left_out = ", ".join(f"{v:,} {k}" for k, v in skipped.items()) or "none"
-    lines.append(f"left out   {left_out}")
-    lines.append(f"duplicates {manifest['exact_duplicates']:,} texts stand more than once")
-    return "\n".join(lines)
 
 
 def main(config: ConfigDict) -> None:

@@ -13,6 +13,8 @@ One parquet file becomes one piece (00000); data_pipeline.parts writes it.
 import functools
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,11 @@ from data_pipeline.files import write_atomically
 from data_pipeline.parquet import DataError
 from data_pipeline.tokenizer import Tokenizer
 
-FORMAT = 1  # raise it when files or their meaning change: older stores are then prepared again
+FORMAT = 2  # raise it when files or their meaning change: older stores are then prepared again
 SPLITS = ("train", "val")
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.model"
+MAX_MAPS = 256  # token files of a split that are open at a time: a process may open 1,024 files
 _REMEDY = "Delete the folder {folder} and run again: the data is then prepared anew."
 
 
@@ -56,7 +59,7 @@ class Split:
                 f"{folder}: the document lengths of split {name!r} add up to {ends[-1]:,} tokens "
                 f"and the manifest says {self.n_tokens:,}. " + _REMEDY.format(folder=folder)
             )
-        self._maps: dict[int, np.ndarray] = {}
+        self._tokens = functools.lru_cache(MAX_MAPS)(self._map)
 
     @property
     def _range(self) -> range:
@@ -81,12 +84,13 @@ class Split:
                 f"tokens {start}:{stop} of document {doc}, which has {self.doc_lengths[doc]}"
             )
         base = int(self._starts[doc] - self._first_token[piece])
-        tokens = self._maps.get(piece)
-        if tokens is None:
-            path = piece_file(self._folder, piece, self._name, "tokens")
-            # A plain ndarray over the map: slicing np.memmap itself costs several times as much.
-            tokens = self._maps[piece] = np.asarray(np.memmap(path, "<u2", mode="r"))
+        tokens = self._tokens(piece)
         return tokens[base + start : base + stop]
+
+    def _map(self, piece: int) -> np.ndarray:
+        path = piece_file(self._folder, piece, self._name, "tokens")
+        # A plain ndarray over the map: slicing np.memmap itself costs several times as much.
+        return np.asarray(np.memmap(path, "<u2", mode="r"))
 
     def doc_id(self, doc: int) -> str:
         """Returns where document `doc` comes from, as `file.parquet:row` (rows count from 0)."""
@@ -104,8 +108,12 @@ class TokenStore:
         """Use `open`."""
         self.path = path
         self.manifest = manifest
-        identity = {k: manifest[k] for k in ("format", "sources", "settings", "tokenizer", "files")}
-        self.hash: str = hash_json(identity)
+        # What makes this store another than that one, in a form that can be told: `differences`.
+        self.identity: dict[str, Any] = {
+            **{key: manifest[key] for key in ("format", "sources", "settings", "tokenizer")},
+            "content": [piece["content_sha256"] for piece in manifest["pieces"]],
+        }
+        self.hash: str = hash_json({**self.identity, "files": manifest["files"]})
         self._splits: dict[str, Split] = {}
 
     @classmethod
@@ -133,14 +141,18 @@ class TokenStore:
         for name in dict.fromkeys([*manifest["files"], *needed]):
             expected = manifest["files"][name]
             file = folder / name
-            if file.resolve().parent != folder.resolve():
+            try:
+                found: os.stat_result | None = file.lstat()
+            except OSError:
+                found = None
+            link = found is not None and not stat.S_ISREG(found.st_mode)
+            if link or os.path.basename(name) != name:
                 raise DataError(
                     f"{folder / MANIFEST}: the file name {name!r} leads out of the store folder. "
                     "This store was not made by data_pipeline.prepare: do not use it."
                 )
-            found = file.stat().st_size if file.is_file() else None
-            if found != expected["size_bytes"]:
-                state = "is missing" if found is None else f"has {found:,} bytes"
+            if found is None or found.st_size != expected["size_bytes"]:
+                state = "is missing" if found is None else f"has {found.st_size:,} bytes"
                 raise DataError(
                     f"{file}: the file {state}, and the manifest says "
                     f"{expected['size_bytes']:,} bytes. " + _REMEDY.format(folder=folder)
@@ -203,7 +215,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(
             f"{folder}: the store has format {found} and this program reads {FORMAT}. {remedy}"
         )
-    keys = {"sources", "settings", "tokenizer", "splits", "pieces", "files"}
+    keys = {"sources", "settings", "tokenizer", "splits", "pieces", "damaged", "files"}
     if missing := sorted(keys - manifest.keys()):
         raise DataError(f"{path}: the manifest is damaged (it lacks {missing}). {remedy}")
     return manifest
@@ -212,6 +224,21 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 def hash_json(value: Any) -> str:
     """Returns the sha256 of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def differences(there: Any, here: Any, name: str = "") -> list[str]:
+    """Returns a phrase for each leaf in which two JSON values differ."""
+    if isinstance(there, list) and isinstance(here, list):
+        if len(there) != len(here):
+            return [f"{name}: {len(there)} there, {len(here)} here"]
+        there, here = dict(enumerate(there)), dict(enumerate(here))
+    if isinstance(there, dict) and isinstance(here, dict):
+        prefix = f"{name}." if name else ""
+        found = []
+        for key in dict.fromkeys([*there, *here]):
+            found += differences(there.get(key), here.get(key), f"{prefix}{key}")
+        return found
+    return [] if there == here else [f"{name}: {there} there, {here} here"]
 
 
 def file_record(path: Path) -> dict[str, Any]:

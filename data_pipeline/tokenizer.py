@@ -10,7 +10,7 @@ import hashlib
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from data_pipeline.parquet import DataError
 
 MAX_VOCAB_SIZE = 65_536  # tokens are stored as uint16
 MAX_WORD = 256  # characters; a longer word is cut, which bounds time and memory on hostile text
-MAX_SLICE = 1 << 20  # characters encoded at a time, so that a 50 MB document needs little memory
+MAX_SLICE = 1 << 18  # bytes encoded at a time, so that a 50 MB document needs little memory
 
 SPACE = "\u2581"  # SentencePiece writes a space like this, and so cannot tell it from the real one
 _WORD = re.compile(f"[\n{SPACE}]| {{0,{MAX_WORD}}}[^ \n{SPACE}]{{1,{MAX_WORD}}}| {{1,{MAX_WORD}}}")
@@ -130,16 +130,18 @@ class Tokenizer:
             digest.update(np.float32(sp.get_score(i)).tobytes())
         return digest.hexdigest()
 
+    def encode_utf8(self, utf8: bytes | memoryview) -> Iterator[bytes]:
+        """Yields the ids of a text, without BOS, as little-endian uint16: the form of the store."""
+        for text in slices(utf8):
+            yield b"".join(map(self._cache.__getitem__, _WORD.findall(text)))
+
     def encode_uint16(self, text: str) -> bytes:
-        """Returns the ids of `text`, without BOS, as little-endian uint16: the form of the store.
+        """Returns what `encode_utf8` yields.
 
         Raises:
           UnicodeEncodeError: the text holds a lone surrogate, which no UTF-8 file can.
         """
-        return b"".join(
-            b"".join(map(self._cache.__getitem__, _WORD.findall(text, i, i + MAX_SLICE)))
-            for i in range(0, len(text), MAX_SLICE)
-        )
+        return b"".join(self.encode_utf8(text.encode()))
 
     def encode(self, text: str) -> np.ndarray:
         """Returns the ids of `text` [n], int32, without BOS."""
@@ -195,11 +197,37 @@ class _WordCache(dict[str, bytes]):
         return ids
 
 
+def slices(utf8: bytes | memoryview) -> Iterator[str]:
+    """Yields a text in slices of at most MAX_SLICE bytes that end between characters."""
+    view = memoryview(utf8)
+    start = 0
+    while start < len(view):
+        stop = min(start + MAX_SLICE, len(view))
+        while stop < len(view) and view[stop] & 0xC0 == 0x80:  # in the middle of a character
+            stop -= 1
+        yield str(view[start:stop], "utf-8")
+        start = stop
+
+
+def count_words(texts: Iterable[str]) -> Counter[str]:
+    """Counts the words of texts: all that `train_from_counts` needs to know of them."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        for part in slices(text.encode()):
+            counts.update(_WORD.findall(part))
+    return counts
+
+
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int, path: str | Path) -> Tokenizer:
-    """Trains a BPE model on `texts`, writes it to `path` atomically and returns it.
+    """Trains a BPE model on `texts`: see `train_from_counts`."""
+    return train_from_counts(count_words(texts), vocab_size=vocab_size, path=path)
+
+
+def train_from_counts(counts: Mapping[str, int], *, vocab_size: int, path: str | Path) -> Tokenizer:
+    """Trains a BPE model on counted words, writes it to `path` atomically and returns it.
 
     SentencePiece gets the words and their counts, not the text: the pieces are the same, in less
-    time and memory. The file is a function of the texts and the vocabulary size alone.
+    time and memory. The file is a function of the counts and the vocabulary size alone.
 
     Raises:
       DataError: `vocab_size` does not fit the texts, or there is no text.
@@ -209,10 +237,6 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, path: str | Path) 
             f"tokenizer.vocab_size={vocab_size}: at most {MAX_VOCAB_SIZE:,} pieces are possible, "
             "because tokens are stored as uint16."
         )
-    counts: Counter[str] = Counter()
-    for text in texts:
-        for i in range(0, len(text), MAX_SLICE):
-            counts.update(_WORD.findall(text, i, i + MAX_SLICE))
     lines = _training_lines(counts)
     if not lines:
         raise DataError(
@@ -230,8 +254,9 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, path: str | Path) 
     return Tokenizer.load(path)
 
 
-def _training_lines(counts: Counter[str]) -> list[str]:
+def _training_lines(words: Mapping[str, int]) -> list[str]:
     """Returns `word TAB count` lines in an order that depends on the counts alone."""
+    counts = Counter(words)
     for word in [w for w in counts if "\t" in w or "\0" in w]:  # no piece can hold these two
         for part in re.split("[\t\0]", word):
             counts[part] += counts[word]

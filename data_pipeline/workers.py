@@ -1,6 +1,7 @@
-"""Runs parts in several processes, with progress; the result does not depend on their number."""
+"""Runs work in several processes, with progress; the result does not depend on their number."""
 
 import contextlib
+import datetime
 import logging
 import multiprocessing
 import os
@@ -9,8 +10,9 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
+from typing import Self, TypeVar
 
 from tqdm import tqdm
 
@@ -20,51 +22,86 @@ from data_pipeline.parts import Part, encode_part
 log = logging.getLogger(__name__)
 
 LOG_SECONDS = 10.0  # between lines of progress where there is no terminal
+PARTS_TO_PAY = 2  # a process takes as long to start as one part takes to encode
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
-def encode_parts(parts: Sequence[Part], *, workers: int, progress: bool) -> None:
-    """Encodes the parts that do not exist yet, in `workers` processes (0: one for each core).
+class Pool:
+    """Processes that run functions of one argument; none where they would not pay.
+
+    Use it in a `with` block, whose end waits for the work in hand: finished parts are kept.
+    """
+
+    def __init__(self, workers: int, n_parts: int) -> None:
+        """Takes the number of processes (0: one for each core) and of parts they will encode."""
+        workers = min(workers or len(os.sched_getaffinity(0)), n_parts // PARTS_TO_PAY)
+        self._workers = workers
+        self._pool: futures.ProcessPoolExecutor | None = None
+        if workers > 1:  # else in this process, where a debugger can step in, too
+            self._pool = futures.ProcessPoolExecutor(
+                workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Waits for the work in hand and ends the processes."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def run(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R]]:
+        """Yields each item with its result, as they are finished.
+
+        Raises:
+          DataError: from the function, or because the system killed a process.
+        """
+        if self._pool is None:
+            for item in items:
+                yield item, function(item)
+            return
+        try:
+            with _bare_main():  # submitting starts the processes
+                pending = {self._pool.submit(function, item): item for item in items}
+            for future in futures.as_completed(pending):
+                yield pending.pop(future), future.result()
+        except futures.process.BrokenProcessPool as e:
+            raise DataError(
+                "A process that encodes text was killed, most likely because the machine ran out "
+                f"of memory with {self._workers} of them (up to 400 MB each). Finished parts are "
+                "kept: run again with a smaller number, for example "
+                "--config.data.prepare_workers=2"
+            ) from e
+
+
+def encode_parts(parts: Sequence[Part], *, pool: Pool, progress: bool) -> None:
+    """Encodes the parts that do not exist yet.
 
     Raises:
       DataError: from a part, or because the system killed a worker.
     """
-    todo = [part for part in parts if not part.path.exists()]
+    todo = missing(parts)
     if len(todo) < len(parts):
         log.info(
             "going on after an interruption: %d of %d parts exist",
             len(parts) - len(todo),
             len(parts),
         )
-    workers = min(workers or len(os.sched_getaffinity(0)), len(todo))
     total = sum(part.n_documents for part in parts)
     reporter = _Progress(total, total - sum(part.n_documents for part in todo), enabled=progress)
     with contextlib.closing(reporter):
-        for part, n_bytes in _run(todo, workers):
+        for part, n_bytes in pool.run(encode_part, todo):
             reporter.update(part.n_documents, n_bytes)
 
 
-def _run(parts: Sequence[Part], workers: int) -> Iterator[tuple[Part, int]]:
-    """Yields each part with its bytes of text, as parts are finished."""
-    if workers <= 1:  # in this process: nothing to start, and a debugger can step in
-        for part in parts:
-            yield part, encode_part(part)
-        return
-    pool = futures.ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
-    try:
-        with _bare_main():  # submitting starts the processes
-            pending = {pool.submit(encode_part, part): part for part in parts}
-        for future in futures.as_completed(pending):
-            yield pending[future], future.result()
-    except futures.process.BrokenProcessPool as e:
-        raise DataError(
-            "A process that encodes text was killed, most likely because the machine ran out of "
-            f"memory with {workers} of them (up to 400 MB each). Finished parts are kept: run "
-            "again with a smaller number, for example --config.data.prepare_workers=2"
-        ) from e
-    finally:
-        pool.shutdown(cancel_futures=True)  # waits for the parts in hand: they are kept
+def missing(parts: Sequence[Part]) -> list[Part]:
+    """Returns the parts that do not exist yet."""
+    return [part for part in parts if not part.path.exists()]
 
 
 @contextlib.contextmanager
@@ -123,9 +160,9 @@ class _Progress:
             self._logged = now
             left = (self._total - self._done) / max(self._done - self._skipped, 1)
             log.info(
-                "encoded %s of %s documents (%.0f %%), %s, %.0f s left",
+                "encoded %s of %s documents (%.0f %%), %s, %s left",
                 *(f"{self._done:,}", f"{self._total:,}", 100 * self._done / self._total, rate),
-                left * (now - self._start),
+                datetime.timedelta(seconds=round(left * (now - self._start))),
             )
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from configs.flags import UserError
+from data_pipeline.token_store import TokenStore, differences
 from gptjax.train_step import StepFunctions, TrainState
 
 _log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ _SAME = (
     "model.bias",
     "seed",
 )
+_SHOWN = 12  # differences of the data in an error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,19 +46,19 @@ class Progress:
 class Checkpoints:
     """The checkpoints of one workdir."""
 
-    def __init__(self, workdir: Path, config: ConfigDict, store_hash: str, tokenizer_hash: str):
+    def __init__(self, workdir: Path, config: ConfigDict, store: TokenStore):
         """Opens `workdir/checkpoints`, removing what an interrupted save left.
 
         Args:
             workdir: the run's folder.
             config: the run's configuration, kept in each checkpoint.
-            store_hash: identity of the token store.
-            tokenizer_hash: identity of the tokenizer.
+            store: what the run trains on; its identity is kept, too.
         """
         self._identity = {
             "config": config.to_dict(),
-            "store_hash": store_hash,
-            "tokenizer_hash": tokenizer_hash,
+            "store_hash": store.hash,
+            "tokenizer_hash": store.tokenizer.hash,
+            "store": store.identity,  # so that a difference can be named
         }
         self._config = config
         best = BestN(
@@ -161,10 +163,15 @@ class Checkpoints:
                 new.train.gradient_accumulation_steps > 1,
             )
         )
-        if differences := [f"{key}: {a} there, {b} here" for key, a, b in pairs if a != b]:
+        found = [f"{key}: {a} there, {b} here" for key, a, b in pairs if a != b]
+        if meta["store_hash"] != self._identity["store_hash"]:
+            # Nothing else may differ: where other versions of the libraries made the files.
+            data = differences(meta.get("store", {}), self._identity["store"], "data")
+            found += [*data[:_SHOWN], *([f"... {len(data):,} in all"] if data[_SHOWN:] else [])]
+        if found:
             raise UserError(
                 f"{folder} belongs to another run and cannot be continued with this configuration:"
-                "\n  - " + "\n  - ".join(differences) + "\nGive this run a workdir of its own "
+                "\n  - " + "\n  - ".join(found) + "\nGive this run a workdir of its own "
                 "(--config.workdir=...), or restore those settings. Nothing was changed."
             )
 

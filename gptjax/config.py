@@ -58,6 +58,7 @@ def validate(config: ConfigDict, n_devices: int) -> None:
     for group, key, values in (
         ("model", "compute_dtype", ("auto", "float32", "bfloat16")),
         ("model", "remat", ("none", "dots", "full")),
+        ("data", "on_damage", ("stop", "keep_before")),
     ):
         value = config[group][key]
         require(value in values, f"{group}.{key} = {value!r} must be one of {', '.join(values)}")

@@ -51,7 +51,7 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
 
     mesh = make_mesh(config.mesh.fsdp)
     steps = StepFunctions(config, gpt, store.tokenizer.token_bytes, mesh)
-    checkpoints = Checkpoints(workdir, config, store.hash, store.tokenizer.hash)
+    checkpoints = Checkpoints(workdir, config, store)
     try:
         restored = checkpoints.restore(steps)
         config_lib.save(config, workdir)  # only now: a run that is refused must change nothing

@@ -128,6 +128,11 @@ RULES = [
     *((name, {name: -1}, f"{name} = -1(.0)? must not be negative") for name in NOT_NEGATIVE),
     ("compute_dtype", {"model.compute_dtype": "float16"}, "auto, float32, bfloat16"),
     ("remat", {"model.remat": "some"}, "model.remat = 'some' must be one of none, dots, full"),
+    (
+        "on_damage",
+        {"data.on_damage": "skip"},
+        "'skip' must be one of stop, keep_before",
+    ),
     ("heads", {"model.n_head": 3}, "n_embd = 32 must be a multiple of model.n_head = 3"),
     ("dropout of all", {"model.dropout": 1.0}, r"dropout = 1.0 must be in \[0, 1\)"),
     ("dropout below 0", {"model.dropout": -0.1}, r"dropout = -0.1 must be in \[0, 1\)"),

@@ -133,9 +133,9 @@ def _truncated(path: Path) -> None:
 
 BAD = {
     "no file": (lambda path: None, r"data\.source.*FineWeb"),
-    "two candidates": (
-        lambda path: [path.with_name(f"{i}.parquet").write_bytes(b"x") for i in "ab"],
-        r"a\.parquet, b\.parquet.*--config\.data\.source=",
+    "two files, neither parquet": (
+        lambda path: [path.with_name(f"{i}.parquet").write_bytes(b"x") for i in "ba"],
+        r"/a\.parquet: this is not a parquet file.*[Dd]ownload",
     ),
     "no text column": (
         lambda path: _write(path, pa.table({"id": ["a"], "txt": ["b"]})),

@@ -22,11 +22,14 @@ ORDER = [
     "data_pipeline.parquet",
     "data_pipeline.tokenizer",
     "data_pipeline.token_store",
+    "data_pipeline.statistics",
     "data_pipeline.parts",
+    "data_pipeline.sample",
     "data_pipeline.workers",
     "data_pipeline.prepare",
     "data_pipeline.packing",
     "data_pipeline.pipeline",
+    "data_pipeline.browse",
     "gptjax",
     "gptjax.config",
     "gptjax.attention",
@@ -48,7 +51,8 @@ ORDER = [
 
 # Programs, and who else uses them as modules.
 PROGRAMS = {
-    "data_pipeline.prepare": {"gptjax.train"},
+    "data_pipeline.browse": set(),
+    "data_pipeline.prepare": {"data_pipeline.browse", "gptjax.train"},
     "gptjax.generate": {"gptjax.train"},
     "gptjax.main": set(),
 }

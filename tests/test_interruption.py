@@ -38,34 +38,46 @@ def made(shard, tmp_path_factory):
     return prepare.prepare(make_config(shard, tmp_path_factory.mktemp("stores")))
 
 
-# Durable steps are those after an fsync: a process that is killed just before its n-th fsync, for
-# every n, is killed between any two of them. Run apart, because JAX does not like to be forked.
-KILL_ANYWHERE = """
-import os, pathlib, shutil, signal, sys
+# Programs that kill preparation, again and again, in processes that they fork, so that what it
+# needs is imported once. They run apart from pytest, because JAX does not like to be forked.
+HARNESS = """
+import os, pathlib, random, shutil, signal, sys, time, traceback
 sys.path[:0] = [{root!r}, {tests!r}]
 import test_prepare as t
 from data_pipeline import parts, prepare
-parts.PART_BYTES = 10_000
+parts.PART_BYTES = {part_bytes}
 shard, root = {shard!r}, pathlib.Path({folder!r})
 real_fsync = os.fsync
 
-def run(folder, die_at):
+def start(folder, die_at=0, workers=1):
     pid = os.fork()
-    if pid == 0:
-        steps = 0
-        def fsync(fd):
-            nonlocal steps
-            steps += 1
-            if steps == die_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            real_fsync(fd)
-        os.fsync = fsync
-        prepare.prepare(t.make_config(shard, folder), progress=False)
+    if pid:
+        return pid
+    os.setsid()  # a process group of its own, with its workers
+    steps = 0
+    def fsync(fd):
+        nonlocal steps
+        steps += 1
+        if steps == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real_fsync(fd)
+    os.fsync = fsync
+    try:
+        prepare.prepare(t.make_config(shard, folder, workers), progress=False)
         os._exit(0)
-    return os.waitpid(pid, 0)[1]
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
 
-deaths = 0
-while True:
+def run(*arguments):
+    return os.waitpid(start(*arguments), 0)[1]
+"""
+
+# Durable steps are those after an fsync: a process that is killed just before its n-th fsync, for
+# every n, is killed between any two of them.
+KILL_AT_EACH_STEP = """
+deaths = failures = 0
+while deaths < {most}:
     folder = root / str(deaths)
     status = run(folder, deaths + 1)
     if status == 0:
@@ -74,23 +86,100 @@ while True:
     deaths += 1
     if deaths > 1 and deaths % 3 == 0:
         run(folder, 4)  # and once more, on the way to recovery
-    assert run(folder, 0) == 0, deaths
-print(deaths)
+    failures += run(folder) != 0
+print(deaths, failures)
+"""
+
+# A rename that is not atomic: the new folder fills up file by file, as a copy would.
+TORN_RENAME = """
+real_rename = pathlib.Path.rename
+def rename(self, target):
+    if target.parent.name != "parts":
+        return real_rename(self, target)
+    target.mkdir()
+    for file in sorted(self.iterdir()):
+        shutil.copy(file, target)
+        os.fsync(0)
+pathlib.Path.rename = rename
+real_fsync = lambda fd: None
+"""
+
+# Kills the whole group at random moments until the store is there, and begins anew.
+KILL_AT_RANDOM = """
+random.seed({seed})
+deaths = rounds = 0
+seen = set()
+while deaths < {least}:
+    folder = root / str(rounds)
+    rounds += 1
+    while True:
+        pid = start(folder, 0, {workers})
+        time.sleep(random.uniform(0, {seconds}))
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            break
+        os.killpg(pid, signal.SIGKILL) if os.getpgid(pid) == pid else os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        if status == 0:  # it was done when the signal came
+            break
+        assert status == signal.SIGKILL, status
+        deaths += 1
+        names = [str(path) for path in folder.rglob("*")]
+        kinds = ("tokenizer.model", "parts/00000-", "parts/.", "00000-train.rows")
+        seen |= {{kind for kind in kinds if any(kind in name for name in names)}}
+    assert status == 0, status
+print(deaths, rounds, *sorted(seen))
 """
 
 
-def test_killed_at_any_step_it_resumes_and_ends_the_same(made, shard, tmp_path):
-    code = KILL_ANYWHERE.format(
-        root=str(ROOT), tests=str(ROOT / "tests"), shard=str(shard), folder=str(tmp_path)
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+def harness(program, folder, shard, *, part_bytes=10_000, timeout=300, **values):
+    """Runs one of the programs above; returns the words it prints."""
+    values |= {"root": str(ROOT), "tests": str(ROOT / "tests"), "part_bytes": part_bytes}
+    code = (HARNESS + program).format(folder=str(folder), shard=str(shard), **values)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
     assert done.returncode == 0, done.stderr
-    deaths = int(done.stdout)
-    assert deaths > 20
+    return done.stdout.split()
+
+
+def test_killed_at_any_step_it_resumes_and_ends_the_same(made, shard, tmp_path):
+    deaths, failures = map(int, harness(KILL_AT_EACH_STEP, tmp_path, shard, most=1000))
+    assert deaths > 20 and failures == 0
     expected = contents(made)
     for folder in tmp_path.iterdir():
         assert [p.name for p in folder.glob("[!.]*")] == [made.name]
         assert contents(folder / made.name) == expected, folder
+
+
+def test_that_test_would_notice_a_rename_that_is_not_atomic(made, shard, tmp_path):
+    words = harness(TORN_RENAME + KILL_AT_EACH_STEP, tmp_path, shard, most=25)
+    deaths, failures = map(int, words)
+    stores = [folder / made.name for folder in tmp_path.iterdir()]
+    other = sum(contents(s) != contents(made) for s in stores if s.exists())
+    assert deaths == 25 and failures + other >= 3
+
+
+@pytest.mark.parametrize(("workers", "least", "seconds"), [(1, 36, 0.25), (2, 6, 2.0)])
+def test_killed_at_random_moments_it_ends_the_same(tmp_path, workers, least, seconds):
+    shard = write_shard(tmp_path / "000_00000.parquet", make_rows(600), 10)
+    unbroken = prepare.prepare(make_config(shard, tmp_path / "unbroken"))
+    words = harness(
+        KILL_AT_RANDOM,
+        tmp_path / "killed",
+        shard,
+        part_bytes=1,
+        seed=workers,
+        workers=workers,
+        least=least,
+        seconds=seconds,
+    )
+    deaths, rounds = map(int, words[:2])
+    assert deaths >= least and {"tokenizer.model", "parts/00000-"} <= set(words[2:])
+    expected = contents(unbroken)
+    for i in range(rounds):
+        folder = tmp_path / "killed" / str(i)
+        assert [p.name for p in folder.glob("[!.]*")] == [unbroken.name]
+        assert contents(folder / unbroken.name) == expected
 
 
 def start(config, *, part_bytes=1, limit=None, slow=0.0):

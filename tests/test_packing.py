@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.packing import PackedRows, permutation
+from data_pipeline.packing import PackedRows, golden_step, permutation
 
 BOS = 1
 
@@ -57,8 +57,9 @@ def naive_epoch(split, block_size, seed, epoch):
                 positions + empty,
             )
         )
-    row_order = permutation(len(rows), seed, 2 * epoch + 1)
-    return [rows[i] for i in row_order]
+    (word,) = np.random.Philox(key=np.array([seed, 2 * epoch + 1], np.uint64)).random_raw(1)
+    step = golden_step(len(rows))
+    return [rows[(int(word) + i * step) % len(rows)] for i in range(len(rows))]
 
 
 SHAPES = [
@@ -140,5 +141,23 @@ def _philox_4x64(counter, key):
 def test_permutation_is_that_of_philox(key):
     n = 1000
     words = [w for i in range(1, n // 4 + 1) for w in _philox_4x64((i, 0, 0, 0), key)]
-    expected = sorted(range(n), key=words.__getitem__)
+    expected = sorted(range(n), key=lambda i: words[i] % 2**32)
     assert permutation(n, *key).tolist() == expected
+
+
+def test_permutation_of_many_with_equal_words():
+    n = 300_000  # about ten pairs have the same 32 bits
+    words = np.random.Philox(key=np.array([5, 6], np.uint64)).random_raw(n) % 2**32
+    assert len(np.unique(words)) < n
+    np.testing.assert_array_equal(permutation(n, 5, 6), np.argsort(words, kind="stable"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(n=st.integers(1, 2_000_000), batch=st.integers(2, 64))
+def test_rows_of_a_batch_are_far_apart(n, batch):
+    step = golden_step(n)
+    assert np.gcd(step, n) == 1  # so all rows are visited
+    if n >= 1000 * batch:
+        rows = np.sort([i * step % n for i in range(batch)])
+        gaps = np.diff(rows, append=rows[0] + n)
+        assert gaps.min() > n / batch / 4

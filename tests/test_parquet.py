@@ -1,5 +1,7 @@
 """Finding, checking and reading parquet files: good ones, and each kind of bad one."""
 
+import itertools
+import random
 from collections import Counter
 
 import pyarrow as pa
@@ -113,23 +115,23 @@ def test_unusable_rows_are_skipped_and_counted(tmp_path):
     assert skipped == {"null_text": 1, "empty_text": 1, "invalid_utf8": 2, "null_id": 1}
 
 
-def test_find_shard(tmp_path, shard):
-    assert parquet.find_shard(shard) == shard
-    assert parquet.find_shard(str(tmp_path)) == shard
+def test_find_shards(tmp_path, shard):
+    assert parquet.find_shards(shard) == [shard]
+    assert parquet.find_shards(str(tmp_path)) == [shard]
     (tmp_path / "000_00001.parquet.part").touch()  # a download in progress
     (tmp_path / ".hidden.parquet").touch()
-    assert parquet.find_shard(tmp_path) == shard
-    (tmp_path / "000_00001.parquet").touch()
-    with pytest.raises(DataError, match=r"2 parquet files \(000_00000.*--config.data.source=") as e:
-        parquet.find_shard(tmp_path)
-    assert str(shard) in str(e.value)
-    assert parquet.find_shards(tmp_path) == [shard, tmp_path / "000_00001.parquet"]
+    (tmp_path / "folder.parquet").mkdir()
+    assert parquet.find_shards(tmp_path) == [shard]
+    for name in ("b.parquet", "000_00001.parquet", "10.parquet", "9.parquet"):
+        (tmp_path / name).touch()
+    names = [path.name for path in parquet.find_shards(tmp_path)]
+    assert names == [shard.name, "000_00001.parquet", "10.parquet", "9.parquet", "b.parquet"]
 
 
 @pytest.mark.parametrize("name", ["", "missing", "missing.parquet"])
 def test_no_shard_says_what_to_download(tmp_path, name):
     with pytest.raises(DataError, match="HuggingFaceFW/fineweb.*000_00000.parquet") as e:
-        parquet.find_shard(tmp_path / name)
+        parquet.find_shards(tmp_path / name)
     assert str(tmp_path) in str(e.value)
 
 
@@ -202,6 +204,81 @@ def test_documents_before_a_damaged_page_are_yielded(tmp_path):
         for document in parquet.read_row_group(path, 0):
             found.append(document.text)
     assert found == texts[: len(found)] and 100 < len(found) <= 200
+
+    skipped, damaged = Counter(), []
+    kept = list(parquet.read_row_group(path, 0, skipped=skipped, damaged=damaged))
+    assert [document.text for document in kept] == found and not skipped
+    assert [d[:4] for d in damaged] == [(0, "'text'", len(found), N - len(found))]
+    assert "CRC" in damaged[0].reason
+
+
+@pytest.mark.parametrize("checksum", [True, False])
+def test_flipped_bytes_are_told_and_never_crash(tmp_path, checksum):
+    path = tmp_path / "a.parquet"
+    pq.write_table(table(), path, row_group_size=100, write_page_checksum=checksum)
+    good, expected = path.read_bytes(), [(d.id, d.text) for d in read(path)]
+    first_of_footer = len(good) - 8 - int.from_bytes(good[-8:-4], "little")
+    rng = random.Random(0)
+    told = 0
+    for _ in range(60):
+        data = bytearray(good)
+        data[rng.randrange(4, first_of_footer)] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+        damaged = []
+        kept = [
+            (d.id, d.text)
+            for i in range(3)
+            for d in parquet.read_row_group(path, i, damaged=damaged)
+        ]
+        if not damaged:
+            assert read(path)  # the other mode agrees
+        else:
+            told += 1
+            with pytest.raises(DataError, match=rf"row group {damaged[0].row_group}, column '"):
+                read(path)
+            assert len(kept) + sum(d.documents_lost for d in damaged) == N
+        if checksum:  # of columns that are read: others may be damaged
+            assert set(kept) <= set(expected) and (damaged or kept == expected)
+    assert told > 20
+
+
+def test_errors_of_the_machine_are_not_damage(shard, monkeypatch):
+    """A disk that fails, or too little memory, must never be a reason to leave documents out."""
+    for error, words in (
+        (OSError(5, "Input/output error"), "Input/output"),
+        (pa.ArrowMemoryError("malloc of size 64 failed"), "malloc"),
+    ):
+
+        def fail(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(parquet, "_iterate", fail)
+        damaged = []
+        with pytest.raises(DataError, match=f"row group 1 cannot be read.*{words}.*the disk"):
+            list(parquet.read_row_group(shard, 1, damaged=damaged))
+        assert not damaged
+
+
+def test_a_row_group_that_ends_early_is_damaged(shard, monkeypatch):
+    iterate = parquet._iterate
+    monkeypatch.setattr(
+        parquet, "_iterate", lambda *arguments: itertools.islice(iterate(*arguments), 60)
+    )
+    with pytest.raises(DataError, match=r"after document 60 .*\(100 documents\).*ends after 60"):
+        list(parquet.read_row_group(shard, 0))
+    damaged = []
+    assert len(list(parquet.read_row_group(shard, 0, damaged=damaged))) == 60
+    assert damaged[0][:4] == (0, "'id'", 60, 40)
+
+
+def test_one_document_is_decoded_at_a_time(tmp_path):
+    """Memory for the largest document, not for its neighbours: here 40, in one page."""
+    path = tmp_path / "a.parquet"
+    texts = pa.array([f"{i}" + "x" * 2_000_000 for i in range(40)])
+    pq.write_table(table(40, text=texts), path, use_dictionary=False, data_page_size=10**9)
+    before = pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in parquet.read_row_group(path, 0)]
+    assert max(held) < 80e6 + 40e6  # the page, and a few documents
 
 
 @pytest.mark.parametrize("name", ["text", "id"])

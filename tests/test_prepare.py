@@ -4,18 +4,20 @@ import hashlib
 import json
 import os
 import random
+import re
+import signal
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from configs import base
-from data_pipeline import parquet, parts, prepare, workers
+from configs.flags import leaves
+from data_pipeline import parts, prepare, sample, statistics, workers
 from data_pipeline.parquet import DataError
 from data_pipeline.token_store import TokenStore
 
@@ -23,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 VOCAB = 300
 VAL_FRACTION = 0.2
 ROWS, GROUP = 260, 20
+MORE = " and some more words of a text that is long enough to train a tokenizer on" * 3
 
 
 def make_rows(n=ROWS, seed=0):
@@ -213,7 +216,7 @@ def test_store_that_was_made_of_other_things_is_refused(shard, tmp_path):
     store = prepare.prepare(make_config(shard, tmp_path))
     path = store / "manifest.json"
     path.write_text(path.read_text().replace('"val_fraction": 0.2', '"val_fraction": 0.7'))
-    with pytest.raises(DataError, match="0.7.*is wanted"):
+    with pytest.raises(DataError, match=r"settings.val_fraction: 0.7 there, 0.2 here"):
         prepare.prepare(make_config(shard, tmp_path))
 
 
@@ -233,27 +236,8 @@ def test_empty_split(shard, tmp_path, value, remedy):
         prepare.prepare(make_config(shard, tmp_path, val_fraction=value))
 
 
-def test_sample_is_bounded_spread_out_and_free_of_validation_text(tmp_path):
-    rows = [{"id": f"{i}", "text": f"{i:04d} {'x' * 95}", "token_count": 1} for i in range(2000)]
-    shard = parquet.inspect(write_shard(tmp_path / "a.parquet", rows, 50))
-    texts = list(prepare.sample([shard], 20_000, 0.1))
-    assert texts == list(prepare.sample([shard], 20_000, 0.1))
-    assert 20_000 <= sum(map(len, texts)) <= 20_000 + 100
-    numbers = np.array([int(text[:4]) for text in texts])
-    assert len(set(numbers)) == len(numbers)
-    assert (np.bincount(numbers // 50, minlength=40) == 5).all()  # from every row group alike
-    assert not any(parts.is_val(str(i), 0.1) for i in numbers)
-    everything = list(prepare.sample([shard], 10**9, 0.1))
-    assert len(everything) == sum(not parts.is_val(str(i), 0.1) for i in range(2000))
-
-
-def test_val_share_is_the_fraction():
-    share = np.mean([parts.is_val(f"<urn:uuid:{i}>", 0.05) for i in range(20_000)])
-    assert abs(share - 0.05) < 5 * (0.05 * 0.95 / 20_000) ** 0.5
-
-
 def test_damaged_row_group_stops_with_its_place_and_is_resumed_when_mended(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "SAMPLE_PLACES", 3)  # the tokenizer's sample misses the damage
+    monkeypatch.setattr(sample, "MAX_PLACES", 3)  # the tokenizer's sample misses the damage
     shard = write_shard(tmp_path / "000_00000.parquet", make_rows())
     whole = shard.read_bytes()
     stat = shard.stat()
@@ -272,6 +256,111 @@ def test_damaged_row_group_stops_with_its_place_and_is_resumed_when_mended(tmp_p
     assert contents(prepare.prepare(config)) == contents(unbroken)
 
 
+def test_keep_before_keeps_what_stands_before_the_damage_and_says_what_is_lost(
+    tmp_path, caplog, monkeypatch
+):
+    rows = [{"id": f"{i}", "text": f"{i:03d} word{MORE}", "token_count": 1} for i in range(120)]
+    shard = write_shard(
+        tmp_path / "a.parquet",
+        rows,
+        40,
+        use_dictionary=False,
+        data_page_size=1000,
+        write_batch_size=5,
+        write_page_checksum=True,
+        compression="none",
+    )
+    data = shard.read_bytes()
+    shard.write_bytes(data.replace(b"063 word", b"063 ward"))  # one letter of row group 1
+    with pytest.raises(DataError, match=r"a.parquet: row group 1, column 'text'.*keep_before"):
+        prepare.prepare(make_config(shard, tmp_path))
+    stores = []
+    for n_workers, name in ((1, "1"), (2, "2")):
+        config = make_config(shard, tmp_path / name, n_workers)
+        config.data.on_damage = "keep_before"
+        with caplog.at_level("WARNING"):
+            stores.append(prepare.prepare(config))
+            assert prepare.prepare(config) == stores[-1]
+        assert caplog.text.count("DAMAGED SOURCE") == 2  # each time it is used
+        assert "a.parquet: row group 1, column 'text': 20 documents lost" in caplog.text
+        caplog.clear()
+    assert contents(stores[0]) == contents(stores[1])
+    store = TokenStore.open(stores[0])
+    (damage,) = store.manifest["damaged"]
+    assert {k: damage[k] for k in ("file", "row_group", "column", "documents_lost")} == {
+        "file": "a.parquet",
+        "row_group": 1,
+        "column": "'text'",
+        "documents_lost": 20,
+    }
+    with monkeypatch.context() as patch:  # killed before the end, and the file is mended meanwhile
+        patch.setattr(parts, "join_parts", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+        config = make_config(shard, tmp_path / "mended", 1)
+        config.data.on_damage = "keep_before"
+        with pytest.raises(KeyboardInterrupt):
+            prepare.prepare(config)
+    shard.write_bytes(data)
+    mended = TokenStore.open(prepare.prepare(config))
+    assert mended.manifest["damaged"] == [] and mended.manifest["usable_documents"] == 120
+
+    found = set()
+    for name in ("train", "val"):
+        split = store.split(name)
+        found |= {int(split.doc_id(i).rpartition(":")[2]) for i in range(split.n_docs)}
+    assert found == {*range(60), *range(80, 120)}
+    assert "DAMAGED    a.parquet: row group 1" in statistics.summary(store)
+
+
+def test_on_damage_is_one_of_two(shard, tmp_path):
+    config = make_config(shard, tmp_path)
+    config.data.on_damage = "ignore"
+    with pytest.raises(DataError, match="data.on_damage='ignore'.*stop, keep_before"):
+        prepare.prepare(config)
+
+
+def test_a_folder_of_shards_is_one_store_in_the_order_of_names(shard, tmp_path):
+    rows = make_rows()
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    cuts = {"b.parquet": rows[90:200], "a.parquet": rows[:90], "c.parquet": rows[200:]}
+    for name, part in cuts.items():
+        write_shard(folder / name, part)
+    everything = {"sample_bytes": 10**9}
+    many = prepare.prepare(make_config(folder, tmp_path, 2, **everything))
+    one = prepare.prepare(make_config(shard, tmp_path, **everything))
+    assert many.name.startswith("a+2-")
+    a, b = TokenStore.open(many), TokenStore.open(one)
+    assert [source["file"] for source in a.manifest["sources"]] == sorted(cuts)
+    for key in ("splits", "skipped", "exact_duplicates", "usable_documents", "tokenizer"):
+        assert a.manifest[key] == b.manifest[key], key  # duplicates across files are noticed, too
+    for name in ("train", "val"):
+        x, y = a.split(name), b.split(name)
+        assert x.doc_lengths.tolist() == y.doc_lengths.tolist()
+        for i, n in enumerate(x.doc_lengths):
+            assert x.read(i, 0, n).tolist() == y.read(i, 0, n).tolist()
+            file, row = x.doc_id(i).split(":")
+            assert cuts[file][int(row)] == rows[int(y.doc_id(i).rpartition(":")[2])]
+
+    (folder / "a.parquet").rename(folder / "d.parquet")  # other names, another order: another store
+    assert prepare.prepare(make_config(folder, tmp_path, **everything)).name.startswith("b+2-")
+    (folder / "c.parquet").write_bytes(b"404")
+    with pytest.raises(DataError, match="c.parquet: this is not a parquet file"):
+        prepare.prepare(make_config(folder, tmp_path))
+
+
+def test_content_hash_is_of_the_usable_texts(shard, tmp_path):
+    everything = {"sample_bytes": 10**9}
+    again = write_shard(tmp_path / "x.parquet", make_rows(), 77, compression="zstd")
+    other_rows = make_rows()
+    other_rows[5]["text"] += "!"
+    other = write_shard(tmp_path / "y.parquet", other_rows)
+    hashes = []
+    for source in (shard, again, other):
+        store = TokenStore.open(prepare.prepare(make_config(source, tmp_path, **everything)))
+        hashes.append(store.manifest["pieces"][0]["content_sha256"])
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
 def test_damage_in_the_sample_of_the_tokenizer_names_its_place(tmp_path):
     shard = write_shard(tmp_path / "a.parquet", make_rows())
     offset = pq.ParquetFile(shard).metadata.row_group(12).column(0).data_page_offset
@@ -282,18 +371,31 @@ def test_damage_in_the_sample_of_the_tokenizer_names_its_place(tmp_path):
         prepare.prepare(make_config(shard, tmp_path))
 
 
-def test_shard_that_changes_while_it_is_read(tmp_path, monkeypatch):
+@pytest.mark.parametrize("on_damage", prepare.ON_DAMAGE)
+@pytest.mark.parametrize(("module", "name"), [(workers, "encode_part"), (sample, "count_place")])
+def test_shard_that_changes_while_it_is_read(tmp_path, monkeypatch, module, name, on_damage):
     shard = write_shard(tmp_path / "a.parquet", make_rows())
-    encode_part = parts.encode_part
+    function = getattr(module, name)
 
-    def change_then_encode(part):
+    def change_then_go_on(item):
         write_shard(shard, make_rows(seed=5)[:-1])
-        return encode_part(part)
+        return function(item)
 
-    monkeypatch.setattr(workers, "encode_part", change_then_encode)
+    monkeypatch.setattr(module, name, change_then_go_on)
+    config = make_config(shard, tmp_path / "stores")
+    config.data.on_damage = on_damage
     with pytest.raises(DataError, match="changed while it was read.*run again"):
-        prepare.prepare(make_config(shard, tmp_path / "stores"))
+        prepare.prepare(config)
     assert not list((tmp_path / "stores").glob("*a-*"))[1:]  # the lock alone
+
+
+def test_help_suffices():
+    command = [sys.executable, "-m", "data_pipeline.prepare", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert "--config=configs/quickstart.py" in done.stdout
+    told = set(re.findall(r"^    ((?:data|tokenizer)\.\w+)  ", done.stdout, re.MULTILINE))
+    known = {name for name in leaves(base.get_config()) if name.startswith(("data.", "tokenizer."))}
+    assert told == known - {"data.document_mask", "data.prefetch_batches"}  # these are training's
 
 
 def test_command_line_prints_what_the_store_holds(shard, tmp_path):

@@ -8,6 +8,7 @@ import signal
 
 import jax
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from configs.flags import UserError
@@ -193,6 +194,29 @@ def test_another_run_is_refused_with_every_difference(recording, config, tmp_pat
     assert "config.workdir" in message
     after = {p: p.stat().st_mtime_ns for p in (tmp_path / "unbroken").rglob("*") if p.is_file()}
     assert after == before
+
+
+def test_another_store_is_refused_and_the_difference_is_named(recording, config, tmp_path):
+    config.train.max_iters = 2
+    recording(config)
+    other = copy.deepcopy(config)
+    other.data.val_fraction = 0.06
+    source = pq.read_table(config.data.source)
+    pq.write_table(source.slice(1), tmp_path / "other.parquet")
+    for name, value, words in (
+        (
+            "source",
+            str(tmp_path / "other.parquet"),
+            r"data.sources.0.file: quickstart.par",
+        ),
+        ("val_fraction", 0.06, r"data.settings.val_fraction: 0.05 there, 0.06 here"),
+    ):
+        other = copy.deepcopy(config)
+        other.data[name] = value
+        with pytest.raises(UserError, match=words) as error:
+            recording(other)
+        assert "store_hash: " in str(error.value) and "data.format" not in str(error.value)
+    assert "data.sources" not in str(error.value)  # only what differs
 
 
 def test_a_checkpoint_that_cannot_be_read_is_named(recording, config, tmp_path):

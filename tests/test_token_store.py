@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from data_pipeline.parts import Part, PartWriter
 from data_pipeline.token_store import TokenStore
 from data_pipeline.tokenizer import train_tokenizer
 
+ROOT = Path(__file__).parents[1]
 PIECES = 3
 
 
@@ -40,7 +44,7 @@ def made(tmp_path_factory):
                     tokens = rng.integers(2, 2**16, rng.integers(1, 30)).astype("<u2")
                     text_hash = int(rng.integers(2**64, dtype=np.uint64))
                     writer.add(
-                        tokens.tobytes(),
+                        [tokens[:3].tobytes(), tokens[3:].tobytes()],
                         row=row,
                         is_val=is_val,
                         n_bytes=3 * len(tokens),
@@ -52,7 +56,7 @@ def made(tmp_path_factory):
                     row += 2
         none = np.array([], np.uint64)
         counts = parts.join_parts(paths, folder, piece, val_hashes=none)
-        assert counts.pop("duplicate_of_val") == 0
+        assert counts.pop("duplicate_of_val") == 0 and len(counts["content_sha256"]) == 64
         pieces.append({"source": f"{piece}.parquet", **counts})
         files += token_store.piece_files(folder, piece)
     manifest = {
@@ -61,6 +65,7 @@ def made(tmp_path_factory):
         "settings": {},
         "tokenizer": {"hash": tokenizer.hash, "vocab_size": 280},
         "splits": {},
+        "damaged": [],
         "pieces": pieces,
         "files": {path.name: token_store.file_record(path) for path in files},
     }
@@ -96,6 +101,55 @@ def test_split_reads_what_was_written(made, name):
         assert split.read(i, 1, len(tokens) - 1).tolist() == tokens[1:-1]
         assert split.read(i, 1, 1).size == 0
         assert split.doc_id(i) == where
+
+
+def test_a_thousand_pieces_open_fast_and_within_the_limit_of_open_files(made, tmp_path):
+    """6,000 files, and an index of 12 bytes a document."""
+    folder = tmp_path / "big"
+    folder.mkdir()
+    manifest = json.loads((made[0] / "manifest.json").read_text())
+    shutil.copy(made[0] / "tokenizer.model", folder)
+    record, files = manifest["files"], {"tokenizer.model": manifest["files"]["tokenizer.model"]}
+    for piece in range(1000):
+        for old in token_store.piece_files(made[0], 0):
+            new = folder / old.name.replace("00000", f"{piece:05d}")
+            new.hardlink_to(old)
+            files[new.name] = record[old.name]
+    manifest |= {"pieces": [manifest["pieces"][0]] * 1000, "files": files}
+    token_store.write_manifest(folder, manifest)
+    code = f"""
+import resource, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from data_pipeline.token_store import TokenStore
+resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+start = time.monotonic()
+splits = [TokenStore.open({str(folder)!r}).split(name) for name in ("train", "val")]
+seconds = time.monotonic() - start
+for split in splits:
+    views = [split.read(doc, 0, 2).tolist() for doc in range(0, split.n_docs, 3)]
+    assert all(view[0] == 1 for view in views)
+    first = split.n_docs // 1000
+    assert split.read(3 * first, 0, 2).tolist() == split.read(0, 0, 2).tolist()
+    index = split.doc_lengths.nbytes + split._starts.nbytes
+    assert index <= 12 * split.n_docs + 8, (index, split.n_docs)
+print(seconds)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1.0
+
+
+def test_differences_name_each_leaf():
+    a = {"x": {"y": 1, "z": [1, 2]}, "w": [1], "same": None}
+    b = {"x": {"y": 2, "z": [1, 3]}, "w": [1, 2], "same": None, "new": 4}
+    assert token_store.differences(a, a) == []
+    assert token_store.differences(a, b, "data") == [
+        "data.x.y: 1 there, 2 here",
+        "data.x.z.1: 2 there, 3 here",
+        "data.w: 1 there, 2 here",
+        "data.new: None there, 4 here",
+    ]
 
 
 def test_reading_gives_views_that_cannot_be_written(made):
@@ -181,7 +235,7 @@ def test_tokenizer_of_another_store(folder):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "{}", '{"format": 1}', '{"format": 1, "files": 3}']
+    "text", ["", "{", "[]", "null", "{}", '{"format": 2}', '{"format": 2, "files": 3}']
 )
 def test_damaged_manifest(folder, text):
     (folder / "manifest.json").write_text(text)
@@ -206,7 +260,7 @@ def test_manifest_with_wrong_values(folder, edit):
 
 def test_another_format(folder):
     edit_manifest(folder, lambda m: m.update(format=99))
-    with pytest.raises(DataError, match="the store has format 99 and this program reads 1"):
+    with pytest.raises(DataError, match="the store has format 99 and this program reads 2"):
         TokenStore.open(folder)
 
 
@@ -231,7 +285,7 @@ def test_part_is_the_same_however_often_it_is_flushed(tmp_path, monkeypatch, flu
     with PartWriter(tmp_path / "part", 1) as writer:
         for i in range(20):
             tokens = np.arange(2, 2 + i, dtype="<u2").tobytes()
-            writer.add(tokens, row=i, is_val=i % 3 == 0, n_bytes=i, text_hash=i, gpt2_tokens=i)
+            writer.add([tokens], row=i, is_val=i % 3 == 0, n_bytes=i, text_hash=i, gpt2_tokens=i)
         writer.counts = {"null_text": 4}
     documents, counts = parts.read_part(tmp_path / "part")
     assert counts == {"null_text": 4} and documents["tokens"].tolist() == list(range(1, 21))
@@ -243,7 +297,7 @@ def test_part_is_the_same_however_often_it_is_flushed(tmp_path, monkeypatch, flu
 
 def test_failed_part_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError), PartWriter(tmp_path / "part", 1) as writer:
-        writer.add(b"ab", row=0, is_val=True, n_bytes=1, text_hash=0, gpt2_tokens=-1)
+        writer.add([b"ab"], row=0, is_val=True, n_bytes=1, text_hash=0, gpt2_tokens=-1)
         raise RuntimeError
     assert not list(tmp_path.iterdir())
 

@@ -1,6 +1,7 @@
 """The tokenizer: lossless on any text, equal to SentencePiece, a function of its texts alone."""
 
 import io
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -136,13 +137,23 @@ def test_the_cache_of_words_changes_nothing(trained, texts, monkeypatch):
     assert len(small._cache) == 5
 
 
-def test_long_documents_are_cut_and_lossless(trained, monkeypatch):
+def test_long_documents_are_cut_between_characters_and_lossless(trained, monkeypatch):
     monkeypatch.setattr(tokenizer, "MAX_SLICE", 10)
-    text = "slices of ten characters, " * 3 + SPACE + "😀 end"
+    text = "slices of ten bytes, " * 3 + SPACE + "😀" * 9 + " end"
     check_lossless(trained[0], text)
-    parts = [text[i : i + 10] for i in range(0, len(text), 10)]
+    parts = list(tokenizer.slices(memoryview(text.encode())))
+    assert "".join(parts) == text and len(parts) > 10
+    assert all(7 <= len(part.encode()) <= 10 for part in parts[:-1])
     expected = np.concatenate(trained[0].encode_batch(parts))
     np.testing.assert_array_equal(trained[0].encode(text), expected)
+
+
+def test_ids_do_not_depend_on_how_the_words_were_counted(trained, texts, tmp_path):
+    """Counts of parts of the texts, added up in any order, train the same tokenizer."""
+    total = sum((tokenizer.count_words(texts[k::7]) for k in (3, 1, 6, 0, 2, 5, 4)), Counter())
+    path = tmp_path / "a.model"
+    assert tokenizer.train_from_counts(total, vocab_size=600, path=path).hash == trained[0].hash
+    assert path.read_bytes() == trained[1].read_bytes()
 
 
 def test_special_ids_and_vocabulary(tok, sp):

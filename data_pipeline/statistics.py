@@ -1,0 +1,105 @@
+"""Figures about a store, exact and in bounded memory: for its manifest and for a person."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.parquet import DataError
+from data_pipeline.token_store import TokenStore, piece_file
+
+PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
+DISTINCT_AT_ONCE = 1 << 24  # hashes in memory: 128 MB, and as much again to sort them
+
+
+def count_distinct(hashes: Callable[[], Iterable[np.ndarray]], n: int) -> int:
+    """Counts the distinct values of about `n` 64-bit hashes, reading them several times if many."""
+    passes = n // DISTINCT_AT_ONCE + 1
+    return sum(
+        len(np.unique(np.concatenate([h[h % passes == k] for h in hashes()])))
+        for k in range(passes)
+    )
+
+
+def split_statistics(
+    folder: Path, pieces: Sequence[Mapping[str, Any]], split: str
+) -> dict[str, Any]:
+    """Sums a split over its pieces.
+
+    Raises:
+      DataError: the split is empty.
+    """
+    total: Counter[str] = Counter()
+    lengths: Counter[int] = Counter()  # tokens of a document -> documents
+    for i, piece in enumerate(pieces):
+        total.update(piece[split])
+        values = np.fromfile(piece_file(folder, i, split, "lengths"), "<i4")
+        found, counts = np.unique(values, return_counts=True)
+        lengths.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+    if not total["documents"]:
+        names = [piece["source"] for piece in pieces]
+        raise DataError(
+            f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}: not one document falls "
+            f"into the split {split!r}. {'Raise' if split == 'val' else 'Lower'} it with "
+            "--config.data.val_fraction=... (documents are chosen by a hash of their id)."
+        )
+    text_tokens = total["tokens"] - total["documents"]
+    return {
+        "documents": total["documents"],
+        "tokens": total["tokens"],  # one BOS a document included
+        "tokens_without_bos": text_tokens,
+        "bytes": total["bytes"],
+        "bytes_per_token": round(total["bytes"] / text_tokens, 4),
+        "gpt2_tokens": total["gpt2_tokens"] if total["gpt2_documents"] else None,
+        "length_percentiles": _percentiles(lengths),
+    }
+
+
+def _percentiles(lengths: Mapping[int, int]) -> dict[str, int]:
+    """Returns percentile -> length: the nearest one that occurs."""
+    values = np.array(sorted(lengths))
+    last = np.cumsum([lengths[v] for v in values.tolist()]) - 1  # rank of the last such document
+    ranks = [round(p / 100 * int(last[-1])) for p in PERCENTILES]
+    nearest = values[np.searchsorted(last, ranks)]
+    return {str(p): int(v) for p, v in zip(PERCENTILES, nearest, strict=True)}
+
+
+def damage(manifest: Mapping[str, Any]) -> list[str]:
+    """Describes each damaged row group that a store lacks documents of."""
+    return [
+        f"{d['file']}: row group {d['row_group']}, column {d['column']}: {d['documents_lost']:,} "
+        f"documents lost, {d['documents_kept']:,} before them kept ({d['reason']})"
+        for d in manifest["damaged"]
+    ]
+
+
+def summary(store: TokenStore) -> str:
+    """Describes a store in a few lines for a person."""
+    manifest = store.manifest
+    lines = [f"store      {store.path}  (hash {store.hash[:12]})"]
+    sources = manifest["sources"]
+    for source in sources[:8]:
+        lines.append(
+            f"source     {source['file']}: {source['documents']:,} documents, "
+            f"{source['size_bytes']:,} bytes, {source['row_groups']:,} row groups"
+        )
+    if len(sources) > 8:
+        lines.append(f"           ... {len(sources):,} files in all")
+    lines += [f"DAMAGED    {line}" for line in damage(manifest)]
+    lines.append(f"tokenizer  {manifest['tokenizer']['vocab_size']:,} pieces")
+    for name, split in manifest["splits"].items():
+        gpt2 = split["gpt2_tokens"]
+        lines.append(
+            f"{name:<10} {split['documents']:,} documents, {split['tokens']:,} tokens, "
+            f"{split['bytes']:,} bytes ({split['bytes_per_token']:.2f} bytes per token"
+            + (f"; GPT-2 needs {gpt2:,} tokens)" if gpt2 is not None else ")")
+        )
+        lengths = ", ".join(f"{p} %: {n:,}" for p, n in split["length_percentiles"].items())
+        lines.append(f"           tokens in a document, percentiles: {lengths}")
+    skipped = {k: v for k, v in manifest["skipped"].items() if v}
+    left_out = ", ".join(f"{v:,} {k}" for k, v in skipped.items()) or "none"
+    lines.append(f"left out   {left_out}")
+    lines.append(f"duplicates {manifest['exact_duplicates']:,} texts stand more than once")
+    return "\n".join(lines)
