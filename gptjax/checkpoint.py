@@ -166,7 +166,7 @@ class Checkpoints:
         found = [f"{key}: {a} there, {b} here" for key, a, b in pairs if a != b]
         if meta["store_hash"] != self._identity["store_hash"]:
             # Nothing else may differ: where other versions of the libraries made the files.
-            data = differences(meta.get("store", {}), self._identity["store"], "data")
+            data = differences(meta["store"], self._identity["store"], "data")
             found += [*data[:_SHOWN], *([f"... {len(data):,} in all"] if data[_SHOWN:] else [])]
         if found:
             raise UserError(
