@@ -141,15 +141,21 @@ def _philox_4x64(counter, key):
 def test_permutation_is_that_of_philox(key):
     n = 1000
     words = [w for i in range(1, n // 4 + 1) for w in _philox_4x64((i, 0, 0, 0), key)]
-    expected = sorted(range(n), key=lambda i: words[i] % 2**32)
+    digits = [(word >> shift) % 2**16 for word in words for shift in (0, 16, 32, 48)]
+    low, high = digits[:n], digits[n : 2 * n]
+    expected = sorted(range(n), key=lambda i: (high[i], low[i]))
     assert permutation(n, *key).tolist() == expected
 
 
-def test_permutation_of_many_with_equal_words():
-    n = 300_000  # about ten pairs have the same 32 bits
-    words = np.random.Philox(key=np.array([5, 6], np.uint64)).random_raw(n) % 2**32
-    assert len(np.unique(words)) < n
-    np.testing.assert_array_equal(permutation(n, 5, 6), np.argsort(words, kind="stable"))
+@pytest.mark.parametrize("n", [1, 2, 3, 300_000, 300_001])
+def test_permutation_holds_every_number_once(n):
+    found = permutation(n, 5, 6)
+    assert found.dtype == np.uint32
+    np.testing.assert_array_equal(np.sort(found), np.arange(n))
+    if n > 3:  # ranks before and after have nothing to do with each other, nor have neighbours
+        assert abs(np.corrcoef(found, np.arange(n))[0, 1]) < 5 / n**0.5
+        assert abs(np.corrcoef(found[1:], found[:-1])[0, 1]) < 5 / n**0.5
+        assert (found != permutation(n, 5, 7)).mean() > 0.99
 
 
 @settings(max_examples=300, deadline=None)
