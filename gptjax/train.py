@@ -19,10 +19,11 @@ from gptjax import config as config_lib
 from gptjax import generate, model, plan
 from gptjax.checkpoint import Checkpoints, Progress
 from gptjax.evaluate import Validation
-from gptjax.metrics import Clock, Window, format_seconds, peak_flops
+from gptjax.metrics import Clock, Window, format_seconds
 from gptjax.model import GPTConfig
 from gptjax.sharding import make_mesh, place_batch
 from gptjax.signals import StopSignal
+from gptjax.targets import peak_flops
 from gptjax.train_step import StepFunctions, TrainState
 from gptjax.writers import Console, MetricsWriter, training_line
 
