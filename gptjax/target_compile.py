@@ -59,7 +59,6 @@ def compile_step(config: ConfigDict, gpt: GPTConfig, target: Target) -> Compiled
         UserError: the compiler for that card is not installed, or refuses the program.
     """
     mesh = make_mesh(config.mesh.fsdp) if target.is_local else _card_mesh(CARDS[target.name])
-    jax.clear_caches()  # traces of `jax.checkpoint` outlive the settings they were made with
     start = time.monotonic()
     steps, state, batch = abstract_step(config, gpt, mesh)
     with cudnn_assumed():

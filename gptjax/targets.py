@@ -45,9 +45,9 @@ CARDS = {
     "rtx4080": Card("NVIDIA GeForce RTX 4080", 16376, 716.8, 97.5, (8, 9), 76, 2.505, 64),
     "rtx4090": Card("NVIDIA GeForce RTX 4090", 24564, 1008, 165.2, (8, 9), 128, 2.52, 72),
     "a100-40gb": Card("NVIDIA A100-SXM4-40GB", 40370, 1555.2, 312, (8, 0), 108, 1.41, 40),
-    "a100-80gb": Card("NVIDIA A100-SXM4-80GB", 81050, 2039, 312, (8, 0), 108, 1.41, 40),
+    "a100-80gb": Card("NVIDIA A100-SXM4-80GB", 81152, 2039, 312, (8, 0), 108, 1.41, 40),
     "h100": Card("NVIDIA H100 80GB HBM3", 81008, 3352.3, 989, (9, 0), 132, 1.83, 50),
-    "h200": Card("NVIDIA H200", 143167, 4800, 989, (9, 0), 132, 1.83, 60),
+    "h200": Card("NVIDIA H200", 143167, 4800, 989, (9, 0), 132, 1.83, 50),
 }
 
 
@@ -153,9 +153,11 @@ def _mem_fraction() -> float:
 
 def _available_host_bytes() -> int:
     """Returns the memory that a new program may use here, by the kernel and by the cgroup."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    available = next(int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line)
-    limit, current = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if meminfo.is_file():  # Linux
+        lines = meminfo.read_text().splitlines()
+        available = next(1024 * int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
     if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        available = min(available, int(text) - int(current.read_text()))
+        available = min(available, int(text))
     return available

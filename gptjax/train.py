@@ -44,11 +44,12 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
             Or later, if the loss or a gradient is not finite; such a state is never saved.
     """
     config_lib.validate(config, jax.device_count())
+    run_plan = plan.refuse_unfit(config)
     store = TokenStore.open(prepare(config))
     config_lib.validate_store(config, store)
     workdir = Path(config.workdir)
     gpt = GPTConfig.from_config(config, store.tokenizer.vocab_size)
-    _log.info("%s", plan.describe(plan.make_plan(config, gpt, store)))
+    _log.info("%s", plan.short_form(run_plan, store))
     _log.info("Attention: %s (%s).", *attention.choose(config))
 
     mesh = make_mesh(config.mesh.fsdp)
