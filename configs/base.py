@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
         document_mask=False,  # True: a token attends only inside its own document
         on_damage="stop",  # damaged row group: stop, or keep_before (the documents before the damage; the rest is lost, and listed)
         prepare_workers=0,  # processes that tokenise; 0: one per CPU core
+        expected_tokens=config_dict.placeholder(int),  # what the plan reckons with while the source is not there
         prefetch_batches=2,  # batches read ahead, on the host and again on the device
     )
 
@@ -37,6 +38,7 @@ def get_config() -> ConfigDict:
         dropout=0.0,  # probability; 0 is best for pre-training that sees each document few times
         bias=False,  # biases in linear layers and LayerNorms
         compute_dtype="auto",  # matmuls: float32, bfloat16, or auto (bfloat16 on GPU, float32 on CPU)
+        attention="auto",  # xla (builds T x T scores), chunked, cudnn (no document mask), pallas (both NVIDIA), or auto (the first that works here)
         remat="none",  # recomputed in the backward pass: none, dots (keep matmul outputs), full (keep block inputs)
         scan_unroll=1,  # layers per iteration of the scan over layers: more compiles slower, may run faster
         loss_chunk=0,  # target tokens per chunk of the head and loss, so that logits never exist whole; 0: one chunk
@@ -86,6 +88,16 @@ def get_config() -> ConfigDict:
         tensorboard=True,  # event files in workdir/tb
         wandb=False,  # Weights & Biases; needs the extra `wandb`
         wandb_project="gptjax",
+    )
+
+    # What is said of a run by those who recommend it. The plan sets beside it what is so; nothing else reads it.
+    config.claims = config_dict.create(
+        n_params=config_dict.placeholder(int),
+        source_tokens=config_dict.placeholder(int),  # in the whole source
+        passes=config_dict.placeholder(float),  # over the training split
+        steps_per_sec=(),  # optimizer steps: lowest and highest
+        days=config_dict.placeholder(float),  # of training
+        batch_fits=config_dict.placeholder(bool),  # train.batch_size, in the memory of the device
     )
 
     config.mesh = config_dict.create(

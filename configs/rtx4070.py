@@ -45,4 +45,13 @@ def get_config() -> ConfigDict:
     # Not in the recipe, but what makes its batch of 12 x 1024 fit in 12 GB:
     config.model.remat = "dots"
     config.model.loss_chunk = 2048
+
+    # What the recipe is recommended with; `python -m gptjax.plan` says what is so.
+    config.data.expected_tokens = 730_000_000  # one FineWeb file of 2.15 GB
+    config.claims.n_params = 110_000_000
+    config.claims.source_tokens = 6_500_000_000
+    config.claims.passes = 15.0
+    config.claims.steps_per_sec = (22.0, 26.0)
+    config.claims.days = 5.0
+    config.claims.batch_fits = True
     return config

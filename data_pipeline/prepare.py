@@ -59,13 +59,8 @@ def prepare(config: ConfigDict, *, progress: bool = True) -> Path:
       DataError: the source or a setting is unusable, the disk is full, an existing store is
         damaged. What has been done so far is kept, and used by the next call.
     """
-    settings = _settings(config)
-    shards = [parquet.inspect(path) for path in parquet.find_shards(config.data.source)]
-    sources = [shard.identity() for shard in shards]
-    identity = {"format": token_store.FORMAT, "recipe": RECIPE, "sources": sources, **settings}
-    more = f"+{len(shards) - 1}" if len(shards) > 1 else ""
-    name = f"{shards[0].path.stem}{more}-{token_store.hash_json(identity)[:12]}"
-    store = Path(config.data.store_dir) / name
+    store, shards = locate(config)
+    settings, sources = _settings(config), [shard.identity() for shard in shards]
     if not _is_complete(store, sources, settings):
         with _disk_errors(store):
             store.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +80,21 @@ def prepare(config: ConfigDict, *, progress: bool = True) -> Path:
             *(line, store),
         )
     return store
+
+
+def locate(config: ConfigDict) -> tuple[Path, list[ShardInfo]]:
+    """Returns the folder where the store of `config` is, or will be, and the files it is made of.
+
+    Raises:
+      DataError: the source or a setting is unusable.
+    """
+    settings = _settings(config)
+    shards = [parquet.inspect(path) for path in parquet.find_shards(config.data.source)]
+    sources = [shard.identity() for shard in shards]
+    identity = {"format": token_store.FORMAT, "recipe": RECIPE, "sources": sources, **settings}
+    more = f"+{len(shards) - 1}" if len(shards) > 1 else ""
+    name = f"{shards[0].path.stem}{more}-{token_store.hash_json(identity)[:12]}"
+    return Path(config.data.store_dir) / name, shards
 
 
 def _settings(config: ConfigDict) -> dict[str, Any]:

@@ -6,30 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-# Dense bfloat16 FLOP/s with float32 accumulation, by `Device.device_kind`. From NVIDIA's
-# architecture whitepapers (GeForce, at boost clock) and data sheets (without sparsity). A device
-# that is not listed has no MFU: a guess would be worse. Names are compared whole, for laptop,
-# SUPER, Ti and PCIe versions differ by up to a half.
-_PEAK_FLOPS = {
-    "NVIDIA GeForce RTX 3090": 71.0e12,
-    "NVIDIA GeForce RTX 4070": 58.3e12,
-    "NVIDIA GeForce RTX 4070 SUPER": 71.0e12,
-    "NVIDIA GeForce RTX 4070 Ti": 80.2e12,
-    "NVIDIA GeForce RTX 4070 Ti SUPER": 88.2e12,
-    "NVIDIA GeForce RTX 4080": 97.5e12,
-    "NVIDIA GeForce RTX 4090": 165.2e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-}
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Returns the peak bfloat16 FLOP/s of one device, or None where it is not known."""
-    return _PEAK_FLOPS.get(device_kind)
-
-
 def bits_per_byte(nats: float, n_bytes: float) -> float:
     """Returns nats / (ln 2 x bytes): the code length of a text against its length in UTF-8.
 

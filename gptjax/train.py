@@ -15,14 +15,15 @@ from data_pipeline.packing import PackedRows
 from data_pipeline.pipeline import BatchIterator
 from data_pipeline.prepare import prepare
 from data_pipeline.token_store import TOKENIZER, TokenStore
+from gptjax import attention, generate, model, plan
 from gptjax import config as config_lib
-from gptjax import generate, model, plan
 from gptjax.checkpoint import Checkpoints, Progress
 from gptjax.evaluate import Validation
-from gptjax.metrics import Clock, Window, format_seconds, peak_flops
+from gptjax.metrics import Clock, Window, format_seconds
 from gptjax.model import GPTConfig
 from gptjax.sharding import make_mesh, place_batch
 from gptjax.signals import StopSignal
+from gptjax.targets import peak_flops
 from gptjax.train_step import StepFunctions, TrainState
 from gptjax.writers import Console, MetricsWriter, training_line
 
@@ -43,11 +44,13 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
             Or later, if the loss or a gradient is not finite; such a state is never saved.
     """
     config_lib.validate(config, jax.device_count())
+    run_plan = plan.refuse_unfit(config)
     store = TokenStore.open(prepare(config))
     config_lib.validate_store(config, store)
     workdir = Path(config.workdir)
     gpt = GPTConfig.from_config(config, store.tokenizer.vocab_size)
-    _log.info("%s", plan.describe(plan.make_plan(config, gpt, store)))
+    _log.info("%s", plan.short_form(run_plan, store))
+    _log.info("Attention: %s (%s).", *attention.choose(config))
 
     mesh = make_mesh(config.mesh.fsdp)
     steps = StepFunctions(config, gpt, store.tokenizer.token_bytes, mesh)

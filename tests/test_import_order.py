@@ -32,6 +32,7 @@ ORDER = [
     "data_pipeline.browse",
     "gptjax",
     "gptjax.config",
+    "gptjax.attention_chunked",
     "gptjax.attention",
     "gptjax.model",
     "gptjax.loss",
@@ -41,6 +42,12 @@ ORDER = [
     "gptjax.metrics",
     "gptjax.writers",
     "gptjax.signals",
+    "gptjax.targets",
+    "gptjax.step_cost",
+    "gptjax.memory",
+    "gptjax.target_compile",
+    "gptjax.planning",
+    "gptjax.plan_text",
     "gptjax.plan",
     "gptjax.evaluate",
     "gptjax.checkpoint",
@@ -52,9 +59,10 @@ ORDER = [
 # Programs, and who else uses them as modules.
 PROGRAMS = {
     "data_pipeline.browse": set(),
-    "data_pipeline.prepare": {"data_pipeline.browse", "gptjax.train"},
+    "data_pipeline.prepare": {"data_pipeline.browse", "gptjax.planning", "gptjax.train"},
     "gptjax.generate": {"gptjax.train"},
     "gptjax.main": set(),
+    "gptjax.plan": {"gptjax.train"},
 }
 
 # Functions that may print, besides the `main` of a program.

@@ -1,0 +1,109 @@
+"""Peak memory of a train step, estimated without compiling, and the largest batch that fits."""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from gptjax import model
+from gptjax.model import GPTConfig
+from gptjax.step_cost import StepCost
+
+# What the backward pass of one layer works on, in arrays [B, T, D] of the compute dtype, by what it
+# computes again; and what attention adds to that, in the same unit, or in float32 scores [B, N, T, T]
+# where it builds them. Counted in buffer assignments of XLA for sm_89 (jax 0.10.2).
+_LAYER_ARRAYS = {"none": 18, "dots": 24, "full": 27}
+_ATTENTION_ARRAYS = {"cudnn": 0, "pallas": 0, "chunked": 22, "xla": 0}
+_XLA_SCORES = 2.4
+
+# A compiled figure may lie this far from the estimate, to either side.
+TOLERANCE = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device at the peak of a step."""
+
+    state: int  # parameters, both moments of AdamW, accumulated gradients
+    batch: int  # token ids and masks of a step
+    kept: int  # what the layers keep for the backward pass
+    work: int  # gradients and temporaries at the fullest moment
+
+    @property
+    def total(self) -> int:
+        """Their sum."""
+        return self.state + self.batch + self.kept + self.work
+
+
+def estimate(config: ConfigDict, gpt: GPTConfig, cost: StepCost, n_devices: int) -> Memory:
+    """Returns what one device needs, within TOLERANCE of what XLA assigns for an NVIDIA card.
+
+    A micro-step is fullest either in the loss, or in the backward pass of its first layers, when all
+    gradients are there; a small batch in the update. XLA may do with less where it runs short, by
+    computing more things again.
+
+    Args:
+        config: a validated configuration.
+        gpt: the model's shape.
+        cost: `step_cost.measure` of the same configuration.
+        n_devices: the batch is split over all, the state over `mesh.fsdp` of them.
+    """
+    train, fsdp = config.train, config.mesh.fsdp
+    micro_steps = train.gradient_accumulation_steps
+    n_params, _ = model.count_params(gpt)
+    itemsize = jnp.dtype(gpt.compute_dtype).itemsize
+    rows = train.batch_size / n_devices
+    tokens = rows * gpt.block_size
+    array_BTD = tokens * gpt.n_embd * itemsize
+    head = gpt.vocab_size * gpt.n_embd * itemsize
+    gradients = 4 * n_params
+
+    chunk = config.model.loss_chunk / n_devices or tokens
+    in_chunks = chunk < tokens
+    logits = 4 * chunk * gpt.vocab_size  # float32, and their gradient
+    loss = 2 * logits + (2 if in_chunks else 1) * head + (4.5 if in_chunks else 2) * array_BTD
+
+    arrays = _LAYER_ARRAYS[gpt.remat] + _ATTENTION_ARRAYS[gpt.attention]
+    backward = gradients + arrays * array_BTD
+    if gpt.attention == "xla":
+        backward += _XLA_SCORES * 4 * rows * gpt.n_head * gpt.block_size**2
+
+    # Without accumulation the whole of gradients and updates is there at once.
+    update = (2.4 if micro_steps == 1 else 1.5) * gradients
+    kept = cost.kept_bytes / n_devices
+    bytes_per_token = 4 + 4 + 1 + (8 if config.data.document_mask else 0)
+    return Memory(
+        state=(3 + (micro_steps > 1)) * gradients // fsdp,
+        batch=round(micro_steps * tokens * bytes_per_token),
+        kept=round(kept),
+        work=round(max(loss, backward, update - kept)),
+    )
+
+
+def batch_step(config: ConfigDict, n_devices: int) -> int:
+    """Returns the number whose multiples are the batch sizes that `config` allows."""
+    step = n_devices
+    if config.model.loss_chunk > 0:
+        step = math.lcm(step, config.model.loss_chunk // math.gcd(config.model.loss_chunk, config.model.block_size))
+    return step
+
+
+def with_batch_size(config: ConfigDict, batch_size: int) -> ConfigDict:
+    """Returns a copy of `config` with another `train.batch_size`."""
+    config = copy.deepcopy(config)
+    config.train.batch_size = batch_size
+    return config
+
+
+def largest_batch(fits: Callable[[int], bool], step: int) -> int:
+    """Returns the largest multiple of `step` that fits, 0 if none does; what fits is downward closed."""
+    low, high = 0, step
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > step:
+        middle = (low + high) // (2 * step) * step
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -1,0 +1,262 @@
+"""The figures of a run before it starts: size, data, compute, memory, time on a target."""
+
+import copy
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from data_pipeline.parquet import DataError
+from data_pipeline.prepare import locate
+from data_pipeline.token_store import TokenStore
+from gptjax import attention, memory, model, step_cost, target_compile
+from gptjax.memory import Memory
+from gptjax.model import GPTConfig
+from gptjax.step_cost import StepCost
+from gptjax.target_compile import CompiledStep
+from gptjax.targets import Target
+
+# SentencePiece BPE on English web text: 3.9 bytes a token with 8,192 pieces, 4.4 with 32,768.
+_BYTES_PER_TOKEN_AT_32K, _BYTES_PER_DOUBLING = 4.4, 0.25
+_MAX_COMPILATIONS = 4  # of the search for the largest batch: a minute or two
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Tokens of the source, BOS included; None where they are not known."""
+
+    train_tokens: int | None
+    val_tokens: int | None
+    origin: str  # how they are known
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The size of a run; every figure follows from the configuration, the data and the target."""
+
+    config: ConfigDict  # with everything that was `auto` as it is on the target
+    gpt: GPTConfig
+    target: Target
+    data: Data
+    n_params: int
+    n_params_non_embedding: int
+    flops_per_token: int  # of the model; what is computed again is not counted
+    cost: StepCost  # of one optimizer step, what is computed again included
+    estimate: Memory
+    compiled: CompiledStep | None  # None: memory is estimated
+    largest_batch: int  # rows of a micro-step that fit
+    measured_tokens_per_sec: float | None  # by this very workdir so far, on this machine
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Target tokens of an optimizer step."""
+        train = self.config.train
+        return train.batch_size * train.gradient_accumulation_steps * self.gpt.block_size
+
+    @property
+    def tokens(self) -> int:
+        """Target tokens of the whole run."""
+        return self.tokens_per_step * self.config.train.max_iters
+
+    @property
+    def passes(self) -> float | None:
+        """How often the run reads its training split."""
+        return self.tokens / self.data.train_tokens if self.data.train_tokens else None
+
+    @property
+    def peak_bytes(self) -> int:
+        """Memory of one device at the peak of a step."""
+        return self.estimate.total if self.compiled is None else self.compiled.total
+
+    @property
+    def fits(self) -> bool:
+        """Whether a step fits into the budget of the target."""
+        return self.peak_bytes <= self.target.budget_bytes
+
+    @property
+    def step_seconds(self) -> tuple[float, float, float] | None:
+        """Roofline of an optimizer step: arithmetic alone, memory alone, the slower of each operation.
+
+        None where peak or bandwidth are not known.
+        """
+        peak, bandwidth = self.target.peak_flops, self.target.bandwidth
+        if peak is None or bandwidth is None:
+            return None
+        n = self.target.n_devices
+        peak, bandwidth = n * peak, n * bandwidth
+        return self.cost.flops / peak, self.cost.bytes / bandwidth, self.cost.seconds(peak, bandwidth)
+
+    def seconds_at(self, mfu: float) -> float | None:
+        """Returns the duration of the run at a share of the peak; None where that is not known."""
+        if self.target.peak_flops is None:
+            return None
+        flops = self.tokens * self.flops_per_token
+        return flops / (mfu * self.target.peak_flops * self.target.n_devices)
+
+
+def effective_tokens(unique: float, passes: float) -> float:
+    """Returns what `passes` over `unique` tokens are worth, in tokens read once.
+
+    Muennighoff et al. 2023, "Scaling Data-Constrained Language Models", equation 5:
+    U + U R* (1 - exp(-R / R*)) with R = passes - 1 repetitions and the fitted R* = 15.39.
+    """
+    if passes <= 1:
+        return unique * passes
+    repeats_worth = 15.39
+    return unique * (1 + repeats_worth * (1 - math.exp(-(passes - 1) / repeats_worth)))
+
+
+def make_plan(
+    config: ConfigDict, target: Target, data: Data, *, vocab_size: int, compile_step: bool = False
+) -> Plan:
+    """Returns the plan of a run; allocates nothing on a device.
+
+    Args:
+        config: a validated configuration.
+        target: where it is to run.
+        data: what it trains on.
+        vocab_size: of its tokenizer.
+        compile_step: read memory off the compiled step instead of estimating it.
+
+    Raises:
+        UserError: the step cannot be compiled for the target.
+    """
+    config = on_target(config, target)
+    gpt = GPTConfig.from_config(config, vocab_size)
+    n_params, n_params_non_embedding = model.count_params(gpt)
+    cost = step_cost.measure(config, gpt)
+    estimate_at = _estimator(config, gpt, cost, target.n_devices)
+    compiled = target_compile.compile_step(config, gpt, target) if compile_step else None
+    batch_size, step = config.train.batch_size, memory.batch_step(config, target.n_devices)
+    largest = memory.largest_batch(lambda b: estimate_at(b).total <= target.budget_bytes, step)
+    if compiled is not None:
+        largest = _largest_compiled(config, gpt, target, compiled, estimate_at)
+    return Plan(
+        config=config,
+        gpt=gpt,
+        target=target,
+        data=data,
+        n_params=n_params,
+        n_params_non_embedding=n_params_non_embedding,
+        flops_per_token=model.flops_per_token(gpt),
+        cost=cost,
+        estimate=estimate_at(batch_size),
+        compiled=compiled,
+        largest_batch=largest,
+        measured_tokens_per_sec=_measured(Path(config.workdir)) if target.is_local else None,
+    )
+
+
+def on_target(config: ConfigDict, target: Target) -> ConfigDict:
+    """Returns a copy of `config` in which `auto` is what it becomes on a card that is not here."""
+    config = copy.deepcopy(config)
+    if target.is_local:
+        return config
+    settings = config.model
+    if settings.compute_dtype == "auto":
+        settings.compute_dtype = "bfloat16"
+    if settings.attention == "auto":
+        width = settings.n_embd // settings.n_head
+        cudnn = settings.compute_dtype == "bfloat16" and width % 8 == 0 and width <= 128
+        names = attention.candidates(config.data.document_mask)
+        settings.attention = next(name for name in names if name != "cudnn" or cudnn)
+    return config
+
+
+def _estimator(
+    config: ConfigDict, gpt: GPTConfig, cost: StepCost, n_devices: int
+) -> Callable[[int], Memory]:
+    """Returns batch size -> Memory; what layers keep grows with the batch by the same each row."""
+    rows = config.train.batch_size
+    kept_of_twice = step_cost.measure(memory.with_batch_size(config, 2 * rows), gpt).kept_bytes
+    per_row = (kept_of_twice - cost.kept_bytes) / rows
+
+    def estimate_at(batch_size: int) -> Memory:
+        kept = round(cost.kept_bytes + (batch_size - rows) * per_row)
+        return memory.estimate(
+            memory.with_batch_size(config, batch_size),
+            gpt,
+            dataclasses.replace(cost, kept_bytes=kept),
+            n_devices,
+        )
+
+    return estimate_at
+
+
+def _largest_compiled(
+    config: ConfigDict,
+    gpt: GPTConfig,
+    target: Target,
+    compiled: CompiledStep,
+    estimate_at: Callable[[int], Memory],
+) -> int:
+    """Returns the largest batch size whose compiled step fits and recomputes nothing unasked.
+
+    The estimate tells where to look; each compilation mends it.
+    """
+    step = memory.batch_step(config, target.n_devices)
+    batch_size, fitting, too_large = config.train.batch_size, 0, math.inf
+    for _ in range(_MAX_COMPILATIONS):
+        if compiled.total <= target.budget_bytes and not compiled.n_rematerialized:
+            fitting = max(fitting, batch_size)
+        else:
+            too_large = min(too_large, batch_size)
+        ratio = compiled.total / estimate_at(batch_size).total if fitting == batch_size else 1.0
+
+        def may_fit(b: int, ratio: float = ratio) -> bool:
+            return b < too_large and ratio * estimate_at(b).total <= target.budget_bytes
+
+        batch_size = max(memory.largest_batch(may_fit, step), fitting)
+        if batch_size in (0, fitting):
+            break
+        resized = memory.with_batch_size(config, batch_size)
+        compiled = target_compile.compile_step(resized, gpt, target)
+    return fitting
+
+
+def find_data(config: ConfigDict) -> Data:
+    """Returns what is known of the data of `config` without preparing it."""
+    expected = config.data.expected_tokens
+    try:
+        store_path, shards = locate(config)
+        if store_path.exists():
+            return stored(TokenStore.open(store_path))
+    except DataError as error:
+        if expected is None:
+            return Data(None, None, f"not known: {str(error).partition('. ')[0]}")
+        origin = "expected (data.expected_tokens): the source is not there yet"
+        return _split(config, expected, origin)
+    doublings = math.log2(config.tokenizer.vocab_size / 32_768)
+    bytes_per_token = max(_BYTES_PER_TOKEN_AT_32K + _BYTES_PER_DOUBLING * doublings, 1.0)
+    tokens = sum(sum(shard.text_bytes) / bytes_per_token + shard.n_documents for shard in shards)
+    origin = (
+        f"estimated from the footer, at {bytes_per_token:.1f} bytes a token; exact once prepared"
+    )
+    return _split(config, round(tokens), origin)
+
+
+def stored(store: TokenStore) -> Data:
+    """Returns the tokens of a store."""
+    return Data(store.split("train").n_tokens, store.split("val").n_tokens, "in the store")
+
+
+def _split(config: ConfigDict, tokens: int, origin: str) -> Data:
+    val_tokens = round(config.data.val_fraction * tokens)
+    return Data(tokens - val_tokens, val_tokens, origin)
+
+
+def _measured(workdir: Path) -> float | None:
+    """Returns the tokens per second of the run's last line of metrics, None without one."""
+    path = workdir / "metrics.jsonl"
+    if not path.is_file():
+        return None
+    found = None
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            found = json.loads(line).get("perf/tokens_per_sec", found)
+        except ValueError:  # a run that was killed may leave half a line
+            continue
+    return found

@@ -1,0 +1,167 @@
+"""What a train step computes, moves and keeps, read off its jaxpr: seconds, and nothing compiled."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax._src.cudnn import fused_attention_stablehlo
+from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from gptjax.model import GPTConfig
+from gptjax.sharding import make_mesh
+from gptjax.train_step import StepFunctions
+
+# JAX asks cuDNN for its version when attention is traced; a program that is only planned is told
+# this one, which has all that we use.
+_CUDNN_VERSION = 91000
+_KERNELS = ("pallas_call", "dot_product_attention_fwd_wrapper", "dot_product_attention_bwd_wrapper")
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """A matmul or an attention kernel of the step."""
+
+    name: str
+    count: int  # how often a step runs it
+    flops: int  # of one run
+    bytes: int  # of one run: operands read once, results written once
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCost:
+    """One optimizer step on one device; elementwise work counts as fused into its neighbours."""
+
+    operations: tuple[Operation, ...]
+    update_bytes: int  # gradients accumulated, parameters and moments updated
+    kept_bytes: int  # what the layers of a micro-step keep for its backward pass
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of the matmuls, what the backward pass computes again included."""
+        return sum(op.count * op.flops for op in self.operations)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes between the chip and its memory, were nothing read twice and nothing spilt."""
+        return self.update_bytes + sum(op.count * op.bytes for op in self.operations)
+
+    def seconds(self, peak_flops: float, bandwidth: float) -> float:
+        """Returns the time of a step whose every operation reaches the nearer of its two roofs."""
+        return self.update_bytes / bandwidth + sum(
+            op.count * max(op.flops / peak_flops, op.bytes / bandwidth) for op in self.operations
+        )
+
+
+def abstract_step(
+    config: ConfigDict, gpt: GPTConfig, mesh: Mesh
+) -> tuple[StepFunctions, Any, dict[str, jax.ShapeDtypeStruct]]:
+    """Returns the functions of a run and the shapes of a state and a batch, placed on `mesh`."""
+    steps = StepFunctions(config, gpt, np.zeros(gpt.vocab_size, np.int32), mesh)
+    state = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        *(steps.state_shapes, steps.state_shardings),
+    )
+    train = config.train
+    shape = (train.gradient_accumulation_steps, train.batch_size, gpt.block_size)
+    dtypes = {"inputs": np.int32, "targets": np.int32, "loss_mask": np.bool_}
+    if config.data.document_mask:
+        dtypes |= {"segment_ids": np.int32, "positions": np.int32}
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=steps.batch_sharding)
+        for name, dtype in dtypes.items()
+    }
+    return steps, state, batch
+
+
+@contextlib.contextmanager
+def cudnn_assumed() -> Iterator[None]:
+    """Lets cuDNN's attention be traced and compiled where there is no GPU."""
+    if jax.default_backend() == "gpu":
+        yield
+        return
+    check = fused_attention_stablehlo.check_cudnn_version
+    fused_attention_stablehlo.check_cudnn_version = lambda: _CUDNN_VERSION
+    try:
+        yield
+    finally:
+        fused_attention_stablehlo.check_cudnn_version = check
+
+
+def measure(config: ConfigDict, gpt: GPTConfig) -> StepCost:
+    """Returns the cost of one optimizer step of `config`, all its rows on one device."""
+    gpt = dataclasses.replace(gpt, scan_unroll=1)  # so that the layers are one scan
+    steps, state, batch = abstract_step(config, gpt, make_mesh(1, jax.devices()[:1]))
+    with cudnn_assumed():
+        jaxpr = steps.train_step.trace(state, batch).jaxpr.jaxpr
+    micro_steps = config.train.gradient_accumulation_steps
+    param_bytes = _size(jax.tree.leaves(state.params))
+    # AdamW reads a gradient and reads and writes parameters and both moments. MultiSteps reads a
+    # gradient and the sum so far, and writes the sum.
+    accumulation = 3 * micro_steps if micro_steps > 1 else 0
+    return StepCost(
+        operations=tuple(_operations(jaxpr, 1)),
+        update_bytes=(7 + accumulation) * param_bytes,
+        kept_bytes=_kept(jaxpr, gpt.n_layer),
+    )
+
+
+def _operations(jaxpr: Jaxpr, count: int) -> Iterator[Operation]:
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        bytes_moved = _size(eqn.invars) + _size(eqn.outvars)
+        if name == "dot_general":
+            (lhs_axes, _), _ = eqn.params["dimension_numbers"]
+            contracted = math.prod(eqn.invars[0].aval.shape[axis] for axis in lhs_axes)
+            yield Operation(name, count, 2 * contracted * eqn.outvars[0].aval.size, bytes_moved)
+        elif name in _KERNELS:
+            yield Operation(name, count, _kernel_flops(eqn), bytes_moved)
+        else:
+            times = eqn.params["length"] if name == "scan" else 1
+            for inner in jaxprs_in_params(eqn.params):
+                yield from _operations(inner, count * times)
+
+
+def _kernel_flops(eqn: JaxprEqn) -> int:
+    """Returns the FLOPs of a flash-attention kernel, which skips the half that causality hides.
+
+    Forward two matmuls of T x T x H for each row and head, backward five (Dao et al. 2022); what
+    only prepares the backward pass gives no array of the shape of the queries [B, T, N, H].
+    """
+    shape = eqn.invars[0].aval.shape
+    n_like_queries = sum(out.aval.shape == shape for out in eqn.outvars)
+    matmuls = {0: 0, 1: 2, 3: 5}[n_like_queries]
+    batch, length, heads, width = shape
+    return matmuls * batch * heads * length * length * width
+
+
+def _kept(jaxpr: Jaxpr, n_layer: int) -> int:
+    """Returns the bytes that the forward scan over layers stacks up beside its carry."""
+    for scan in _scans(jaxpr):
+        is_forward = scan.params["length"] == n_layer and not scan.params["reverse"]
+        if is_forward and any(True for _ in _operations(scan.params["jaxpr"].jaxpr, 1)):
+            return _size(scan.outvars[scan.params["num_carry"] :])
+    raise ValueError(f"the step has no scan over {n_layer} layers")
+
+
+def _scans(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """Yields all scans, an inner one before the one that holds it."""
+    for eqn in jaxpr.eqns:
+        for inner in jaxprs_in_params(eqn.params):
+            yield from _scans(inner)
+        if eqn.primitive.name == "scan":
+            yield eqn
+
+
+def _size(values: Any) -> int:
+    """Returns the bytes of variables, arrays or shapes."""
+    total = 0
+    for value in values:
+        aval = getattr(value, "aval", value)
+        total += aval.size * aval.dtype.itemsize
+    return total
