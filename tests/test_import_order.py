@@ -43,6 +43,11 @@ ORDER = [
     "gptjax.signals",
     "gptjax.plan",
     "gptjax.evaluate",
+    "gptjax.processes",
+    "gptjax.lock",
+    "gptjax.digests",
+    "gptjax.identity",
+    "gptjax.checkpoint_files",
     "gptjax.checkpoint",
     "gptjax.generate",
     "gptjax.train",
@@ -53,6 +58,7 @@ ORDER = [
 PROGRAMS = {
     "data_pipeline.browse": set(),
     "data_pipeline.prepare": {"data_pipeline.browse", "gptjax.train"},
+    "gptjax.checkpoint": {"gptjax.generate", "gptjax.train"},
     "gptjax.generate": {"gptjax.train"},
     "gptjax.main": set(),
 }
