@@ -92,8 +92,8 @@ class Checkpoints:
     def save(self, state: TrainState, progress: Progress, val_loss: float | None = None) -> None:
         """Saves in the background; does nothing where the step has been saved before.
 
-        Waits for the save before it. If that one failed and nobody asked (`check`), it is logged:
-        this state is worth more.
+        Waits for the save before it. If that one failed and nobody asked (`wait`), it is only
+        logged: this state is worth more.
 
         Args:
             state: its arrays are copied before this returns, so they may be donated afterwards.
@@ -242,11 +242,10 @@ class Checkpoints:
         for text in changes(meta, self._identity):
             _log.info("Changed since %s: %s.", folder, text)
 
-    def check(self) -> None:
-        """Raises what went wrong with the last save, once, if it has ended; never waits."""
-        if self._failure is not None and (self._thread is None or not self._thread.is_alive()):
-            failure, self._failure = self._failure, None
-            raise failure
+    @property
+    def saving(self) -> bool:
+        """Whether a save is under way in the background."""
+        return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
         """Returns when the last save is on the disk.
@@ -256,7 +255,9 @@ class Checkpoints:
             NotFinite: if it must not be.
         """
         self._join()
-        self.check()
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
 
     def close(self) -> None:
         """Waits for the last save, logging what went wrong with it, and unlocks the workdir."""
