@@ -45,7 +45,7 @@ def validate(config: ConfigDict, n_devices: int) -> None:
                 config[group][key] > 0, f"{group}.{key} = {config[group][key]} must be positive"
             )
     not_negative = {
-        "optim": ("min_lr", "warmup_iters", "weight_decay", "grad_clip"),
+        "optim": ("min_lr", "warmup_iters", "decay_iters", "weight_decay", "grad_clip"),
         "model": ("loss_chunk",),
         "data": ("prepare_workers",),
         "checkpoint": ("keep_best",),
@@ -60,6 +60,7 @@ def validate(config: ConfigDict, n_devices: int) -> None:
         ("model", "attention", ("auto", "xla", "chunked", "cudnn", "pallas")),
         ("model", "remat", ("none", "dots", "full")),
         ("data", "on_damage", ("stop", "keep_before")),
+        ("optim", "schedule", ("cosine", "wsd")),
     ):
         value = config[group][key]
         require(value in values, f"{group}.{key} = {value!r} must be one of {', '.join(values)}")
@@ -94,7 +95,12 @@ def validate(config: ConfigDict, n_devices: int) -> None:
         f"optim.min_lr = {optim.min_lr} exceeds optim.learning_rate = {optim.learning_rate}",
     )
     require(
-        optim.warmup_iters < optim.lr_decay_iters,
+        optim.schedule != "wsd" or optim.warmup_iters + optim.decay_iters <= train.max_iters,
+        f"optim.warmup_iters + optim.decay_iters = {optim.warmup_iters + optim.decay_iters} exceed "
+        f"train.max_iters = {train.max_iters}",
+    )
+    require(
+        optim.schedule != "cosine" or optim.warmup_iters < optim.lr_decay_iters,
         f"optim.warmup_iters = {optim.warmup_iters} must be below optim.lr_decay_iters = "
         f"{optim.lr_decay_iters}, which counts the warm-up too",
     )

@@ -32,7 +32,7 @@ def closed_form(optim, step):
 
 
 def test_schedule_is_the_closed_form(optim):
-    rate = schedule(optim)
+    rate = schedule(optim, 30)
     for step in range(30):
         np.testing.assert_allclose(rate(step), closed_form(optim, step), rtol=1e-6)
     assert float(rate(5)) == np.float32(1e-2)  # the peak, after warmup_iters updates
@@ -40,7 +40,7 @@ def test_schedule_is_the_closed_form(optim):
 
 
 def test_schedule_of_the_recipe():
-    rate = schedule(rtx4070.get_config().optim)
+    rate = schedule(rtx4070.get_config().optim, 250_000)
     for step, expected in ((0, 6e-4 / 2001), (2000, 6e-4), (126_000, 3.3e-4), (250_000, 6e-5)):
         # float32 ramps are exact to a part of the peak, not of their small first values.
         np.testing.assert_allclose(rate(step), expected, rtol=0, atol=1e-6 * 6e-4)
@@ -54,7 +54,7 @@ def test_trajectory_equals_numpy_over_20_updates(optim, micro_steps):
         "scale": rng.normal(size=(2, 3)),  # stacked vectors: no decay, although they have two axes
         "wte": rng.normal(size=(5, 3)),
     }
-    optimizer = make_optimizer(optim, micro_steps)
+    optimizer = make_optimizer(optim, micro_steps, 20)
     ours = jax.tree.map(jnp.float32, params)
     state = optimizer.init(ours)
     update = jax.jit(optimizer.update)

@@ -175,10 +175,15 @@ def test_without_always_save_only_a_better_loss_is_saved(recording, config, tmp_
     assert saved_steps(tmp_path) == {1, 2, 4, 8}  # 8: the end of a run is always saved
 
 
+def times_of_files(folder):
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name != "lock"]
+    return {p: p.stat().st_mtime_ns for p in files}
+
+
 def test_another_run_is_refused_with_every_difference(recording, config, tmp_path):
     config.train.max_iters = 2
     recording(config)
-    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "unbroken").rglob("*") if p.is_file()}
+    before = times_of_files(tmp_path / "unbroken")
     other = copy.deepcopy(config)
     other.model.n_embd = 64
     other.model.n_layer = 3
@@ -192,8 +197,7 @@ def test_another_run_is_refused_with_every_difference(recording, config, tmp_pat
         assert words in message
     assert "train.gradient_accumulation_steps > 1: True there, False here" in message
     assert "config.workdir" in message
-    after = {p: p.stat().st_mtime_ns for p in (tmp_path / "unbroken").rglob("*") if p.is_file()}
-    assert after == before
+    assert times_of_files(tmp_path / "unbroken") == before
 
 
 def test_another_store_is_refused_and_the_difference_is_named(recording, config, tmp_path):
@@ -217,17 +221,6 @@ def test_another_store_is_refused_and_the_difference_is_named(recording, config,
             recording(other)
         assert "store_hash: " in str(error.value) and "data.format" not in str(error.value)
     assert "data.sources" not in str(error.value)  # only what differs
-
-
-def test_a_checkpoint_that_cannot_be_read_is_named(recording, config, tmp_path):
-    config.train.max_iters = 2
-    recording(config)
-    folder = tmp_path / "unbroken" / "checkpoints" / "2"
-    data = max((folder / "params").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
-    data.write_bytes(data.read_bytes()[:10])
-    with pytest.raises(UserError, match="checkpoints/2 cannot be read"):
-        recording(config)
-    assert folder.exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(recording, config, tmp_path):
