@@ -7,6 +7,7 @@ configuration, hashes).
 
 import dataclasses
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class Progress:
     tokens_seen: int = 0  # target tokens, over all restarts
     trained_seconds: float = 0.0  # see `metrics.Clock`
     best_val_loss: float | None = None  # nats per token, of all evaluations so far
+    window: dict[str, Any] | None = None  # `metrics.Window.state`: steps not written yet
 
 
 class Checkpoints:
@@ -175,9 +177,20 @@ class Checkpoints:
                 "(--config.workdir=...), or restore those settings. Nothing was changed."
             )
 
+    @property
+    def saving(self) -> bool:
+        """Whether a save is under way in the background."""
+        return self._manager.is_saving_in_progress()
+
     def wait(self) -> None:
         """Returns when the last save is on the disk; raises what went wrong with it."""
-        self._manager.wait_until_finished()
+        try:
+            self._manager.wait_until_finished()
+        except Exception:
+            # What is there of it helps nobody, and a full disk needs the room.
+            for left in Path(self._manager.directory).glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(left, ignore_errors=True)
+            raise
 
     def close(self) -> None:
         """Waits for the last save and ends the threads."""
