@@ -15,6 +15,7 @@ that rows of a batch are never neighbours in the line, but spread over all of it
 
 import math
 import threading
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -130,6 +131,11 @@ class PackedRows:
             pieces.append(Piece(document, position - first, stop - first))
             position, j = stop, j + 1
         return pieces
+
+    def document_ids(self, rows: Iterable[int]) -> list[str]:
+        """Returns where the documents of `rows` come from, each once: see `Split.doc_id`."""
+        documents = dict.fromkeys(piece.document for g in rows for piece in self.pieces(g))
+        return [self._split.doc_id(document) for document in documents]
 
     def __getitem__(self, g: int) -> Row:
         """Returns row `g` >= 0 of the endless sequence."""

@@ -50,6 +50,7 @@ class Progress:
     tokens_seen: int = 0  # target tokens, over all restarts
     trained_seconds: float = 0.0  # see `metrics.Clock`
     best_val_loss: float | None = None  # nats per token, of all evaluations so far
+    window: dict[str, Any] | None = None  # `metrics.Window.state`: steps not written yet
 
 
 class Checkpoints:

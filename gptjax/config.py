@@ -31,6 +31,7 @@ def validate(config: ConfigDict, n_devices: int) -> None:
             "max_iters",
             "log_interval",
             "max_passes",
+            "max_bad_steps",
         ),
         "eval": ("eval_interval", "eval_iters"),
         "optim": ("learning_rate", "lr_decay_iters", "eps"),
@@ -47,6 +48,7 @@ def validate(config: ConfigDict, n_devices: int) -> None:
     not_negative = {
         "optim": ("min_lr", "warmup_iters", "decay_iters", "weight_decay", "grad_clip"),
         "model": ("loss_chunk",),
+        "train": ("max_loss_spike",),
         "data": ("prepare_workers",),
         "checkpoint": ("keep_best",),
         "sample": ("max_new_tokens", "temperature", "top_k"),

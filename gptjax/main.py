@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from configs import flags
+from gptjax.compilation import keep_compiled
 from gptjax.train import train_and_evaluate
 
 _log = logging.getLogger(__name__)
@@ -16,6 +17,7 @@ _log = logging.getLogger(__name__)
 
 def main(config: ConfigDict) -> None:
     """Trains as `config` says."""
+    keep_compiled(config.compilation_cache)
     devices = jax.devices()
     _log.info("JAX %s on %d x %s.", jax.__version__, len(devices), devices[0].device_kind)
     train_and_evaluate(config)

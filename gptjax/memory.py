@@ -87,7 +87,10 @@ def batch_step(config: ConfigDict, n_devices: int) -> int:
     """Returns the number whose multiples are the batch sizes that `config` allows."""
     step = n_devices
     if config.model.loss_chunk > 0:
-        step = math.lcm(step, config.model.loss_chunk // math.gcd(config.model.loss_chunk, config.model.block_size))
+        step = math.lcm(
+            step,
+            config.model.loss_chunk // math.gcd(config.model.loss_chunk, config.model.block_size),
+        )
     return step
 
 

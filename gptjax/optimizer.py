@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from gptjax.guard import guard
+
 
 def schedule(optim: ConfigDict, max_iters: int) -> optax.Schedule:
     """Returns learning rate by optimizer steps completed, the first of a linear warm-up.
@@ -67,12 +69,12 @@ def decay_mask(params: Any) -> Any:
 
 
 def make_optimizer(
-    optim: ConfigDict, accumulation_steps: int, max_iters: int
-) -> optax.GradientTransformation:
-    """Returns the optimizer; its state holds `grad_norm`, the global L2 norm before clipping.
+    optim: ConfigDict, accumulation_steps: int, *, max_iters: int, max_loss_spike: float
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the guarded optimizer; its `update` takes `loss` besides the usual arguments.
 
     With `accumulation_steps` > 1 it takes the gradients of that many micro-steps, averages them and
-    updates at the last; schedules count updates, not micro-steps.
+    updates at the last; schedules count updates, not micro-steps. The last `loss` counts.
     """
     adamw = optax.adamw(
         schedule(optim, max_iters),
@@ -83,7 +85,8 @@ def make_optimizer(
         mask=decay_mask,
     )
     clip = optax.clip_by_global_norm(optim.grad_clip) if optim.grad_clip else optax.identity()
-    optimizer = optax.chain(optax.snapshot("grad_norm", optax.tree.norm), clip, adamw)
+    optimizer = guard(optax.chain(clip, adamw), max_loss_spike)
     if accumulation_steps == 1:
         return optimizer
-    return optax.MultiSteps(optimizer, accumulation_steps).gradient_transformation()
+    multi_steps = optax.MultiSteps(optimizer, accumulation_steps)
+    return optax.GradientTransformationExtraArgs(multi_steps.init, multi_steps.update)

@@ -32,8 +32,10 @@ def refuse_unfit(config: ConfigDict) -> Plan:
     target = targets.local()
     vocab_size = config.tokenizer.vocab_size
     plan = planning.make_plan(config, target, Data(None, None, "not read"), vocab_size=vocab_size)
-    if plan.peak_bytes * (1 - memory.TOLERANCE) <= target.budget_bytes < plan.peak_bytes * (
-        1 + memory.TOLERANCE
+    if (
+        plan.peak_bytes * (1 - memory.TOLERANCE)
+        <= target.budget_bytes
+        < plan.peak_bytes * (1 + memory.TOLERANCE)
     ):
         plan = planning.make_plan(
             config, target, plan.data, vocab_size=vocab_size, compile_step=True

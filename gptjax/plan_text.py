@@ -35,9 +35,7 @@ def describe(plan: Plan, *, full: bool) -> str:
         width = max(len(claimed) for claimed, _ in claims)
         lines += ["Claimed of this run, and what is so:"]
         lines += [f"  {claimed:<{width}}  {so}" for claimed, so in claims]
-    return "\n".join(
-        [f"Plan for {where}:", *lines, *(f"  WARNING: {w}" for w in warnings(plan))]
-    )
+    return "\n".join([f"Plan for {where}:", *lines, *(f"  WARNING: {w}" for w in warnings(plan))])
 
 
 def _data(plan: Plan) -> str:

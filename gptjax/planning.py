@@ -87,7 +87,11 @@ class Plan:
             return None
         n = self.target.n_devices
         peak, bandwidth = n * peak, n * bandwidth
-        return self.cost.flops / peak, self.cost.bytes / bandwidth, self.cost.seconds(peak, bandwidth)
+        return (
+            self.cost.flops / peak,
+            self.cost.bytes / bandwidth,
+            self.cost.seconds(peak, bandwidth),
+        )
 
     def seconds_at(self, mfu: float) -> float | None:
         """Returns the duration of the run at a share of the peak; None where that is not known."""

@@ -1,12 +1,15 @@
-"""The run: build, restore, loop, sample. No arithmetic here: steps compute, writers write."""
+"""The run: build, restore, loop, sample. The loop orchestrates, the step computes, hooks decide."""
 
 import logging
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from configs.flags import UserError
@@ -21,6 +24,7 @@ from gptjax.checkpoint import Checkpoints, Progress
 from gptjax.evaluate import Validation
 from gptjax.metrics import Clock, Window, format_seconds
 from gptjax.model import GPTConfig
+from gptjax.saver import Saver
 from gptjax.sharding import make_mesh, place_batch
 from gptjax.signals import StopSignal
 from gptjax.targets import peak_flops
@@ -28,6 +32,8 @@ from gptjax.train_step import StepFunctions, TrainState
 from gptjax.writers import Console, MetricsWriter, training_line
 
 _log = logging.getLogger(__name__)
+
+_SHOWN = 20  # documents of a skipped step on the console; metrics.jsonl has all
 
 
 def train_and_evaluate(config: ConfigDict) -> TrainState:
@@ -41,7 +47,8 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
 
     Raises:
         UserError: for a configuration, data or workdir that cannot work; nothing is changed then.
-            Or later, if the loss or a gradient is not finite; such a state is never saved.
+            Or later, if too many steps in a row had to be skipped, or the last state could not be
+            saved.
     """
     config_lib.validate(config, jax.device_count())
     run_plan = plan.refuse_unfit(config)
@@ -57,8 +64,13 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
     checkpoints = Checkpoints(workdir, config, store)
     try:
         restored = checkpoints.restore(steps)
-        config_lib.save(config, workdir)  # only now: a run that is refused must change nothing
-        write_atomically(workdir / TOKENIZER, (store.path / TOKENIZER).read_bytes())
+        try:
+            _write_description(config, store)  # only now: a run that is refused changes nothing
+        except OSError as error:
+            raise UserError(
+                f"{workdir} cannot be written ({error.strerror}): free some space, or give the run "
+                f"another folder (--config.workdir=...)."
+            ) from error
         state, progress = restored or (steps.init_state(), Progress())
         run = Run(config, store, steps, checkpoints, state, progress)
         try:
@@ -70,6 +82,29 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
     if run.step == config.train.max_iters:
         _print_samples(config, gpt, run.state, store.tokenizer)
     return run.state
+
+
+def _write_description(config: ConfigDict, store: TokenStore) -> None:
+    """Writes config.json and the tokenizer, without which checkpoints are of little use."""
+    workdir = Path(config.workdir)
+    config_lib.save(config, workdir)
+    write_atomically(workdir / TOKENIZER, (store.path / TOKENIZER).read_bytes())
+
+
+class Hook(NamedTuple):
+    """Something that is done between steps, while the training clock stands still."""
+
+    interval: int  # optimizer steps; it is also done at the end of the run
+    run: Callable[[], None]
+
+
+class Unread(NamedTuple):
+    """A step that was dispatched, and whose metrics have not been read."""
+
+    step: int
+    first_row: int  # of its batch, in the sequence of rows
+    metrics: Any  # on the device
+    timed: bool = True  # False: the clock stood still
 
 
 class Run:
@@ -87,11 +122,13 @@ class Run:
         """Puts the parts together; reads the validation rows and starts reading ahead."""
         self.state = state
         self.step = int(state.step)
+        self.hooks = [Hook(config.eval.eval_interval, self._evaluate_and_save)]
         self._config = config
         self._steps = steps
-        self._checkpoints = checkpoints
+        self._saver = Saver(checkpoints, self._prepare_to_save)
         self._validation = Validation(config, store, steps)
-        rows = PackedRows(
+        self._store = store
+        self._rows = PackedRows(
             store.split("train"),
             block_size=config.model.block_size,
             seed=config.seed,
@@ -99,7 +136,7 @@ class Run:
             segments=config.data.document_mask,
         )
         self._batches = BatchIterator(
-            rows,
+            self._rows,
             batch_size=config.train.batch_size,
             micro_steps=config.train.gradient_accumulation_steps,
             state=progress.data_state,
@@ -110,112 +147,208 @@ class Run:
         )
         self._tokens_seen = progress.tokens_seen
         self._best_val_loss = progress.best_val_loss
+        self._skipped = int(optax.tree.get(state.opt_state, "skipped"))
+        self._skipped_in_a_row = int(optax.tree.get(state.opt_state, "in_a_row"))
         self._clock = Clock(progress.trained_seconds)
         peak = peak_flops(jax.devices()[0].device_kind)
         self._window = Window(
             self._clock,
             flops_per_token=model.flops_per_token(steps.gpt),
             peak_flops=None if peak is None else peak * jax.device_count(),
+            state=progress.window,
         )
-        self._rows_per_epoch = rows.rows_per_epoch
+        self._seconds_per_step: float | None = None
+        self._hook_seconds = 0.0  # of the last time that hooks were due
         self._writer = MetricsWriter(Path(config.workdir), config, self.step)
         self._console = Console(config.train.max_iters, self.step)
 
     def loop(self) -> None:
-        """Trains until `train.max_iters`, `train.max_hours` or a signal; saves the last state."""
-        train, eval_interval = self._config.train, self._config.eval.eval_interval
+        """Trains until `train.max_iters`, `train.max_hours` or a signal; saves the last state.
+
+        Raises:
+            UserError: after `train.max_bad_steps` skipped steps in a row; nothing is saved then. Or
+                if the last state cannot be saved.
+        """
+        train = self._config.train
         if self.step >= train.max_iters:
             _log.info("Nothing left to train: %d of %d steps are done.", self.step, train.max_iters)
             return
         stop_time = None if train.max_hours is None else time.monotonic() + 3600 * train.max_hours
-        unread: tuple[int, Any] | None = self._first_step()
-        with StopSignal() as stop:
+        with StopSignal(self._announce_stop) as stop:
+            unread: Unread | None = self._first_step()
             while True:
                 at_end = self.step >= train.max_iters
-                if at_end or self.step % eval_interval == 0:
-                    if unread is not None:
-                        self._read(*unread)
+                due = [hook for hook in self.hooks if at_end or self.step % hook.interval == 0]
+                if due or self._saver.due():
+                    self._read(unread)
                     unread = None
-                    self._evaluate_and_save()
+                    self._between_steps(due)
                 if at_end or stop.received:
                     break
                 if stop_time is not None and time.monotonic() > stop_time:
-                    _log.info("train.max_hours = %g have passed: stopping.", train.max_hours)
+                    _log.info("max_hours = %g are over: %s", train.max_hours, self._announce_stop())
                     break
                 dispatched = self._dispatch()
-                if unread is not None:  # the device works on the next step meanwhile
-                    self._read(*unread)
+                self._read(unread)  # the device works on the next step meanwhile
                 unread = dispatched
-        if unread is not None:
-            self._read(*unread)
-        self._checkpoints.save(self.state, self._progress())
-        self._checkpoints.wait()
+            self._read(unread)
+            self._saver.finish(self.state, self._progress())
 
-    def _first_step(self) -> tuple[int, Any]:
+    def _first_step(self) -> Unread:
         """Makes the step that compiles; its time is nobody's training time."""
         with self._clock.paused():
             start = time.monotonic()
             unread = self._dispatch()
-            jax.block_until_ready(unread)
+            jax.block_until_ready(unread.metrics)
             _log.info("First step done, compiled, in %.1f s.", time.monotonic() - start)
-        self._window.restart()
-        return unread
+        return unread._replace(timed=False)
 
-    def _dispatch(self) -> tuple[int, Any]:
-        """Starts the next step; returns its number and metrics, which are not there yet."""
+    def _dispatch(self) -> Unread:
+        """Starts the next step; returns its metrics, which are not there yet."""
+        first_row = self._batches.state["next_row"]
         with self._window.waiting():
             batch = next(self._batches)
         self.state, step_metrics = self._steps.train_step(self.state, batch)
         self.step += 1
-        return self.step, step_metrics
+        return Unread(self.step, first_row, step_metrics)
 
-    def _read(self, step: int, step_metrics: Any) -> None:
-        """Waits for the metrics of `step`, checks them and logs when it is time.
+    def _read(self, unread: Unread | None) -> None:
+        """Waits for the metrics of a step, and logs when it is time.
 
         Raises:
-            UserError: if loss or gradient norm is not finite.
+            UserError: if too many steps in a row were skipped.
         """
-        values = {name: float(value) for name, value in jax.device_get(step_metrics).items()}
+        if unread is None:
+            return
+        step = unread.step
+        found = jax.device_get(unread.metrics)
+        nats_A = found.pop("nats_A")
+        values = {name: float(value) for name, value in found.items()}
         loss = values["nats"] / values["n_targets"]
-        if not (np.isfinite(loss) and np.isfinite(values["grad_norm"])):
-            raise UserError(
-                f"step {step}: loss {loss}, gradient norm {values['grad_norm']}. Nothing of this "
-                f"state was saved, the last checkpoint is good: run again with a lower "
-                f"--config.optim.learning_rate or more --config.optim.warmup_iters."
-            )
+        skipped = int(values["skipped"]) > self._skipped
+        self._skipped_in_a_row = in_a_row = int(values["skipped_in_a_row"])
         self._tokens_seen += int(values["n_targets"])
-        self._window.add(values)
+        self._window.add(values, skipped=skipped, timed=unread.timed)
         self._console.advance(step, loss)
-        train = self._config.train
-        if step % train.log_interval == 0:
-            rows_seen = step * train.batch_size * train.gradient_accumulation_steps
-            scalars = {
-                **self._window.scalars(),
-                "data/tokens_seen": self._tokens_seen,
-                "data/epoch": rows_seen / self._rows_per_epoch,
-            }
-            eta = (train.max_iters - step) * self._window.seconds_per_step
-            self._writer.write(step, scalars)
-            self._console.line(step, training_line(scalars, eta))
-            self._window.restart()
+        if skipped:
+            self._skipped = int(values["skipped"])
+            self._report_skipped(unread, nats_A, loss, values["grad_norm"])
+            if in_a_row >= self._config.train.max_bad_steps:
+                raise UserError(
+                    f"step {step} is number {in_a_row} in a row that had to be skipped "
+                    f"(train.max_bad_steps): loss {loss:g}, gradient norm {values['grad_norm']:g}. "
+                    f"The checkpoints are good, but training would end here again: give a lower "
+                    f"--config.optim.learning_rate, more --config.optim.warmup_iters, or with "
+                    f"spikes a higher --config.train.max_loss_spike; metrics.jsonl names the "
+                    f"documents (skipped/documents)."
+                )
+        if step % self._config.train.log_interval == 0:
+            self._write_window(step)
 
-    def _evaluate_and_save(self) -> None:
+    def _write_window(self, step: int) -> None:
+        train = self._config.train
+        rows_seen = step * train.batch_size * train.gradient_accumulation_steps
+        values = {
+            **self._window.scalars(),
+            "optim/skipped_steps": self._skipped,
+            "data/tokens_seen": self._tokens_seen,
+            "data/epoch": rows_seen / self._rows.rows_per_epoch,
+        }
+        self._seconds_per_step = self._window.seconds_per_step
+        self._writer.write(step, values)
+        self._console.line(step, training_line(values, self._eta(step)))
+        self._window.restart()
+
+    def _eta(self, step: int) -> float | None:
+        """Returns seconds until the end, at the speed of now; hooks count as the last ones did."""
+        if self._seconds_per_step is None:
+            return None
+        steps_left = self._config.train.max_iters - step
+        hooks_left = steps_left / self._config.eval.eval_interval
+        return steps_left * self._seconds_per_step + hooks_left * self._hook_seconds
+
+    def _report_skipped(
+        self, unread: Unread, nats_A: np.ndarray, loss: float, grad_norm: float
+    ) -> None:
+        """Tells which documents were in the batch, or in its micro-batches of no finite loss."""
+        size = self._config.train.batch_size
+        micro_steps = np.flatnonzero(~np.isfinite(nats_A))
+        if not micro_steps.size:
+            micro_steps = np.arange(nats_A.size)
+        rows = (unread.first_row + a * size + b for a in micro_steps.tolist() for b in range(size))
+        documents = self._rows.document_ids(rows)
+        _log.warning(
+            "Step %d was skipped: loss %g, gradient norm %g; %d in all. Documents: %s%s",
+            unread.step,
+            loss,
+            grad_norm,
+            self._skipped,
+            ", ".join(documents[:_SHOWN]),
+            f", ... {len(documents)} in all" if documents[_SHOWN:] else "",
+        )
+        self._writer.write(
+            unread.step,
+            {
+                "skipped/loss": loss,
+                "skipped/grad_norm": grad_norm,
+                "skipped/micro_steps": micro_steps.tolist(),
+                "skipped/documents": documents,
+            },
+        )
+
+    def _between_steps(self, hooks: list[Hook]) -> None:
         with self._clock.paused():
             start = time.monotonic()
-            values = self._validation.run(self.state.params)
-            loss = values["loss"]
-            is_best = self._best_val_loss is None or loss < self._best_val_loss
-            if is_best:
-                self._best_val_loss = loss
-            self._writer.write(self.step, {f"val/{name}": value for name, value in values.items()})
-            seconds = format_seconds(time.monotonic() - start)
-            self._console.line(
-                self.step,
-                f"val loss {loss:.4f} | bits/byte {values['bits_per_byte']:.4f}"
-                f"{' | best so far' if is_best else ''} | {seconds}",
-            )
-            if is_best or self._config.checkpoint.always_save_checkpoint:
-                self._checkpoints.save(self.state, self._progress(), val_loss=loss)
+            for hook in hooks:
+                hook.run()
+            if hooks:
+                self._hook_seconds = time.monotonic() - start
+            if self._saver.due():
+                self._save()
+
+    def _evaluate_and_save(self) -> None:
+        start = time.monotonic()
+        values = self._validation.run(self.state.params)
+        loss = values["loss"]
+        finite = math.isfinite(loss)
+        is_best = finite and (self._best_val_loss is None or loss < self._best_val_loss)
+        if is_best:
+            self._best_val_loss = loss
+        self._writer.write(self.step, {f"val/{name}": value for name, value in values.items()})
+        seconds = format_seconds(time.monotonic() - start)
+        self._console.line(
+            self.step,
+            f"val loss {loss:.4f} | bits/byte {values['bits_per_byte']:.4f}"
+            f"{' | best so far' if is_best else ''} | {seconds}",
+        )
+        if not finite:
+            _log.error("The val loss is %g: this state is not saved.", loss)
+        elif is_best or self._config.checkpoint.always_save_checkpoint:
+            self._save(loss)
+
+    def _save(self, val_loss: float | None = None) -> None:
+        if self._skipped_in_a_row:  # a state that may be ruined must not displace good ones
+            _log.warning("Step %d was skipped: its checkpoint waits for a good step.", self.step)
+            self._saver.owe()
+        else:
+            self._saver.save(self.state, self._progress(), val_loss)
+
+    def _prepare_to_save(self) -> None:
+        """Sees to what belongs beside a checkpoint: it is never later than its metrics."""
+        self._writer.sync()
+        if not (Path(self._config.workdir) / TOKENIZER).exists():
+            _log.error("%s has lost its files: they are written anew.", self._config.workdir)
+            _write_description(self._config, self._store)
+
+    def _announce_stop(self) -> str:
+        """Returns what a wish to stop leads to, and how long that takes."""
+        step, save = self._seconds_per_step, self._saver.seconds
+        if step is None or save is None:
+            return "stopping after this step, with a checkpoint (neither was timed yet)."
+        return (
+            f"stopping after this step, with a checkpoint: within about "
+            f"{format_seconds(2 * step + save + 1)}."
+        )
 
     def _progress(self) -> Progress:
         return Progress(
@@ -223,6 +356,7 @@ class Run:
             tokens_seen=self._tokens_seen,
             trained_seconds=self._clock.seconds,
             best_val_loss=self._best_val_loss,
+            window=self._window.state,
         )
 
     def close(self) -> None:

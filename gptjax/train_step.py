@@ -25,7 +25,7 @@ Metrics = dict[str, Array]
 class TrainState:
     """Everything that a step changes."""
 
-    step: Array  # int32 scalar, optimizer updates completed
+    step: Array  # int32 scalar, optimizer updates completed, skipped ones included
     params: Any
     opt_state: Any
     dropout_key: Array  # uint32 [2], raw key data; each step folds its number in
@@ -49,7 +49,10 @@ class StepFunctions:
         self._config = config
         train = config.train
         self._optimizer = make_optimizer(
-            config.optim, train.gradient_accumulation_steps, train.max_iters
+            config.optim,
+            train.gradient_accumulation_steps,
+            max_iters=train.max_iters,
+            max_loss_spike=train.max_loss_spike,
         )
         self._schedule = schedule(config.optim, train.max_iters)
         self._token_bytes_V = token_bytes_V  # small: a constant of the compiled steps
@@ -98,19 +101,20 @@ class StepFunctions:
         )
 
     def _train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """Makes one optimizer update from a batch [A, B, T].
+        """Makes one optimizer update from a batch [A, B, T], or skips it: see `guard`.
 
         The gradient is that of the summed loss over A B T, a constant: every token weighs the same,
         also those beside the filling of an epoch's last row.
         """
         n_micro, *row_shape = batch["inputs"].shape
         nominal_targets = row_shape[0] * row_shape[1]
+        counts = self._count_targets(batch)
         step_key = None
         if self.gpt.dropout > 0:
             step_key = jax.random.fold_in(jax.random.wrap_key_data(state.dropout_key), state.step)
 
-        def micro_step(carry: tuple[Any, Any], xs: tuple[Batch, Array]) -> Any:
-            params, opt_state = carry
+        def micro_step(carry: tuple[Any, Any, Array], xs: tuple[Batch, Array]) -> Any:
+            params, opt_state, nats_before = carry
             micro, index = xs
             key = None if step_key is None else jax.random.fold_in(step_key, index)
 
@@ -119,20 +123,33 @@ class StepFunctions:
                 return nats / nominal_targets, nats
 
             grads, nats = jax.grad(mean_loss, has_aux=True)(params)
-            updates, opt_state = self._optimizer.update(grads, opt_state, params)
+            total = nats_before + nats
+            loss = total / counts["n_targets"]  # of the whole batch, once this is the last
+            updates, opt_state = self._optimizer.update(grads, opt_state, params, loss=loss)
             params = optax.apply_updates(params, updates)
-            return (params, opt_state), nats
+            return (params, opt_state, total), nats
 
-        (params, opt_state), nats_A = jax.lax.scan(
-            micro_step, (state.params, state.opt_state), (batch, jnp.arange(n_micro))
+        (params, opt_state, nats), nats_A = jax.lax.scan(
+            micro_step,
+            (state.params, state.opt_state, jnp.zeros((), jnp.float32)),
+            (batch, jnp.arange(n_micro)),
         )
+        before, after = (optax.tree.get(o, "skipped") for o in (state.opt_state, opt_state))
         metrics = {
-            "nats": jnp.sum(nats_A),
-            **self._count_targets(batch),
+            "nats": nats,
+            "nats_A": nats_A,  # by micro-step: tells which one spoils the step
+            **counts,
             "grad_norm": optax.tree.get(opt_state, "grad_norm"),
             "param_norm": optax.tree.norm(params),
-            "learning_rate": jnp.asarray(self._schedule(state.step)),
+            "learning_rate": jnp.asarray(self._schedule(state.step - before)),
+            "skipped": after,
+            "skipped_in_a_row": optax.tree.get(opt_state, "in_a_row"),
         }
+        # Between steps nothing is kept that may not be finite: the norm has been read, and
+        # MultiSteps clears its sum by 0 x, which leaves NaN where there was one.
+        opt_state = optax.tree.set(opt_state, grad_norm=jnp.zeros((), jnp.float32))
+        if n_micro > 1:
+            opt_state = opt_state._replace(acc_grads=optax.tree.zeros_like(opt_state.acc_grads))
         state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
         return state, metrics
 

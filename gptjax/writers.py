@@ -1,8 +1,13 @@
 """Where the numbers go: metrics.jsonl, TensorBoard, optionally W&B, and the console."""
 
+import contextlib
 import json
 import logging
+import math
+import os
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +21,90 @@ from gptjax.metrics import format_seconds
 _log = logging.getLogger(__name__)
 
 
+class AppendedFile:
+    """A file that grows at its end; what cannot be written now is kept and written later."""
+
+    def __init__(self, path: Path):
+        """Opens `path`, or creates it."""
+        self._path = path
+        self._waiting = b""
+        self._failed = False
+        self._fd = self._open()
+
+    def _open(self) -> int:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+
+    def append(self, data: bytes) -> None:
+        """Adds `data`; on a full or read-only disk, in memory until a later call succeeds."""
+        self._waiting += data
+        try:
+            self._flush()
+        except OSError as error:
+            if not self._failed:
+                _log.error(
+                    "%s cannot be written (%s). Training goes on; lines are kept in memory and "
+                    "written when that is possible again.",
+                    self._path,
+                    error.strerror,
+                )
+            self._failed = True
+        else:
+            if self._failed:
+                _log.info("%s can be written again; no line was lost.", self._path)
+            self._failed = False
+
+    def _flush(self) -> None:
+        if not self._is_in_place():
+            _log.error("%s has disappeared: it begins anew.", self._path)
+            descriptor = self._open()
+            os.close(self._fd)
+            self._fd = descriptor
+        while self._waiting:  # the end of a line that was written in part comes next
+            self._waiting = self._waiting[os.write(self._fd, self._waiting) :]
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._fd))
+        except FileNotFoundError:
+            return False
+
+    def sync(self) -> None:
+        """Makes what was written survive a power failure, where the disk allows."""
+        self.append(b"")
+        with contextlib.suppress(OSError):
+            os.fsync(self._fd)
+
+    def close(self) -> None:
+        """Writes what is left, if that is possible, and closes the file."""
+        self.sync()
+        if self._waiting:
+            _log.error("%s lacks its last %d bytes.", self._path, len(self._waiting))
+        os.close(self._fd)
+
+
 class MetricsWriter:
     """Writes scalars by step to every destination that the configuration names."""
 
     def __init__(self, workdir: Path, config: ConfigDict, start_step: int):
         """Opens the destinations; drops what a run cut short left in them beyond `start_step`.
 
+        metrics.jsonl is the record. TensorBoard's file is made from it, anew at each start, so that
+        both tell the same whenever the run was killed.
+
         Raises:
             UserError: if `log.wandb` is set and the package is not installed.
         """
-        self._path = workdir / "metrics.jsonl"
-        _drop_later_steps(self._path, start_step)
-        self._file = self._path.open("a")
-        self._tensorboard: Any = None
+        path = workdir / "metrics.jsonl"
+        lines = _drop_later_steps(path, start_step)
+        self._file = AppendedFile(path)
+        self._events: AppendedFile | None = None
         self._wandb: Any = None
         if config.log.tensorboard:
-            import tensorboardX  # costs a second that runs without it need not pay
+            from gptjax import events  # costs a second that runs without it need not pay
 
-            self._tensorboard = tensorboardX.SummaryWriter(
-                str(workdir / "tb"), purge_step=start_step + 1, write_to_disk=True
-            )
+            self._encode = events.encode
+            self._events = AppendedFile(events.rewrite(workdir / "tb", lines))
         if config.log.wandb:
             try:
                 import wandb
@@ -53,38 +122,55 @@ class MetricsWriter:
                 resume="allow",
             )
 
-    def write(self, step: int, scalars: dict[str, float | None]) -> None:
-        """Writes the scalars of one step; None stands for a value that is not known."""
-        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-        self._file.flush()
-        known = {name: value for name, value in scalars.items() if value is not None}
-        if self._tensorboard is not None:
-            for name, value in known.items():
-                self._tensorboard.add_scalar(name, value, step)
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Writes the values of one step; None stands for one that is not known or not finite.
+
+        Only numbers go beyond metrics.jsonl.
+        """
+        values = {name: _jsonable(value) for name, value in values.items()}
+        line = {"step": step, "time": round(time.time(), 3), **values}
+        self._file.append((json.dumps(line, allow_nan=False) + "\n").encode())
+        if self._events is not None:
+            self._events.append(self._encode(line))
         if self._wandb is not None:
-            self._wandb.log(known, step=step)
+            self._wandb.log(numbers(values), step=step)
+
+    def sync(self) -> None:
+        """Makes what was written survive a power failure: before a checkpoint that is later."""
+        self._file.sync()
 
     def close(self) -> None:
         """Flushes and closes every destination."""
         self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        if self._events is not None:
+            self._events.close()
         if self._wandb is not None:
             self._wandb.finish()
 
 
-def _drop_later_steps(path: Path, last_step: int) -> None:
-    """Keeps the lines of `path` up to `last_step`; drops a last line that was cut short, too."""
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Returns those of `values` that a curve can be drawn of."""
+    return {k: v for k, v in values.items() if isinstance(v, int | float)}
+
+
+def _jsonable(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _drop_later_steps(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """Keeps the lines of `path` up to `last_step`, without any that was cut short; returns them."""
     if not path.exists():
-        return
+        return []
     kept = []
-    for line in path.read_text().splitlines():
+    for text in path.read_text(errors="replace").splitlines():
         try:
-            if json.loads(line)["step"] <= last_step:
-                kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError):
-            _log.warning("%s: dropped a line that is not whole: %.60s", path, line)
-    write_atomically(path, "".join(kept).encode())
+            line = json.loads(text)
+            if line["step"] <= last_step:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError, TypeError):
+            _log.warning("%s: dropped a line that is not whole: %.60s", path, text)
+    write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+    return kept
 
 
 class Console:
@@ -103,8 +189,9 @@ class Console:
 
     def advance(self, step: int, loss: float) -> None:
         """Moves the bar to `step`."""
-        self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        self._bar.update(step - self._bar.n)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            self._bar.update(step - self._bar.n)
 
     def line(self, step: int, text: str) -> None:
         """Prints a line about `step`, above the bar where there is one."""
@@ -112,25 +199,32 @@ class Console:
         if self._bar.disable:
             _log.info("%s", text)
         else:
-            self._bar.write(text, file=sys.stderr)
+            with contextlib.suppress(OSError):
+                self._bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
         """Leaves the bar where it is."""
-        self._bar.close()
+        with contextlib.suppress(OSError):
+            self._bar.close()
 
 
-def training_line(scalars: dict[str, float | None], eta_seconds: float) -> str:
-    """Returns the console's line for the metrics of a training window."""
-    mfu = scalars["perf/mfu"]
-    return " | ".join(
-        [
-            f"train loss {scalars['train/loss']:.4f}",
-            f"bits/byte {scalars['train/bits_per_byte']:.4f}",
-            f"lr {scalars['optim/learning_rate']:.2e}",
-            f"grad norm {scalars['optim/grad_norm']:.2f}",
-            f"{scalars['perf/tokens_per_sec']:,.0f} tok/s",
-            "mfu n/a" if mfu is None else f"mfu {mfu:.1%}",
-            f"epoch {scalars['data/epoch']:.2f}",
-            f"eta {format_seconds(eta_seconds)}",
-        ]
-    )
+def training_line(values: Mapping[str, float | None], eta_seconds: float | None) -> str:
+    """Returns the console's line for the metrics of a training window; n/a: not known."""
+
+    def shown(name: str, form: str) -> str:
+        value = values[name]
+        return "n/a" if value is None else format(value, form)
+
+    parts = [
+        f"train loss {shown('train/loss', '.4f')}",
+        f"bits/byte {shown('train/bits_per_byte', '.4f')}",
+        f"lr {shown('optim/learning_rate', '.2e')}",
+        f"grad norm {shown('optim/grad_norm', '.2f')}",
+        f"{shown('perf/tokens_per_sec', ',.0f')} tok/s",
+        f"mfu {shown('perf/mfu', '.1%')}",
+        f"epoch {shown('data/epoch', '.2f')}",
+        f"eta {'n/a' if eta_seconds is None else format_seconds(eta_seconds)}",
+    ]
+    if values["optim/skipped_steps"]:
+        parts.append(f"skipped {shown('optim/skipped_steps', 'd')}")
+    return " | ".join(parts)

@@ -1,8 +1,13 @@
 """What all tests share: strict broadcasting, the CPU, and one prepared store."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX is imported
+# Programs that tests start share what they compile, and leave nothing in the checkout.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gptjax-compiled-")
 
 import jax
 import pytest
@@ -11,6 +16,7 @@ from configs import debug
 from data_pipeline.prepare import prepare
 from data_pipeline.token_store import TokenStore
 
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_numpy_rank_promotion", "raise")  # a silent broadcast hides a wrong shape
 
 

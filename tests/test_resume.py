@@ -89,7 +89,7 @@ def metric_lines(config):
     """The lines of metrics.jsonl without what depends on the time of day."""
     with open(f"{config.workdir}/metrics.jsonl") as file:
         lines = [json.loads(line) for line in file]
-    timed = ("perf/", "data/wait_frac")
+    timed = ("time", "perf/", "data/wait_frac")
     return [{k: v for k, v in line.items() if not k.startswith(timed)} for line in lines]
 
 
