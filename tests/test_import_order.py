@@ -69,7 +69,7 @@ ORDER = [
 PROGRAMS = {
     "data_pipeline.browse": set(),
     "data_pipeline.prepare": {"data_pipeline.browse", "gptjax.planning", "gptjax.train"},
-    "gptjax.checkpoint": {"gptjax.generate", "gptjax.train"},
+    "gptjax.checkpoint": {"gptjax.generate", "gptjax.saver", "gptjax.train"},
     "gptjax.generate": {"gptjax.train"},
     "gptjax.main": set(),
     "gptjax.plan": {"gptjax.train"},
