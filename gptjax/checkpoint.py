@@ -67,7 +67,7 @@ class Checkpoints:
             store: what the run trains on; its identity is kept, too.
 
         Raises:
-            UserError: if another run has the workdir.
+            UserError: if another run has the workdir, or it cannot be written.
         """
         self._folder = workdir / _FOLDER
         self._config = config
@@ -79,8 +79,14 @@ class Checkpoints:
         together(lambda: self._open(workdir), UserError)
 
     def _open(self, workdir: Path) -> int:
-        self._lock = WorkdirLock(workdir)
-        self._folder.mkdir(exist_ok=True)
+        try:
+            self._lock = WorkdirLock(workdir)
+            self._folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{workdir} cannot be written ({error}): mend that, or give the run another folder "
+                f"(--config.workdir=...)."
+            ) from error
         files.clean(self._folder)
         return 0
 

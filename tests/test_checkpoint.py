@@ -18,25 +18,11 @@ import numpy as np
 import pytest
 
 from configs.flags import UserError
-from gptjax import checkpoint, digests, train
+from gptjax import checkpoint, digests
 from gptjax import checkpoint_files as files
 from gptjax.checkpoint import Checkpoints, NotFinite, Progress
-from gptjax.model import GPTConfig
-from gptjax.sharding import make_mesh
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def steps(debug_config, store):
-    gpt = GPTConfig.from_config(debug_config, store.tokenizer.vocab_size)
-    mesh = make_mesh(1, jax.devices()[:1])
-    return train.StepFunctions(debug_config, gpt, store.tokenizer.token_bytes, mesh)
-
-
-@pytest.fixture(scope="module")
-def initial(steps):
-    return steps.init_state()
 
 
 def state_of(initial, step):
