@@ -121,7 +121,8 @@ POSITIVE = """
 """.split()
 NOT_NEGATIVE = """
     optim.min_lr optim.warmup_iters optim.decay_iters optim.weight_decay optim.grad_clip
-    model.loss_chunk data.prepare_workers checkpoint.keep_best sample.max_new_tokens sample.temperature sample.top_k
+    model.loss_chunk data.prepare_workers checkpoint.keep_best sample.max_new_tokens
+    sample.temperature sample.top_k
 """.split()
 RULES = [
     *((name, {name: 0}, f"{name} = 0(.0)? must be positive") for name in POSITIVE),
