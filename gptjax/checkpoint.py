@@ -68,7 +68,7 @@ class Checkpoints:
             store: what the run trains on; its identity is kept, too.
 
         Raises:
-            UserError: if another run has the workdir.
+            UserError: if another run has the workdir, or it cannot be written.
         """
         self._folder = workdir / _FOLDER
         self._config = config
@@ -80,8 +80,14 @@ class Checkpoints:
         together(lambda: self._open(workdir), UserError)
 
     def _open(self, workdir: Path) -> int:
-        self._lock = WorkdirLock(workdir)
-        self._folder.mkdir(exist_ok=True)
+        try:
+            self._lock = WorkdirLock(workdir)
+            self._folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{workdir} cannot be written ({error}): mend that, or give the run another folder "
+                f"(--config.workdir=...)."
+            ) from error
         files.clean(self._folder)
         return 0
 
@@ -167,7 +173,7 @@ class Checkpoints:
         """Removes what is neither among the latest nor the best, nor wanted to extend the run."""
         steps = files.list_steps(self._folder)
         kept = set(steps[-self._config.checkpoint.keep_latest :])
-        losses = {step: _val_loss(self._folder / str(step)) for step in steps}
+        losses = {step: files.val_loss(self._folder / str(step)) for step in steps}
         by_loss = sorted((loss, -step) for step, loss in losses.items() if loss is not None)
         kept |= {-step for _, step in by_loss[: self._config.checkpoint.keep_best]}
         optim = self._config.optim
@@ -291,7 +297,7 @@ def restore_params(workdir: Path, shapes: Any) -> tuple[Any, int]:
     if not folder.is_dir():
         raise UserError(f"{workdir} has no checkpoints yet: train first, with gptjax.main.")
     found = files.list_steps(folder)
-    losses = {step: _val_loss(folder / str(step)) for step in found}
+    losses = {step: files.val_loss(folder / str(step)) for step in found}
     one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     placed = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one_device), shapes
@@ -300,7 +306,8 @@ def restore_params(workdir: Path, shapes: Any) -> tuple[Any, int]:
         try:
             arrays, _ = files.read(folder / str(step), ["params"])
         except Damaged as error:
-            _log.error("%s is DAMAGED and not used: %s", folder / str(step), error)
+            if (folder / str(step)).exists():  # else the run has removed it meanwhile
+                _log.error("%s is DAMAGED and not used: %s", folder / str(step), error)
             continue
         return files.place(arrays["params"], placed, folder / str(step)), step
     raise UserError(
@@ -325,14 +332,6 @@ def verify(workdir: Path) -> dict[int, str]:
     if not found:
         raise UserError(f"{workdir} holds no finished checkpoint.")
     return found
-
-
-def _val_loss(folder: Path) -> float | None:
-    """Returns the val loss of a checkpoint; None where it has none, or is damaged."""
-    try:
-        return files.read_meta(folder)["val_loss"]
-    except (Damaged, UserError):
-        return None
 
 
 def _free_space(folder: Path) -> str:

@@ -24,6 +24,7 @@ from gptjax import digests
 FORMAT = 1  # raise it when the meaning of what is saved changes
 DAMAGED = "damaged"  # folder for checkpoints that were set aside
 _UNFINISHED = re.compile(r"\.\d+\.(saving|removing)\b.*")
+_tries = itertools.count()
 
 
 class Damaged(Exception):
@@ -65,7 +66,8 @@ def write(folder: Path, items: Mapping[str, Any], meta: Mapping[str, Any]) -> No
         **meta,
         "arrays": {item: digests.records(arrays[item]) for item in arrays},
     }
-    unfinished = folder.with_name(f".{folder.name}.saving")
+    # A name for each try: threads of one that failed may still write when the next begins.
+    unfinished = folder.with_name(f".{folder.name}.saving-{next(_tries)}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         clean(folder.parent)
@@ -101,7 +103,17 @@ def read_meta(folder: Path) -> dict[str, Any]:
         )
     if meta["step"] != int(folder.name):
         raise Damaged(f"it holds step {meta['step']}")
+    if bad := [item for item in meta["arrays"] if not re.fullmatch("[a-z_]+", item)]:
+        raise Damaged(f"{bad[0]!r} is no name of an item")  # it could lead out of the folder
     return meta
+
+
+def val_loss(folder: Path) -> float | None:
+    """Returns the val loss in a checkpoint's meta; None where it has none, or cannot be read."""
+    try:
+        return read_meta(folder)["val_loss"]
+    except (Damaged, UserError):
+        return None
 
 
 def read(

@@ -18,25 +18,12 @@ import numpy as np
 import pytest
 
 from configs.flags import UserError
-from gptjax import checkpoint, digests, train
+from data_pipeline.token_store import hash_json
+from gptjax import checkpoint, digests
 from gptjax import checkpoint_files as files
 from gptjax.checkpoint import Checkpoints, NotFinite, Progress
-from gptjax.model import GPTConfig
-from gptjax.sharding import make_mesh
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def steps(debug_config, store):
-    gpt = GPTConfig.from_config(debug_config, store.tokenizer.vocab_size)
-    mesh = make_mesh(1, jax.devices()[:1])
-    return train.StepFunctions(debug_config, gpt, store.tokenizer.token_bytes, mesh)
-
-
-@pytest.fixture(scope="module")
-def initial(steps):
-    return steps.init_state()
 
 
 def state_of(initial, step):
@@ -237,6 +224,17 @@ def test_a_checkpoint_of_another_format_is_refused_not_set_aside(restore, workdi
     with pytest.raises(UserError, match="format 1 and this program reads 2"):
         restore(workdir)
     assert not (workdir / "checkpoints" / "damaged").exists()
+
+
+@pytest.mark.parametrize("name", ["../../../secret", "/tmp", "..", ".", "", "a/b"])
+def test_an_item_cannot_lead_out_of_the_folder(workdir, name):
+    """Whoever writes a checkpoint can give it the digests that belong to it."""
+    path = workdir / "checkpoints" / "3" / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    del meta["sha256"]
+    meta["arrays"][name] = {}
+    path.write_text(json.dumps(meta | {"sha256": hash_json(meta)}))
+    assert checkpoint.verify(workdir)[3] == f"{name!r} is no name of an item"
 
 
 def corrupt(folder, rng):

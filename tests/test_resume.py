@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import logging
 import os
 import signal
 
@@ -25,9 +26,9 @@ class RecordingSteps(train.StepFunctions):
     def __init__(self, config, *args, **kwargs):
         parts = [config[group].to_json() for group in ("model", "optim", "data")]
         train_config = config.train
-        key = json.dumps(
-            [*parts, train_config.batch_size, train_config.gradient_accumulation_steps, config.seed]
-        )
+        batch = [train_config.batch_size, train_config.gradient_accumulation_steps]
+        end = train_config.max_iters if config.optim.schedule == "wsd" else None
+        key = json.dumps([*parts, batch, end, config.seed])
         if key in self._compiled:
             self.__dict__.update(self._compiled[key])
         else:
@@ -123,6 +124,43 @@ def test_sigterm_saves_and_the_next_run_goes_on_bit_identically(recording, confi
     assert_same_bits(rest, whole)
     assert first_batches | rest_batches == whole_batches
     assert metric_lines(stopped) == whole_lines  # no step twice, none missing
+
+
+def test_a_wsd_run_made_longer_is_the_longer_run_bit_for_bit(recording, config, tmp_path, caplog):
+    """Also after its end: the last checkpoint before the decay is kept."""
+    config.optim.schedule, config.optim.decay_iters = "wsd", 2
+    config.checkpoint.keep_latest, config.checkpoint.keep_best = 1, 0
+    whole, _ = recording(config)
+
+    extended = copy.deepcopy(config)
+    extended.workdir = str(tmp_path / "extended")
+    extended.train.max_iters = 6  # its decay begins at step 4
+    recording(extended)
+    extended.train.max_iters = 8
+    with pytest.raises(UserError, match="until its decay begins, here at step 4"):
+        recording(extended)
+    folder = tmp_path / "extended" / "checkpoints"
+    assert {p.name for p in folder.iterdir()} == {"3", "6"}
+    (folder / "6").rename(tmp_path / "away")
+    with caplog.at_level(logging.INFO):
+        rest, batches = recording(extended)
+    assert "train.max_iters: 6 there, 8 here" in caplog.text
+    assert sorted(batches) == [4, 5, 6, 7, 8]
+    assert_same_bits(rest, whole)
+
+
+def test_damage_on_disk_costs_the_steps_since_the_one_before(recording, config, tmp_path, caplog):
+    whole, whole_batches = recording(config)
+    lines = metric_lines(config)
+    folder = tmp_path / "unbroken" / "checkpoints"
+    params = [p for p in (folder / "8" / "params").rglob("*") if p.is_file()]
+    data = max(params, key=lambda p: p.stat().st_size)
+    os.truncate(data, data.stat().st_size // 2)
+    again, batches = recording(config)
+    assert "checkpoints/8 is DAMAGED" in caplog.text and (folder / "damaged" / "8").is_dir()
+    assert batches == {step: whole_batches[step] for step in (7, 8)}
+    assert_same_bits(again, whole)
+    assert metric_lines(config) == lines
 
 
 def test_a_finished_run_is_left_alone(recording, config):
