@@ -341,7 +341,7 @@ class Run:
         """Returns what a wish to stop leads to, and how long that takes."""
         step, save = self._seconds_per_step, self._saver.seconds
         if step is None or save is None:
-            return "stopping after this step, with a checkpoint (neither was timed yet)."
+            return "stopping after this step, with a checkpoint; both were not timed yet."
         return (
             f"stopping after this step, with a checkpoint: within about "
             f"{format_seconds(2 * step + save + 1)}."
