@@ -2,11 +2,10 @@
 
     python -m benchmarks.kill --kills=200
 
-Each process trains configs/debug.py for some more steps than usual, with an evaluation and a
-checkpoint every other step, and gets a SIGKILL after a random time, or some time after some line of
-its log: while it starts, compiles, steps, evaluates, saves or cleans up. Afterwards
-parameters, optimizer state, data position, val losses and all lines of metrics must have the bits of
-a run that was left alone.
+Each process trains configs/debug.py with an evaluation and a checkpoint every other step, and gets a
+SIGKILL after a random time, or some time after some line of its log: while it starts, compiles,
+steps, evaluates, saves or cleans up. Afterwards parameters, optimizer state, data position, val
+losses and all lines of metrics must have the bits of a run that was left alone.
 """
 
 import argparse

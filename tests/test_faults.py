@@ -41,7 +41,7 @@ def config(debug_config, tmp_path):
 
 @pytest.fixture(autouse=True)
 def capture_info(caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "gptjax")
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_a_save_that_fails_is_made_up_for_and_the_run_is_the_same(
     state = train.train_and_evaluate(other)
     assert "step 4 could not be saved (OSError: [Errno 28] No space left" in caplog.text
     assert "Saving works again" in caplog.text
-    assert calls[:3] == [2, 4, 5]  # made up for at once, not at the next evaluation
+    assert calls[:3] == [2, 4, 4]  # made up for at once, not at the next evaluation
     assert_same_bits(jax.device_get(state), jax.device_get(whole))
     assert metric_lines(other) == metric_lines(config)
 
@@ -201,6 +201,8 @@ config.log.tensorboard = True
 limit_from, limit_to = map(int, sys.argv[3:])
 real = train.Run._dispatch
 def dispatch(run):
+    if run.step == limit_from:
+        run._saver._finish()  # what was begun before is not hit
     soft = 20_000 if limit_from <= run.step < limit_to else resource.RLIM_INFINITY
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, resource.RLIM_INFINITY))
     return real(run)
