@@ -2,8 +2,8 @@
 
     python -m benchmarks.kill --kills=200
 
-Each process trains configs/debug.py with an evaluation and a checkpoint every other step, and gets a
-SIGKILL after a random time, or some time after some line of its log: while it starts, compiles,
+Each process trains configs/debug.py with an evaluation and a checkpoint every other step, and gets
+a SIGKILL after a random time, or some time after some line of its log: while it starts, compiles,
 steps, evaluates, saves or cleans up. Afterwards parameters, optimizer state, data position, val
 losses and all lines of metrics must have the bits of a run that was left alone.
 """
@@ -21,8 +21,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 ROOT = Path(__file__).parents[1]
 
@@ -137,36 +135,27 @@ class KilledRun:
         left = sorted(p.name for p in checkpoints.iterdir())
         return {
             "checkpoints": left,
-            "arrays": {step: read_arrays(checkpoints / step) for step in left},
-            "progress": {step: read_progress(checkpoints / step) for step in left},
+            "contents": {step: read_checkpoint(checkpoints / step) for step in left},
             "lines": read_lines(workdir),
             "events": read_events(workdir / "tb"),
             "samples": {p.name: p.read_text() for p in (workdir / "samples").iterdir()},
         }
 
 
-def read_arrays(folder: Path) -> dict[str, bytes]:
-    """Returns the bytes of each array of a checkpoint, by item and path."""
-    import jax
-    import orbax.checkpoint as ocp
+def read_checkpoint(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Returns the bytes of each array by item and name, and the progress without its clocks."""
+    from gptjax import checkpoint_files
 
-    found = {}
-    for item in ("params", "opt_state", "rng"):
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            tree = checkpointer.restore(folder / item)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            found[item + jax.tree_util.keystr(path)] = np.asarray(leaf).tobytes()
-    return found
-
-
-def read_progress(folder: Path) -> dict[str, Any]:
-    """Returns data position and the like, without clocks."""
-    meta = json.loads(next((folder / "meta").glob("*")).read_text())
-    window = meta["window"]
-    return {
-        **{name: meta[name] for name in ("step", "data_state", "tokens_seen", "best_val_loss")},
-        "window": (window["steps"], window["timed_targets"] >= 0),
+    arrays, meta = checkpoint_files.read(folder)
+    digests = {
+        f"{item}/{name}": array.tobytes()
+        for item, named in arrays.items()
+        for name, array in named.items()
     }
+    progress = dict(meta["progress"])
+    del progress["trained_seconds"]
+    progress["window"] = progress["window"]["steps"]
+    return digests, {"step": meta["step"], "val_loss": meta["val_loss"], **progress}
 
 
 def read_lines(workdir: Path) -> list[dict[str, Any]]:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.train_step --config=configs/rtx4070.py
 
-Batches are synthetic: tokens drawn at random, made beforehand. One line of JSON; `dispatch_ms` is what
-the host needs to start a step, and null stands for what the device does not tell.
+Batches are synthetic: tokens drawn at random, made beforehand. One line of JSON; `dispatch_ms` is
+what the host needs to start a step, and null stands for what the device does not tell.
 """
 
 import json

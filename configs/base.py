@@ -45,9 +45,11 @@ def get_config() -> ConfigDict:
 
     config.optim = config_dict.create(
         learning_rate=6e-4,  # peak, reached after warmup_iters
-        min_lr=6e-5,  # floor, reached at lr_decay_iters and kept
+        min_lr=6e-5,  # floor, reached at lr_decay_iters (cosine) or train.max_iters (wsd), and kept
+        schedule="cosine",  # after the warm-up: cosine, or wsd (stays at the peak, then falls fast: the run can be made longer until then)
         warmup_iters=2000,  # optimizer steps of linear warm-up
-        lr_decay_iters=250_000,  # optimizer steps until min_lr, warm-up included
+        lr_decay_iters=250_000,  # cosine: optimizer steps until min_lr, warm-up included
+        decay_iters=25_000,  # wsd: optimizer steps of the fall, the last ones before train.max_iters
         weight_decay=0.1,  # on matrices only: not on LayerNorm scales and biases
         beta1=0.9,
         beta2=0.99,

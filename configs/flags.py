@@ -37,9 +37,7 @@ def run(main: Callable[[ConfigDict], None]) -> None:
 
 def call(main: Callable[..., None], *args: object) -> None:
     """Sets logging up, calls `main(*args)`; a `UserError` becomes a paragraph and exit status 1."""
-    absl_logging.set_verbosity(
-        absl_logging.FATAL
-    )  # Orbax tells errors at length, and raises them besides
+    absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax tells much, and of what we tell, too
     handler = absl_logging.get_absl_handler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     for package in ("gptjax", "data_pipeline", "__main__"):

@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
     config.optim.min_lr = 1e-5
     config.optim.warmup_iters = 50
     config.optim.lr_decay_iters = 400
+    config.optim.decay_iters = 80
     config.train.batch_size = 4
     config.train.gradient_accumulation_steps = 1
     config.train.max_iters = 400

@@ -12,6 +12,7 @@ One parquet file becomes one piece (00000); data_pipeline.parts writes it.
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 import stat
@@ -29,6 +30,7 @@ FORMAT = 2  # raise it when files or their meaning change: older stores are then
 SPLITS = ("train", "val")
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.model"
+_COUNTED = (("tokens", "tokens", 2), ("lengths", "documents", 4))  # file, of what, bytes of each
 MAX_MAPS = 256  # token files of a split that are open at a time: a process may open 1,024 files
 _REMEDY = "Delete the folder {folder} and run again: the data is then prepared anew."
 
@@ -136,14 +138,21 @@ class TokenStore:
     @classmethod
     def _checked(cls, folder: Path, manifest: dict[str, Any]) -> "TokenStore":
         needed = [TOKENIZER]
-        for i in range(len(manifest["pieces"])):
+        for i, piece in enumerate(manifest["pieces"]):
             needed += [file.name for file in piece_files(folder, i)]
+            for split, (kind, of, size) in itertools.product(SPLITS, _COUNTED):
+                name = piece_file(folder, i, split, kind).name
+                if manifest["files"][name]["size_bytes"] != size * piece[split][of]:
+                    raise DataError(
+                        f"{folder / MANIFEST}: the manifest is damaged: {piece[split][of]} {of} "
+                        f"are not what {name} has. " + _REMEDY.format(folder=folder)
+                    )
         for name in dict.fromkeys([*manifest["files"], *needed]):
             expected = manifest["files"][name]
             file = folder / name
             try:
                 found: os.stat_result | None = file.lstat()
-            except OSError:
+            except (OSError, ValueError):  # ValueError: no file can have such a name
                 found = None
             link = found is not None and not stat.S_ISREG(found.st_mode)
             if link or os.path.basename(name) != name:

@@ -1,37 +1,45 @@
-"""Checkpoints through Orbax: what is in one, which are kept, and which a run may go on from.
+"""The checkpoints of a workdir: which are kept, and which a run goes on from.
 
-A checkpoint named k holds the state after k optimizer updates, in separate items, so that
-parameters can be read alone: `params`, `opt_state`, `rng`, and `meta` (JSON: data position, clock,
-configuration, hashes).
+A checkpoint named k holds the state after k optimizer updates: the items `params`, `opt_state` and
+`rng`, and `meta` (data position, clock, configuration, hashes). All of it is proved by digests when
+it is read; a damaged one is set aside, never deleted, and the one before it is used.
+
+python -m gptjax.checkpoint verify --workdir=runs/quickstart
 """
 
 import dataclasses
 import logging
 import shutil
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
+import numpy as np
+from absl import app, flags
 from ml_collections import ConfigDict
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from configs.flags import UserError
-from data_pipeline.token_store import TokenStore, differences
+from configs.flags import UserError, call
+from data_pipeline.token_store import TokenStore
+from gptjax import checkpoint_files as files
+from gptjax.checkpoint_files import Damaged, NotFinite
+from gptjax.identity import changes, identity, refusals
+from gptjax.lock import WorkdirLock
+from gptjax.optimizer import decay_start
+from gptjax.processes import host_copy, together
 from gptjax.train_step import StepFunctions, TrainState
 
 _log = logging.getLogger(__name__)
 
-# A run goes on from a checkpoint only where these agree: else arrays or data would be others.
-_SAME = (
-    "model.block_size",
-    "model.n_layer",
-    "model.n_head",
-    "model.n_embd",
-    "model.bias",
-    "seed",
-)
-_SHOWN = 12  # differences of the data in an error
+_FOLDER = "checkpoints"
+_NONE = 2**31 - 1  # no step has this number
+_SLOW = 10.0  # seconds of waiting for the last save that are told
+
+
+class SaveFailed(Exception):
+    """A state is not on the disk; what was there before is. Saving a later one may well succeed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,193 +54,310 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one workdir."""
+    """The checkpoints of one workdir, which no other run may use meanwhile.
+
+    Saves go on in a thread. Several processes call the same methods; process 0 works, all wait.
+    """
 
     def __init__(self, workdir: Path, config: ConfigDict, store: TokenStore):
-        """Opens `workdir/checkpoints`, removing what an interrupted save left.
+        """Locks the workdir and removes what an interrupted save left in it.
 
         Args:
             workdir: the run's folder.
             config: the run's configuration, kept in each checkpoint.
             store: what the run trains on; its identity is kept, too.
+
+        Raises:
+            UserError: if another run has the workdir, or it cannot be written.
         """
-        self._identity = {
-            "config": config.to_dict(),
-            "store_hash": store.hash,
-            "tokenizer_hash": store.tokenizer.hash,
-            "store": store.identity,  # so that a difference can be named
-        }
+        self._folder = workdir / _FOLDER
         self._config = config
-        best = BestN(
-            get_metric_fn=lambda metrics: metrics["val_loss"],
-            reverse=True,  # the policy keeps the end of the sorted list: the lowest losses
-            n=config.checkpoint.keep_best,
-            keep_checkpoints_without_metrics=False,
-        )
-        latest = LatestN(config.checkpoint.keep_latest)
-        self._manager = ocp.CheckpointManager(
-            (workdir / "checkpoints").absolute(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=AnyPreservationPolicy([latest, best]),
-                cleanup_tmp_directories=True,
-            ),
-        )
+        self._identity = identity(config, store)
+        self._lock: WorkdirLock | None = None
+        self._thread: threading.Thread | None = None
+        self._saved = -1  # newest step on the disk, where several processes cannot all look
+        self._failure: SaveFailed | NotFinite | None = None  # of that save, until it is raised
+        together(lambda: self._open(workdir), UserError)
+
+    def _open(self, workdir: Path) -> int:
+        try:
+            self._lock = WorkdirLock(workdir)
+            self._folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{workdir} cannot be written ({error}): mend that, or give the run another folder "
+                f"(--config.workdir=...)."
+            ) from error
+        files.clean(self._folder)
+        return 0
 
     @property
     def latest_step(self) -> int | None:
         """Number of the newest checkpoint, None without one."""
-        return self._manager.latest_step()
+        return max(files.list_steps(self._folder), default=None)
 
     def save(self, state: TrainState, progress: Progress, val_loss: float | None = None) -> None:
         """Saves in the background; does nothing where the step has been saved before.
+
+        Waits for the save before it. If that one failed and nobody asked (`wait`), it is only
+        logged: this state is worth more.
 
         Args:
             state: its arrays are copied before this returns, so they may be donated afterwards.
             progress: goes into `meta`.
             val_loss: nats per token; a checkpoint without it is never the best.
-        """
-        step = int(state.step)
-        if self.latest_step is not None and step <= self.latest_step:
-            return
-        meta = {"step": step, **dataclasses.asdict(progress), **self._identity}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.PyTreeSave(state.params),
-                opt_state=ocp.args.PyTreeSave(state.opt_state),
-                rng=ocp.args.PyTreeSave({"dropout_key": state.dropout_key}),
-                meta=ocp.args.JsonSave(meta),
-            ),
-            metrics=None if val_loss is None else {"val_loss": val_loss},
-        )
-
-    def restore(self, steps: StepFunctions) -> tuple[TrainState, Progress] | None:
-        """Returns the newest checkpoint's state, on the devices of `steps`; None without one.
 
         Raises:
-            UserError: if the checkpoint belongs to another model, tokenizer, data set or seed (all
-                differences are listed), or cannot be read.
+            SaveFailed: if this very save fails, with several processes only: they wait for it.
+            NotFinite: likewise.
         """
-        step = self.latest_step
-        if step is None:
+        started = time.monotonic()
+        self._join()
+        if (waited := time.monotonic() - started) > _SLOW:
+            _log.warning("The disk is slow: waited %.0f s for the last checkpoint.", waited)
+        if self._failure is not None:
+            _log.error("%s", self._failure)
+            self._failure = None
+        step = int(state.step)
+        latest = self.latest_step if jax.process_count() == 1 else self._saved
+        if latest is not None and step <= latest:
+            return
+        items = host_copy(
+            {
+                "params": state.params,
+                "opt_state": state.opt_state,
+                "rng": {"dropout_key": state.dropout_key},
+            }
+        )
+        meta = {
+            "step": step,
+            "val_loss": None if val_loss is None else float(val_loss),
+            "progress": dataclasses.asdict(progress),
+            **self._identity,
+        }
+        if jax.process_count() > 1:
+            self._saved = together(lambda: self._write(step, items, meta), SaveFailed, UserError)
+            return
+
+        def work() -> None:
+            try:
+                self._write(step, items, meta)
+            except (SaveFailed, NotFinite) as error:
+                self._failure = error
+
+        # A daemon: who leaves at once does not wait for it, and half a checkpoint has no name.
+        self._thread = threading.Thread(target=work, name=f"save-{step}", daemon=True)
+        self._thread.start()
+
+    def _write(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> int:
+        folder = self._folder / str(step)
+        try:
+            if self._lock is not None:
+                self._lock.ensure()
+            files.write(folder, items, meta)
+        except NotFinite:
+            raise
+        except Exception as error:  # Orbax and tensorstore raise nearly every kind
+            line = str(error).splitlines()[0][:300] if str(error) else "no message"
+            raise SaveFailed(
+                f"the checkpoint of step {step} could not be saved ({type(error).__name__}: {line}"
+                f"{_free_space(self._folder)}). Those before it are as they were."
+            ) from error
+        try:
+            self._prune()
+        except OSError as error:
+            _log.warning("Old checkpoints could not be removed: %s", error)
+        return step
+
+    def _prune(self) -> None:
+        """Removes what is neither among the latest nor the best, nor wanted to extend the run."""
+        steps = files.list_steps(self._folder)
+        kept = set(steps[-self._config.checkpoint.keep_latest :])
+        losses = {step: _val_loss(self._folder / str(step)) for step in steps}
+        by_loss = sorted((loss, -step) for step, loss in losses.items() if loss is not None)
+        kept |= {-step for _, step in by_loss[: self._config.checkpoint.keep_best]}
+        optim = self._config.optim
+        if optim.schedule == "wsd":  # from there the run can be made longer
+            start = decay_start(optim, self._config.train.max_iters)
+            kept.add(max((step for step in steps if step <= start), default=-1))
+        for step in set(steps) - kept:
+            files.remove(self._folder / str(step))
+
+    def restore(self, steps: StepFunctions) -> tuple[TrainState, Progress] | None:
+        """Returns the newest good checkpoint's state, on the devices of `steps`; None without one.
+
+        Damaged ones that are newer are moved to `checkpoints/damaged`, and that is logged.
+
+        Raises:
+            UserError: if the checkpoint belongs to another run (all differences are listed) or to
+                another version of this program, or if all are damaged; nothing is changed then.
+        """
+        loaded: dict[int, Any] = {}
+
+        def choose() -> int:
+            damaged: dict[Path, str] = {}
+            for step in reversed(files.list_steps(self._folder)):
+                folder = self._folder / str(step)
+                try:
+                    loaded[step] = files.read(folder)
+                except Damaged as error:
+                    damaged[folder] = str(error)
+                    continue
+                self._check_identity(loaded[step][1], folder)
+                for path, reason in damaged.items():
+                    _log.error(
+                        "%s is DAMAGED: %s. Set aside: %s", path, reason, files.set_aside(path)
+                    )
+                return step
+            if damaged:
+                lines = "\n  - ".join(f"{path}: {reason}" for path, reason in damaged.items())
+                raise UserError(
+                    f"no checkpoint of this run is good:\n  - {lines}\nNothing was changed. To "
+                    f"train anew, give another --config.workdir, or move {self._folder} away."
+                )
+            return _NONE
+
+        step = together(choose, UserError)
+        if step == _NONE:
             return None
-        folder = Path(self._manager.directory) / str(step)
-        meta = self._read(step, folder, meta=ocp.args.JsonRestore())["meta"]
-        self._check_identity(meta, folder)
+        folder = self._folder / str(step)
+        arrays, meta = loaded[step] if step in loaded else files.read(folder)
         shapes = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             steps.state_shapes,
             steps.state_shardings,
         )
-        items = self._read(
-            step,
-            folder,
-            params=_restore_args(shapes.params),
-            opt_state=_restore_args(shapes.opt_state),
-            rng=_restore_args({"dropout_key": shapes.dropout_key}),
-        )
         state = TrainState(
-            step=jax.device_put(jax.numpy.int32(step), shapes.step.sharding),
-            params=items["params"],
-            opt_state=items["opt_state"],
-            dropout_key=items["rng"]["dropout_key"],
+            step=jax.device_put(np.int32(step), shapes.step.sharding),
+            params=files.place(arrays["params"], shapes.params, folder),
+            opt_state=files.place(arrays["opt_state"], shapes.opt_state, folder),
+            dropout_key=files.place(arrays["rng"], {"dropout_key": shapes.dropout_key}, folder)[
+                "dropout_key"
+            ],
         )
-        progress = Progress(**{f.name: meta[f.name] for f in dataclasses.fields(Progress)})
+        self._saved = step
         _log.info("Continuing from %s.", folder)
-        return state, progress
-
-    def _read(self, step: int, folder: Path, **items: Any) -> Any:
-        try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as error:  # Orbax raises nearly every kind, the bare one included
-            raise UserError(
-                f"the checkpoint {folder} cannot be read ({type(error).__name__}: "
-                f"{str(error).splitlines()[0] if str(error) else 'no message'}). Move that folder "
-                f"away to continue from the one before it; nothing was changed."
-            ) from error
+        return state, Progress(**meta["progress"])
 
     def _check_identity(self, meta: dict[str, Any], folder: Path) -> None:
-        old, new = ConfigDict(meta["config"]), self._config
-        pairs = [(key, _leaf(old, key), _leaf(new, key)) for key in _SAME]
-        pairs += [
-            (name, meta[name], self._identity[name]) for name in ("tokenizer_hash", "store_hash")
-        ]
-        accumulates = "train.gradient_accumulation_steps > 1"  # decides what the optimizer keeps
-        pairs.append(
-            (
-                accumulates,
-                old.train.gradient_accumulation_steps > 1,
-                new.train.gradient_accumulation_steps > 1,
-            )
-        )
-        found = [f"{key}: {a} there, {b} here" for key, a, b in pairs if a != b]
-        if meta["store_hash"] != self._identity["store_hash"]:
-            # Nothing else may differ: where other versions of the libraries made the files.
-            data = differences(meta["store"], self._identity["store"], "data")
-            found += [*data[:_SHOWN], *([f"... {len(data):,} in all"] if data[_SHOWN:] else [])]
-        if found:
+        if found := refusals(meta, self._identity):
             raise UserError(
                 f"{folder} belongs to another run and cannot be continued with this configuration:"
                 "\n  - " + "\n  - ".join(found) + "\nGive this run a workdir of its own "
                 "(--config.workdir=...), or restore those settings. Nothing was changed."
             )
+        for text in changes(meta, self._identity):
+            _log.info("Changed since %s: %s.", folder, text)
 
     @property
     def saving(self) -> bool:
         """Whether a save is under way in the background."""
-        return self._manager.is_saving_in_progress()
+        return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
-        """Returns when the last save is on the disk; raises what went wrong with it."""
-        try:
-            self._manager.wait_until_finished()
-        except Exception:
-            # What is there of it helps nobody, and a full disk needs the room.
-            for left in Path(self._manager.directory).glob("*.orbax-checkpoint-tmp"):
-                shutil.rmtree(left, ignore_errors=True)
-            raise
+        """Returns when the last save is on the disk.
+
+        Raises:
+            SaveFailed: if it could not be; the state can be given to `save` again.
+            NotFinite: if it must not be.
+        """
+        self._join()
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
 
     def close(self) -> None:
-        """Waits for the last save and ends the threads."""
-        self._manager.close()
+        """Waits for the last save, logging what went wrong with it, and unlocks the workdir."""
+        try:
+            self.wait()
+        except (SaveFailed, NotFinite) as error:
+            _log.error("%s", error)
+        if self._lock is not None:
+            self._lock.release()
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
 
 def restore_params(workdir: Path, shapes: Any) -> tuple[Any, int]:
     """Returns (parameters, step) of the best checkpoint by val loss, or else the newest.
+
+    Reads only, also while a run writes: damaged checkpoints are logged and the next best is used.
 
     Args:
         workdir: a run's folder.
         shapes: tree of ShapeDtypeStructs of the parameters.
 
     Raises:
-        UserError: if there is no checkpoint.
+        UserError: if there is no good checkpoint.
     """
-    path = (workdir / "checkpoints").absolute()
-    if not path.is_dir():
+    folder = workdir / _FOLDER
+    if not folder.is_dir():
         raise UserError(f"{workdir} has no checkpoints yet: train first, with gptjax.main.")
-    options = ocp.CheckpointManagerOptions(
-        best_fn=lambda metrics: metrics["val_loss"], best_mode="min", read_only=True
+    found = files.list_steps(folder)
+    losses = {step: _val_loss(folder / str(step)) for step in found}
+    one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    placed = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one_device), shapes
     )
-    with ocp.CheckpointManager(path, options=options) as manager:
-        step = manager.best_step()
-        if step is None:
-            step = manager.latest_step()
-        if step is None:
-            raise UserError(f"{path} holds no finished checkpoint yet: train first.")
-        one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        placed = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one_device), shapes
-        )
-        items = manager.restore(step, args=ocp.args.Composite(params=_restore_args(placed)))
-    return items["params"], step
+    for step in sorted(found, key=lambda s: (losses[s] is None, losses[s] or 0.0, -s)):
+        try:
+            arrays, _ = files.read(folder / str(step), ["params"])
+        except Damaged as error:
+            _log.error("%s is DAMAGED and not used: %s", folder / str(step), error)
+            continue
+        return files.place(arrays["params"], placed, folder / str(step)), step
+    raise UserError(
+        f"{folder} holds no {'good' if found else 'finished'} checkpoint"
+        f"{': all are damaged.' if found else ' yet: train first.'}"
+    )
 
 
-def _restore_args(shapes: Any) -> ocp.args.PyTreeRestore:
-    restore_args = ocp.checkpoint_utils.construct_restore_args(shapes)
-    return ocp.args.PyTreeRestore(item=shapes, restore_args=restore_args)
+def verify(workdir: Path) -> dict[int, str]:
+    """Reads every checkpoint of a workdir; returns by step what is wrong with it, "" if nothing.
+
+    Raises:
+        UserError: if there is none.
+    """
+    found = {}
+    for step in files.list_steps(workdir / _FOLDER):
+        try:
+            files.read(workdir / _FOLDER / str(step))
+            found[step] = ""
+        except Damaged as error:
+            found[step] = str(error)
+    if not found:
+        raise UserError(f"{workdir} holds no finished checkpoint.")
+    return found
 
 
-def _leaf(config: ConfigDict, key: str) -> Any:
-    for part in key.split("."):
-        config = config[part]
-    return config
+def _val_loss(folder: Path) -> float | None:
+    """Returns the val loss of a checkpoint; None where it has none, or is damaged."""
+    try:
+        return files.read_meta(folder)["val_loss"]
+    except (Damaged, UserError):
+        return None
+
+
+def _free_space(folder: Path) -> str:
+    try:
+        return f"; {shutil.disk_usage(folder).free / 1e9:.1f} GB free"
+    except OSError:
+        return ""
+
+
+def _main(arguments: list[str]) -> None:
+    if arguments[1:] != ["verify"]:
+        raise UserError("say what to do: python -m gptjax.checkpoint verify --workdir=...")
+    results = verify(Path(flags.FLAGS.workdir))
+    for step, problem in results.items():
+        print(f"{step:>9}  {'DAMAGED: ' + problem if problem else 'good'}")
+    if any(results.values()):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
+    app.run(lambda argv: call(_main, argv))

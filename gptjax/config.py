@@ -46,7 +46,7 @@ def validate(config: ConfigDict, n_devices: int) -> None:
                 config[group][key] > 0, f"{group}.{key} = {config[group][key]} must be positive"
             )
     not_negative = {
-        "optim": ("min_lr", "warmup_iters", "weight_decay", "grad_clip"),
+        "optim": ("min_lr", "warmup_iters", "decay_iters", "weight_decay", "grad_clip"),
         "model": ("loss_chunk",),
         "train": ("max_loss_spike",),
         "data": ("prepare_workers",),
@@ -61,6 +61,7 @@ def validate(config: ConfigDict, n_devices: int) -> None:
         ("model", "compute_dtype", ("auto", "float32", "bfloat16")),
         ("model", "remat", ("none", "dots", "full")),
         ("data", "on_damage", ("stop", "keep_before")),
+        ("optim", "schedule", ("cosine", "wsd")),
     ):
         value = config[group][key]
         require(value in values, f"{group}.{key} = {value!r} must be one of {', '.join(values)}")
@@ -80,7 +81,12 @@ def validate(config: ConfigDict, n_devices: int) -> None:
         f"optim.min_lr = {optim.min_lr} exceeds optim.learning_rate = {optim.learning_rate}",
     )
     require(
-        optim.warmup_iters < optim.lr_decay_iters,
+        optim.schedule != "wsd" or optim.warmup_iters + optim.decay_iters <= train.max_iters,
+        f"optim.warmup_iters + optim.decay_iters = {optim.warmup_iters + optim.decay_iters} exceed "
+        f"train.max_iters = {train.max_iters}",
+    )
+    require(
+        optim.schedule != "cosine" or optim.warmup_iters < optim.lr_decay_iters,
         f"optim.warmup_iters = {optim.warmup_iters} must be below optim.lr_decay_iters = "
         f"{optim.lr_decay_iters}, which counts the warm-up too",
     )

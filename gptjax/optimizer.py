@@ -1,26 +1,52 @@
-"""AdamW, warm-up and cosine decay, clipping, gradient accumulation by `optax.MultiSteps`."""
+"""AdamW, learning-rate schedules, clipping, gradient accumulation by `optax.MultiSteps`."""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
 from gptjax.guard import guard
 
 
-def schedule(optim: ConfigDict) -> optax.Schedule:
-    """Returns learning rate by optimizer steps completed: warm-up, cosine to `min_lr`, constant.
+def schedule(optim: ConfigDict, max_iters: int) -> optax.Schedule:
+    """Returns learning rate by optimizer steps completed, the first of a linear warm-up.
+
+    `cosine` falls from the peak to `min_lr` at `lr_decay_iters`. `wsd` (warm-up, stable, decay: Hu
+    et al. 2024, MiniCPM) stays at the peak until `decay_iters` steps before `max_iters`, so that a
+    run can be made longer until then, and falls by 1 - sqrt(progress), which Haegele et al. 2024
+    found better than a line. Both keep `min_lr` after.
 
     The first step has learning_rate / (warmup_iters + 1), not zero, so that no step is wasted.
     """
-    return optax.warmup_cosine_decay_schedule(
-        init_value=optim.learning_rate / (optim.warmup_iters + 1),
-        peak_value=optim.learning_rate,
-        warmup_steps=optim.warmup_iters,
-        decay_steps=optim.lr_decay_iters,
-        end_value=optim.min_lr,
+    first = optim.learning_rate / (optim.warmup_iters + 1)
+    if optim.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(
+            init_value=first,
+            peak_value=optim.learning_rate,
+            warmup_steps=optim.warmup_iters,
+            decay_steps=optim.lr_decay_iters,
+            end_value=optim.min_lr,
+        )
+
+    def decay(steps: jax.typing.ArrayLike) -> jax.Array:
+        progress = jnp.clip(jnp.asarray(steps) / max(optim.decay_iters, 1), 0, 1)
+        return optim.min_lr + (optim.learning_rate - optim.min_lr) * (1 - jnp.sqrt(progress))
+
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(first, optim.learning_rate, optim.warmup_iters),
+            optax.constant_schedule(optim.learning_rate),
+            decay,
+        ],
+        [optim.warmup_iters, decay_start(optim, max_iters)],
     )
+
+
+def decay_start(optim: ConfigDict, max_iters: int) -> int:
+    """Returns the optimizer steps completed when the learning rate begins to fall."""
+    return optim.warmup_iters if optim.schedule == "cosine" else max_iters - optim.decay_iters
 
 
 def decay_mask(params: Any) -> Any:
@@ -43,7 +69,7 @@ def decay_mask(params: Any) -> Any:
 
 
 def make_optimizer(
-    optim: ConfigDict, accumulation_steps: int, max_loss_spike: float = 0.0
+    optim: ConfigDict, accumulation_steps: int, max_iters: int, max_loss_spike: float = 0.0
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the guarded optimizer; its `update` takes `loss` besides the usual arguments.
 
@@ -51,7 +77,7 @@ def make_optimizer(
     updates at the last; schedules count updates, not micro-steps. The last `loss` counts.
     """
     adamw = optax.adamw(
-        schedule(optim),
+        schedule(optim, max_iters),
         b1=optim.beta1,
         b2=optim.beta2,
         eps=optim.eps,

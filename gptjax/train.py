@@ -234,10 +234,11 @@ class Run:
                 raise UserError(
                     f"step {step} is number {in_a_row} in a row that had to be skipped "
                     f"(train.max_bad_steps): loss {loss:g}, gradient norm {values['grad_norm']:g}. "
-                    f"The checkpoints are good, but training would end here again: give a lower "
-                    f"--config.optim.learning_rate, more --config.optim.warmup_iters, or with "
-                    f"spikes a higher --config.train.max_loss_spike; metrics.jsonl names the "
-                    f"documents (skipped/documents)."
+                    f"This state was not saved, and from the checkpoints before it training comes "
+                    f"here again: start in another workdir with a lower "
+                    f"--config.optim.learning_rate or a longer --config.optim.warmup_iters; where "
+                    f"these are spikes, go on with a higher --config.train.max_loss_spike. The "
+                    f"documents are in metrics.jsonl (skipped/documents)."
                 )
         if step % self._config.train.log_interval == 0:
             self._write_window(step)

@@ -47,12 +47,14 @@ class StepFunctions:
         self.mesh = mesh
         self.batch_sharding = sharding.batch_sharding(mesh)
         self._config = config
+        train = config.train
         self._optimizer = make_optimizer(
             config.optim,
-            config.train.gradient_accumulation_steps,
-            max_loss_spike=config.train.max_loss_spike,
+            train.gradient_accumulation_steps,
+            train.max_iters,
+            max_loss_spike=train.max_loss_spike,
         )
-        self._schedule = schedule(config.optim)
+        self._schedule = schedule(config.optim, train.max_iters)
         self._token_bytes_V = token_bytes_V  # small: a constant of the compiled steps
         self.state_shapes = jax.eval_shape(self._init_state)
         self.state_shardings = sharding.state_shardings(mesh, self.state_shapes)

@@ -15,6 +15,9 @@ import pytest
 from configs import debug
 from data_pipeline.prepare import prepare
 from data_pipeline.token_store import TokenStore
+from gptjax.model import GPTConfig
+from gptjax.sharding import make_mesh
+from gptjax.train_step import StepFunctions
 
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_numpy_rank_promotion", "raise")  # a silent broadcast hides a wrong shape
@@ -41,3 +44,17 @@ def debug_config(session_config):
 def store(session_config):
     """The token store of `session_config`."""
     return TokenStore.open(prepare(session_config, progress=False))
+
+
+@pytest.fixture(scope="session")
+def steps(session_config, store):
+    """The functions of the debug configuration on one device, compiled when first called."""
+    gpt = GPTConfig.from_config(session_config, store.tokenizer.vocab_size)
+    mesh = make_mesh(1, jax.devices()[:1])
+    return StepFunctions(session_config, gpt, store.tokenizer.token_bytes, mesh)
+
+
+@pytest.fixture(scope="session")
+def initial(steps):
+    """The state that a run of the debug configuration begins with."""
+    return steps.init_state()

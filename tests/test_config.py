@@ -117,11 +117,12 @@ POSITIVE = """
     train.batch_size train.gradient_accumulation_steps train.max_iters train.log_interval
     eval.eval_interval eval.eval_iters optim.learning_rate optim.lr_decay_iters optim.eps
     tokenizer.vocab_size tokenizer.sample_bytes data.prefetch_batches checkpoint.keep_latest
-    mesh.fsdp train.max_passes
+    mesh.fsdp train.max_passes train.max_bad_steps
 """.split()
 NOT_NEGATIVE = """
-    optim.min_lr optim.warmup_iters optim.weight_decay optim.grad_clip model.loss_chunk
-    data.prepare_workers checkpoint.keep_best sample.max_new_tokens sample.temperature sample.top_k
+    optim.min_lr optim.warmup_iters optim.decay_iters optim.weight_decay optim.grad_clip
+    model.loss_chunk data.prepare_workers checkpoint.keep_best sample.max_new_tokens
+    sample.temperature sample.top_k train.max_loss_spike
 """.split()
 RULES = [
     *((name, {name: 0}, f"{name} = 0(.0)? must be positive") for name in POSITIVE),
@@ -147,6 +148,12 @@ RULES = [
     ("loss_chunk", {"model.loss_chunk": 100}, "loss_chunk = 100 must divide the 128 tokens"),
     ("hours", {"train.max_hours": 0.0}, "max_hours = 0.0 must be positive"),
     ("seed", {"seed": -1}, "seed = -1 must not be negative"),
+    ("schedule", {"optim.schedule": "linear"}, "'linear' must be one of cosine, wsd"),
+    (
+        "too short for wsd",
+        {"optim.schedule": "wsd", "optim.warmup_iters": 10, "optim.decay_iters": 11},
+        r"warmup_iters \+ optim.decay_iters = 21 exceed train.max_iters = 20",
+    ),
     ("vocab", {"tokenizer.vocab_size": 65_537}, "vocab_size = 65,537 exceeds 65,536"),
 ]
 
@@ -181,6 +188,9 @@ def test_what_is_just_allowed():
         "sample.temperature": 0.0,
         "tokenizer.vocab_size": 65_536,
         "optim.grad_clip": 0.0,
+        "optim.schedule": "wsd",
+        "optim.decay_iters": 20,
+        "optim.lr_decay_iters": 1,  # of no use there
         "checkpoint.keep_best": 0,
     }
     config_lib.validate(put(debug.get_config(), changes), n_devices=1)

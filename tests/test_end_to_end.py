@@ -37,6 +37,7 @@ def trained(debug_config, tmp_path_factory):
         f"--config.workdir={workdir}",
         f"--config.data.store_dir={debug_config.data.store_dir}",
         "--config.optim.learning_rate=8e-3",
+        "--config.optim.lr_decay_iters=25",  # so that the run can go on to there
         "--config.log.tensorboard=True",
     ]
     return workdir, arguments, program("gptjax.main", *arguments)

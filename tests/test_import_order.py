@@ -46,6 +46,11 @@ ORDER = [
     "gptjax.signals",
     "gptjax.plan",
     "gptjax.evaluate",
+    "gptjax.processes",
+    "gptjax.lock",
+    "gptjax.digests",
+    "gptjax.identity",
+    "gptjax.checkpoint_files",
     "gptjax.checkpoint",
     "gptjax.saver",
     "gptjax.generate",
@@ -57,6 +62,7 @@ ORDER = [
 PROGRAMS = {
     "data_pipeline.browse": set(),
     "data_pipeline.prepare": {"data_pipeline.browse", "gptjax.train"},
+    "gptjax.checkpoint": {"gptjax.generate", "gptjax.saver", "gptjax.train"},
     "gptjax.generate": {"gptjax.train"},
     "gptjax.main": set(),
 }

@@ -12,7 +12,7 @@ import pytest
 from configs import rtx4070
 from gptjax import model
 from gptjax.model import GPTConfig
-from gptjax.optimizer import decay_mask, make_optimizer, schedule
+from gptjax.optimizer import decay_mask, decay_start, make_optimizer, schedule
 
 
 @pytest.fixture
@@ -33,15 +33,48 @@ def closed_form(optim, step):
 
 
 def test_schedule_is_the_closed_form(optim):
-    rate = schedule(optim)
+    rate = schedule(optim, 30)
     for step in range(30):
         np.testing.assert_allclose(rate(step), closed_form(optim, step), rtol=1e-6)
     assert float(rate(5)) == np.float32(1e-2)  # the peak, after warmup_iters updates
     assert float(rate(15)) == float(rate(1000)) == np.float32(1e-3)  # the floor, kept
 
 
+def wsd_closed_form(optim, step, max_iters):
+    """Learning rate of the update after `step` updates: Haegele et al. 2024, 1 - sqrt."""
+    if step < optim.warmup_iters:
+        return optim.learning_rate * (step + 1) / (optim.warmup_iters + 1)
+    into_decay = step - (max_iters - optim.decay_iters)
+    if into_decay <= 0:
+        return optim.learning_rate
+    share = 1 - math.sqrt(min(into_decay / optim.decay_iters, 1.0))
+    return optim.min_lr + share * (optim.learning_rate - optim.min_lr)
+
+
+@pytest.mark.parametrize(("warmup", "decay"), [(5, 8), (0, 8), (5, 0), (5, 35), (0, 0), (40, 0)])
+def test_wsd_is_the_closed_form(optim, warmup, decay):
+    optim.schedule, optim.warmup_iters, optim.decay_iters = "wsd", warmup, decay
+    rate = schedule(optim, 40)
+    steps = np.arange(40)
+    expected = [wsd_closed_form(optim, s, 40) for s in steps]
+    np.testing.assert_allclose([rate(s) for s in steps], expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(rate)(steps), expected, rtol=1e-6)
+    if decay:
+        assert decay_start(optim, 40) == 40 - decay
+        assert float(rate(40 - decay)) == np.float32(1e-2)  # still the peak
+        assert float(rate(40)) == float(rate(1000)) == np.float32(1e-3)  # the floor, kept
+
+
+def test_a_longer_wsd_run_begins_as_the_shorter_one(optim):
+    optim.schedule, optim.decay_iters = "wsd", 8
+    short, long = schedule(optim, 40), schedule(optim, 60)
+    steps = np.arange(60)
+    same = np.asarray(short(steps)) == np.asarray(long(steps))
+    assert same[:33].all() and not same[33:].any()
+
+
 def test_schedule_of_the_recipe():
-    rate = schedule(rtx4070.get_config().optim)
+    rate = schedule(rtx4070.get_config().optim, 250_000)
     for step, expected in ((0, 6e-4 / 2001), (2000, 6e-4), (126_000, 3.3e-4), (250_000, 6e-5)):
         # float32 ramps are exact to a part of the peak, not of their small first values.
         np.testing.assert_allclose(rate(step), expected, rtol=0, atol=1e-6 * 6e-4)
@@ -55,7 +88,7 @@ def test_trajectory_equals_numpy_over_20_updates(optim, micro_steps):
         "scale": rng.normal(size=(2, 3)),  # stacked vectors: no decay, although they have two axes
         "wte": rng.normal(size=(5, 3)),
     }
-    optimizer = make_optimizer(optim, micro_steps)
+    optimizer = make_optimizer(optim, micro_steps, 20)
     ours = jax.tree.map(jnp.float32, params)
     state = optimizer.init(ours)
     update = jax.jit(functools.partial(optimizer.update, loss=jnp.float32(1)))

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import logging
 import os
 import signal
 
@@ -25,9 +26,9 @@ class RecordingSteps(train.StepFunctions):
     def __init__(self, config, *args, **kwargs):
         parts = [config[group].to_json() for group in ("model", "optim", "data")]
         train_config = config.train
-        key = json.dumps(
-            [*parts, train_config.batch_size, train_config.gradient_accumulation_steps, config.seed]
-        )
+        batch = [train_config.batch_size, train_config.gradient_accumulation_steps]
+        end = train_config.max_iters if config.optim.schedule == "wsd" else None
+        key = json.dumps([*parts, batch, end, config.seed])
         if key in self._compiled:
             self.__dict__.update(self._compiled[key])
         else:
@@ -125,6 +126,44 @@ def test_sigterm_saves_and_the_next_run_goes_on_bit_identically(recording, confi
     assert metric_lines(stopped) == whole_lines  # no step twice, none missing
 
 
+def test_a_wsd_run_made_longer_is_the_longer_run_bit_for_bit(recording, config, tmp_path, caplog):
+    """Also after its end: the last checkpoint before the decay is kept."""
+    config.optim.schedule, config.optim.decay_iters = "wsd", 2
+    config.checkpoint.keep_latest, config.checkpoint.keep_best = 1, 0
+    whole, _ = recording(config)
+
+    extended = copy.deepcopy(config)
+    extended.workdir = str(tmp_path / "extended")
+    extended.train.max_iters = 6  # its decay begins at step 4
+    recording(extended)
+    extended.train.max_iters = 8
+    with pytest.raises(UserError, match="until its decay begins, here at step 4"):
+        recording(extended)
+    folder = tmp_path / "extended" / "checkpoints"
+    assert {p.name for p in folder.iterdir()} == {"3", "6"}
+    (folder / "6").rename(tmp_path / "away")
+    with caplog.at_level(logging.INFO):
+        rest, batches = recording(extended)
+    assert "train.max_iters: 6 there, 8 here" in caplog.text
+    assert sorted(batches) == [4, 5, 6, 7, 8]
+    assert_same_bits(rest, whole)
+
+
+def test_damage_on_disk_costs_the_steps_since_the_one_before(recording, config, tmp_path, caplog):
+    whole, whole_batches = recording(config)
+    lines = metric_lines(config)
+    folder = tmp_path / "unbroken" / "checkpoints"
+    data = max(
+        (p for p in (folder / "8").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
+    data.write_bytes(data.read_bytes()[:-100] + bytes(100))
+    again, batches = recording(config)
+    assert "checkpoints/8 is DAMAGED" in caplog.text and (folder / "damaged" / "8").is_dir()
+    assert batches == {step: whole_batches[step] for step in (7, 8)}
+    assert_same_bits(again, whole)
+    assert metric_lines(config) == lines
+
+
 def test_a_finished_run_is_left_alone(recording, config):
     first, _ = recording(config)
     second, batches = recording(config)
@@ -175,10 +214,15 @@ def test_without_always_save_only_a_better_loss_is_saved(recording, config, tmp_
     assert saved_steps(tmp_path) == {1, 2, 4, 8}  # 8: the end of a run is always saved
 
 
+def times_of_files(folder):
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name != "lock"]
+    return {p: p.stat().st_mtime_ns for p in files}
+
+
 def test_another_run_is_refused_with_every_difference(recording, config, tmp_path):
     config.train.max_iters = 2
     recording(config)
-    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "unbroken").rglob("*") if p.is_file()}
+    before = times_of_files(tmp_path / "unbroken")
     other = copy.deepcopy(config)
     other.model.n_embd = 64
     other.model.n_layer = 3
@@ -192,8 +236,7 @@ def test_another_run_is_refused_with_every_difference(recording, config, tmp_pat
         assert words in message
     assert "train.gradient_accumulation_steps > 1: True there, False here" in message
     assert "config.workdir" in message
-    after = {p: p.stat().st_mtime_ns for p in (tmp_path / "unbroken").rglob("*") if p.is_file()}
-    assert after == before
+    assert times_of_files(tmp_path / "unbroken") == before
 
 
 def test_another_store_is_refused_and_the_difference_is_named(recording, config, tmp_path):
@@ -217,17 +260,6 @@ def test_another_store_is_refused_and_the_difference_is_named(recording, config,
             recording(other)
         assert "store_hash: " in str(error.value) and "data.format" not in str(error.value)
     assert "data.sources" not in str(error.value)  # only what differs
-
-
-def test_a_checkpoint_that_cannot_be_read_is_named(recording, config, tmp_path):
-    config.train.max_iters = 2
-    recording(config)
-    folder = tmp_path / "unbroken" / "checkpoints" / "2"
-    data = max((folder / "params").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
-    data.write_bytes(data.read_bytes()[:10])
-    with pytest.raises(UserError, match="checkpoints/2 cannot be read"):
-        recording(config)
-    assert folder.exists()
 
 
 def test_a_ruined_state_stops_the_run_and_is_not_saved(recording, config, tmp_path):

@@ -1,0 +1,68 @@
+"""Digests of arrays, so that what is read back is what was saved.
+
+A digest belongs to the whole array in C order, not to the pieces that lie on devices, and so is the
+same for any number of devices and processes. The functions here let other threads run meanwhile.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+_CHUNK = 1 << 18  # values looked at together for one that is not finite
+
+Records = dict[str, dict[str, Any]]  # JSON: by the array's name its dtype, shape and sha256
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a tree by their paths, such as `blocks/attn/c_attn/kernel`.
+
+    Names do not tell attributes from keys: a tree has the names of its image in dicts and lists.
+    """
+    pairs = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
+
+
+def records(arrays: Mapping[str, np.ndarray]) -> Records:
+    """Returns dtype, shape and digest of each array."""
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(arrays, pool.map(_record, arrays.values()), strict=True))
+
+
+def _record(array: np.ndarray) -> dict[str, Any]:
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return {
+        "dtype": str(array.dtype),
+        "shape": list(array.shape),
+        # as bytes: Python's buffers do not know bfloat16
+        "sha256": hashlib.sha256(flat.view(np.uint8).data).hexdigest(),
+    }
+
+
+def damage(arrays: Mapping[str, np.ndarray], expected: Records) -> list[str]:
+    """Returns what tells `arrays` from those that `expected` was made of: a phrase for each."""
+    found = [f"{name} is missing" for name in expected if name not in arrays]
+    found += [f"{name} does not belong there" for name in arrays if name not in expected]
+    for name, record in records({n: a for n, a in arrays.items() if n in expected}).items():
+        for key in ("dtype", "shape", "sha256"):
+            if record[key] != expected[name][key]:
+                found.append(f"{name}: {key} {record[key]}, saved with {expected[name][key]}")
+                break
+    return found
+
+
+def not_finite(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """Returns the names of the arrays with a value that is infinite or not a number."""
+    floats = {n: a for n, a in arrays.items() if jax.dtypes.issubdtype(a.dtype, np.inexact)}
+    with ThreadPoolExecutor() as pool:
+        finite = dict(zip(floats, pool.map(_finite, floats.values()), strict=True))
+    return [name for name, good in finite.items() if not good]
+
+
+def _finite(array: np.ndarray) -> bool:
+    flat = array.reshape(-1)
+    chunks = range(0, flat.size, _CHUNK)  # no second array of the same length
+    return all(bool(np.isfinite(flat[i : i + _CHUNK]).all()) for i in chunks)
