@@ -363,9 +363,9 @@ def test_too_many_bad_steps_in_a_row_stop_the_run_with_a_remedy(monkeypatch, con
 PROGRAM = [sys.executable, "-u", "-m", "gptjax.main", "--config=configs/debug.py"]
 
 
-def start(config, workdir, *arguments):
-    """Starts a program that trains until it is stopped; returns it when step 100 is logged."""
-    program = subprocess.Popen(
+def launch(config, workdir, *arguments):
+    """Starts a program that trains until it is stopped."""
+    return subprocess.Popen(
         [
             *PROGRAM,
             f"--config.workdir={workdir}",
@@ -377,6 +377,11 @@ def start(config, workdir, *arguments):
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def start(config, workdir):
+    """Starts such a program; returns it when step 100 is logged."""
+    program = launch(config, workdir)
     read = []
     for line in program.stderr:
         read.append(line)
@@ -402,7 +407,7 @@ def test_a_signal_saves_and_exits_0_in_the_time_that_it_tells(config, tmp_path, 
 
 
 def test_max_hours_stops_the_same_way(config, tmp_path):
-    program = start(config, tmp_path / "run", "--config.train.max_hours=0.001")
+    program = launch(config, tmp_path / "run", "--config.train.max_hours=0.001")
     _, text = program.communicate(timeout=60)
     assert program.returncode == 0, text
     assert "max_hours = 0.001 are over: stopping after this step" in text
