@@ -65,7 +65,7 @@ def get_config() -> ConfigDict:
         max_iters=250_000,  # optimizer steps
         log_interval=50,  # optimizer steps between lines of metrics
         max_passes=8.0,  # warn before step 0 when the run reads the training split more often than this
-        max_bad_steps=20,  # stop after this many skipped steps in a row: loss or gradient not finite, or a spike
+        max_bad_steps=50,  # stop after this many skipped steps in a row: loss or gradient not finite, or a spike
         max_loss_spike=0.0,  # skip a step whose loss exceeds the mean of the last 128 by this many standard deviations; 0: off
         max_hours=config_dict.placeholder(float),  # stop politely, with a checkpoint, after this many hours
     )

@@ -1,4 +1,4 @@
-"""Compiled programs, kept on disk: a run that goes on starts at once, with the very same program."""
+"""Compiled programs, kept on disk: a run that goes on starts at once, with the same program."""
 
 import logging
 import os

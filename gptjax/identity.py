@@ -42,9 +42,10 @@ DATA = frozenset(
 # How fast, how often, how much is told and kept, and where: logged when it changes.
 FREE = frozenset(
     """
-    workdir data.store_dir data.prepare_workers data.prefetch_batches
+    workdir compilation_cache data.store_dir data.prepare_workers data.prefetch_batches
     model.compute_dtype model.remat model.scan_unroll model.loss_chunk
-    train.log_interval train.max_passes train.max_hours eval.eval_interval eval.eval_iters
+    train.log_interval train.max_passes train.max_bad_steps train.max_loss_spike train.max_hours
+    eval.eval_interval eval.eval_iters
     checkpoint.always_save_checkpoint checkpoint.keep_latest checkpoint.keep_best
     sample.prompts sample.max_new_tokens sample.temperature sample.top_k sample.top_p
     log.tensorboard log.wandb log.wandb_project mesh.fsdp

@@ -69,7 +69,7 @@ def decay_mask(params: Any) -> Any:
 
 
 def make_optimizer(
-    optim: ConfigDict, accumulation_steps: int, *, max_iters: int, max_loss_spike: float
+    optim: ConfigDict, accumulation_steps: int, max_iters: int, max_loss_spike: float = 0.0
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the guarded optimizer; its `update` takes `loss` besides the usual arguments.
 

@@ -237,10 +237,11 @@ class Run:
                 raise UserError(
                     f"step {step} is number {in_a_row} in a row that had to be skipped "
                     f"(train.max_bad_steps): loss {loss:g}, gradient norm {values['grad_norm']:g}. "
-                    f"The checkpoints are good, but training would end here again: give a lower "
-                    f"--config.optim.learning_rate, more --config.optim.warmup_iters, or with "
-                    f"spikes a higher --config.train.max_loss_spike; metrics.jsonl names the "
-                    f"documents (skipped/documents)."
+                    f"This state was not saved, and from the checkpoints before it training comes "
+                    f"here again: start in another workdir with a lower "
+                    f"--config.optim.learning_rate or a longer --config.optim.warmup_iters; where "
+                    f"these are spikes, go on with a higher --config.train.max_loss_spike. The "
+                    f"documents are in metrics.jsonl (skipped/documents)."
                 )
         if step % self._config.train.log_interval == 0:
             self._write_window(step)
@@ -344,7 +345,7 @@ class Run:
         """Returns what a wish to stop leads to, and how long that takes."""
         step, save = self._seconds_per_step, self._saver.seconds
         if step is None or save is None:
-            return "stopping after this step, with a checkpoint (neither was timed yet)."
+            return "stopping after this step, with a checkpoint; both were not timed yet."
         return (
             f"stopping after this step, with a checkpoint: within about "
             f"{format_seconds(2 * step + save + 1)}."

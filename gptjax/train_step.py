@@ -51,7 +51,7 @@ class StepFunctions:
         self._optimizer = make_optimizer(
             config.optim,
             train.gradient_accumulation_steps,
-            max_iters=train.max_iters,
+            train.max_iters,
             max_loss_spike=train.max_loss_spike,
         )
         self._schedule = schedule(config.optim, train.max_iters)

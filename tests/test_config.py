@@ -117,12 +117,12 @@ POSITIVE = """
     train.batch_size train.gradient_accumulation_steps train.max_iters train.log_interval
     eval.eval_interval eval.eval_iters optim.learning_rate optim.lr_decay_iters optim.eps
     tokenizer.vocab_size tokenizer.sample_bytes data.prefetch_batches checkpoint.keep_latest
-    mesh.fsdp train.max_passes
+    mesh.fsdp train.max_passes train.max_bad_steps
 """.split()
 NOT_NEGATIVE = """
     optim.min_lr optim.warmup_iters optim.decay_iters optim.weight_decay optim.grad_clip
     model.loss_chunk data.prepare_workers checkpoint.keep_best sample.max_new_tokens
-    sample.temperature sample.top_k
+    sample.temperature sample.top_k train.max_loss_spike
 """.split()
 RULES = [
     *((name, {name: 0}, f"{name} = 0(.0)? must be positive") for name in POSITIVE),

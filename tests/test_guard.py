@@ -123,14 +123,14 @@ def run_guard(losses, sigmas):
 def test_spikes_are_those_of_numpy():
     rng = np.random.default_rng(0)
     losses = 3 + 3 * np.exp(-np.arange(400) / 80) + 0.05 * rng.normal(size=400)
-    losses[[5, 150, 151, 300]] += 4  # the first comes before there is anything to compare with
+    losses[[5, 150, 300]] += 4  # the first comes before there is anything to compare with
     losses[[20, 200]] = np.nan, np.inf
-    losses[350:] += 1.5  # a level that has risen for good
+    losses[350:] += 4  # a level that has risen for good
     expected = naive_spikes(losses, 6.0)
     found, state = run_guard(losses, 6.0)
     assert found == expected
     assert not expected[5]
-    assert all(expected[i] for i in (20, 150, 151, 200, 300, 350))
+    assert all(expected[i] for i in (20, 150, 200, 300, 350))
     assert not any(expected[370:])  # accepted in the end
     assert int(state.skipped) == sum(expected)
 

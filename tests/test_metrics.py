@@ -1,6 +1,7 @@
 """What the numbers mean, against closed forms."""
 
 import copy
+import json
 import math
 
 import jax
@@ -125,6 +126,53 @@ def test_window_rates():
     time.now += 1
     window.add({**step, "param_norm": 7.0, "learning_rate": 0.0})
     assert window.scalars()["perf/tokens_per_sec"] == 10
+
+
+def test_a_window_leaves_skipped_steps_out_but_not_their_time():
+    time = FakeTime()
+    window = Window(Clock(0.0, time), flops_per_token=1, peak_flops=None)
+    good = {"nats": 20.0, "n_targets": 10, "n_bytes": 30, "grad_norm": 2.0}
+    good |= {"param_norm": 1.0, "learning_rate": 0.1}
+    time.now += 4
+    window.add({**good, "nats": math.nan, "grad_norm": math.inf}, skipped=True)
+    scalars = window.scalars()
+    assert scalars["train/loss"] is scalars["optim/grad_norm"] is None
+    window.add(good)
+    scalars = window.scalars()
+    assert scalars["train/loss"] == 2.0 and scalars["optim/grad_norm"] == 2.0
+    assert scalars["perf/tokens_per_sec"] == 20 / 4
+
+
+def test_a_step_that_was_not_timed_does_not_count_as_speed():
+    time = FakeTime()
+    window = Window(Clock(0.0, time), flops_per_token=1, peak_flops=None)
+    step = dict.fromkeys(("nats", "n_bytes", "grad_norm", "param_norm", "learning_rate"), 1.0)
+    window.add({**step, "n_targets": 10.0}, timed=False)
+    assert window.seconds_per_step is None
+    assert window.scalars()["perf/tokens_per_sec"] is None
+    time.now += 2
+    window.add({**step, "n_targets": 10.0})
+    assert window.seconds_per_step == 2
+    assert window.scalars()["perf/tokens_per_sec"] == 5
+
+
+def test_a_window_goes_on_from_its_state():
+    time = FakeTime()
+    clock = Clock(0.0, time)
+    window = Window(clock, flops_per_token=1, peak_flops=None)
+    step = dict.fromkeys(("n_targets", "n_bytes", "grad_norm", "param_norm", "learning_rate"), 0.1)
+    time.now += 3
+    window.add({**step, "nats": 1 / 3})
+    state = json.loads(json.dumps(window.state))
+    other_time = FakeTime()
+    other_time.now = 5.0
+    other = Window(
+        Clock(clock.seconds, other_time), flops_per_token=1, peak_flops=None, state=state
+    )
+    for w, t in ((window, time), (other, other_time)):
+        t.now += 1
+        w.add({**step, "nats": 0.7})
+    assert other.scalars() == window.scalars()
 
 
 @pytest.mark.parametrize(

@@ -261,11 +261,37 @@ def test_another_store_is_refused_and_the_difference_is_named(recording, config,
     assert "data.sources" not in str(error.value)  # only what differs
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(recording, config, tmp_path):
+def test_a_ruined_state_stops_the_run_and_is_not_saved(recording, config, tmp_path):
+    """Its parameters are finite, and so is the val loss; but no step succeeds any more."""
     config.optim.learning_rate = config.optim.min_lr = 1e30
     config.optim.grad_clip = 0.0
     config.optim.warmup_iters = 0
-    with pytest.raises(UserError, match="learning_rate"):
+    config.train.max_bad_steps = 5
+    with pytest.raises(UserError, match="step 6 is number 5 in a row.*learning_rate"):
         recording(config)
     folder = tmp_path / "unbroken" / "checkpoints"
     assert not [p for p in folder.iterdir() if p.name.isdigit()]
+
+
+def test_lines_do_not_depend_on_where_a_run_stopped(recording, config, tmp_path):
+    """Also those of a window of steps that a stop cuts in two."""
+    config.train.log_interval = 4
+    recording(config)
+    stopped = copy.deepcopy(config)
+    stopped.workdir = str(tmp_path / "stopped")
+    for max_iters in (3, 6, 8):
+        stopped.train.max_iters = max_iters
+        recording(stopped)
+    assert metric_lines(stopped) == metric_lines(config)
+
+
+def test_clocks_go_on(recording, config):
+    for max_iters in (4, 8):
+        config.train.max_iters = max_iters
+        recording(config)
+    with open(f"{config.workdir}/metrics.jsonl") as file:
+        lines = [json.loads(line) for line in file]
+    clock = [line["perf/train_seconds"] for line in lines if "train/loss" in line]
+    assert clock == sorted(clock) and len(clock) == 8
+    times = [line["time"] for line in lines]
+    assert times == sorted(times)

@@ -1,0 +1,247 @@
+"""Kills a run again and again, at random moments, and compares its end with an unbroken run's.
+
+    python -m benchmarks.kill --kills=200
+
+Each process trains configs/debug.py with an evaluation and a checkpoint every other step, and gets
+a SIGKILL after a random time, or some time after some line of its log: while it starts, compiles,
+steps, evaluates, saves or cleans up. Afterwards parameters, optimizer state, data position, val
+losses and all lines of metrics must have the bits of a run that was left alone.
+"""
+
+import argparse
+import collections
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+# Lines of the log, and what a process does in the moments after them.
+_MOMENTS = (
+    ("Plan:", "restoring or initialising"),
+    ("Continuing from", "compiling the step"),
+    ("First step", "after the first step"),
+    ("train loss", "stepping or evaluating"),
+    ("val loss", "saving, cleaning up, stepping"),
+    ("Sample:", "at the end"),
+)
+_TIMED = ("time", "perf/", "data/wait_frac")  # what depends on the time of day
+
+# Processes are forked from one that has imported everything, and started no thread.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["gptjax.main", "gptjax.events"])
+
+
+def _train(arguments: Sequence[str], cache: str, log: str) -> None:
+    """The program gptjax.main with these arguments, in a process of its own."""
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.chdir(ROOT)
+    sys.argv = ["gptjax.main", *arguments]
+    from configs import flags
+    from gptjax.main import main
+
+    flags.define_config()
+    flags.run(main)
+
+
+class KilledRun:
+    """A run in a workdir, of which processes are started and killed."""
+
+    def __init__(self, folder: Path, store_dir: str, *, steps: int, seed: int):
+        """Starts nothing yet.
+
+        Args:
+            folder: for the workdirs and for what is compiled.
+            store_dir: with the prepared store of configs/debug.py, else it is prepared there.
+            steps: optimizer steps of the run.
+            seed: of the moments.
+        """
+        self._folder = folder
+        self._random = random.Random(seed)
+        self._arguments = (
+            "--config=configs/debug.py",
+            f"--config.data.store_dir={store_dir}",
+            f"--config.train.max_iters={steps}",
+            f"--config.optim.lr_decay_iters={steps}",
+            "--config.train.log_interval=3",  # some windows are cut by checkpoints
+            "--config.eval.eval_interval=2",
+            "--config.model.dropout=0.1",
+            "--config.log.tensorboard=True",
+            "--config.sample.prompts=('The ',)",
+        )
+        self.log = folder / "log"  # of the last process
+        self.kills: collections.Counter[str] = collections.Counter()
+        self.seconds = 0.0  # of the last process that ended by itself
+
+    def process(self, name: str, cache: str) -> Any:
+        """Starts a process of the run in workdir `name`; it logs to `self.log`."""
+        self.log.write_text("")
+        arguments = (*self._arguments, f"--config.workdir={self._folder / name}")
+        process = _CONTEXT.Process(
+            target=_train, args=(arguments, str(self._folder / cache), str(self.log))
+        )
+        process.start()
+        return process
+
+    def finish(self, name: str, cache: str) -> None:
+        """Runs a process to its end, which must be a good one."""
+        start = time.monotonic()
+        process = self.process(name, cache)
+        process.join()
+        self.seconds = time.monotonic() - start
+        self._check(process, 0)
+
+    def _check(self, process: Any, expected: int) -> None:
+        if process.exitcode != expected:
+            raise AssertionError(f"status {process.exitcode}:\n{self.log.read_text()}")
+
+    def kill_once(self, name: str, cache: str) -> bool:
+        """Starts a process and kills it at some moment; returns False if it ended before that."""
+        word = None
+        delay = self._random.uniform(0, self.seconds)
+        if self._random.random() < 0.6:
+            word, _ = self._random.choice(_MOMENTS)
+            delay = self._random.choice([0, self._random.uniform(0, 0.05), self._random.random()])
+        nth = self._random.randint(1, 3)  # the first such line, or one of the next
+        process = self.process(name, cache)
+        while word and process.is_alive() and self.log.read_text().count(word) < nth:
+            time.sleep(0.002)
+        process.join(delay)
+        process.kill()
+        process.join()
+        if process.exitcode == 0:
+            return False
+        self._check(process, -9)
+        lines = self.log.read_text().splitlines()
+        doing = next((m for line in reversed(lines) for w, m in _MOMENTS if w in line), "starting")
+        self.kills[doing] += 1
+        return True
+
+    def evidence(self, name: str) -> dict[str, Any]:
+        """Returns what must agree: digests of arrays, progress, lines of metrics."""
+        workdir = self._folder / name
+        checkpoints = workdir / "checkpoints"
+        left = sorted(p.name for p in checkpoints.iterdir())
+        return {
+            "checkpoints": left,
+            "contents": {step: read_checkpoint(checkpoints / step) for step in left},
+            "lines": read_lines(workdir),
+            "events": read_events(workdir / "tb"),
+            "samples": {p.name: p.read_text() for p in (workdir / "samples").iterdir()},
+        }
+
+
+def read_checkpoint(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Returns the bytes of each array by item and name, and the progress without its clocks."""
+    from gptjax import checkpoint_files
+
+    arrays, meta = checkpoint_files.read(folder)
+    digests = {
+        f"{item}/{name}": array.tobytes()
+        for item, named in arrays.items()
+        for name, array in named.items()
+    }
+    progress = dict(meta["progress"])
+    del progress["trained_seconds"]
+    progress["window"] = progress["window"]["steps"]
+    return digests, {"step": meta["step"], "val_loss": meta["val_loss"], **progress}
+
+
+def read_lines(workdir: Path) -> list[dict[str, Any]]:
+    """Returns the lines of metrics.jsonl, without what depends on the time of day."""
+    lines = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith(_TIMED)} for line in lines]
+
+
+def read_events(folder: Path) -> list[tuple[int, str, float]]:
+    """Returns (step, tag, value) as TensorBoard reads the event files of `folder`, in order."""
+    import struct
+
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    found: list[tuple[int, str, float]] = []
+    for path in sorted(folder.glob("*tfevents*")):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            (size,) = struct.unpack_from("<Q", data, at)
+            event = Event.FromString(data[at + 12 : at + 12 + size])
+            at += 16 + size
+            if event.session_log.status == SessionLog.START:
+                found = [scalar for scalar in found if scalar[0] < event.step]
+            found += [
+                (event.step, value.tag, value.simple_value)
+                for value in event.summary.value
+                if not value.tag.startswith(_TIMED)
+            ]
+    return found
+
+
+def compare(run: KilledRun) -> None:
+    """Raises AssertionError where the killed run differs from the unbroken one."""
+    whole, killed = run.evidence("whole"), run.evidence("killed")
+    for name in whole:
+        if whole[name] != killed[name]:
+            raise AssertionError(f"{name} differ: {whole[name]!r:.500} and {killed[name]!r:.500}")
+
+
+def kill_many(run: KilledRun, kills: int, report: Callable[[int], None] | None = None) -> int:
+    """Kills processes until `kills` have died, starting over where a run ends; returns the runs.
+
+    Each run that came to its end is compared with the unbroken one. What is compiled is lost with
+    every tenth run, so that some die compiling.
+    """
+    run.finish("again", "compiled")
+    run.finish("whole", "compiled")  # its life is that of processes that need not compile
+    runs = 0
+    while sum(run.kills.values()) < kills or (run._folder / "killed").exists():
+        cache = f"compiled-{runs // 10}"
+        if sum(run.kills.values()) >= kills:
+            run.finish("killed", cache)
+        elif run.kill_once("killed", cache):
+            if report:
+                report(sum(run.kills.values()))
+            continue
+        compare(run)
+        shutil.rmtree(run._folder / "killed")
+        runs += 1
+    return runs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        stores = str(Path(folder) / "stores")
+        run = KilledRun(Path(folder), stores, steps=arguments.steps, seed=arguments.seed)
+        start = time.monotonic()
+        runs = kill_many(run, arguments.kills, lambda n: print(f"\r{n} kills", end="", flush=True))
+        result = {
+            "benchmark": "kill",
+            "kills": sum(run.kills.values()),
+            "runs_compared": runs,
+            "differences": 0,  # one would have raised
+            "seconds": round(time.monotonic() - start),
+            "moments": dict(sorted(run.kills.items())),
+        }
+    print("\r" + json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Tokens a second, MFU, memory and time of the training step, on whatever device there is.
+
+    python -m benchmarks.train_step --config=configs/rtx4070.py
+
+Batches are synthetic: tokens drawn at random, made beforehand. One line of JSON; `dispatch_ms` is
+what the host needs to start a step, and null stands for what the device does not tell.
+"""
+
+import json
+import statistics
+import time
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from configs import flags as config_flags
+from gptjax import config as config_lib
+from gptjax import model
+from gptjax.compilation import keep_compiled
+from gptjax.metrics import peak_flops
+from gptjax.model import GPTConfig
+from gptjax.sharding import make_mesh, place_batch
+from gptjax.train_step import StepFunctions
+
+_STEPS = flags.DEFINE_integer("steps", 20, "Steps that are timed.", lower_bound=3)
+
+
+def synthetic_batch(config: ConfigDict, vocab_size: int, seed: int) -> dict[str, np.ndarray]:
+    """Returns a batch [A, B, T] of random tokens; with a document mask, two documents a row."""
+    train, length = config.train, config.model.block_size
+    shape = (train.gradient_accumulation_steps, train.batch_size, length)
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, vocab_size, (*shape[:2], length + 1), dtype=np.int32)
+    batch = {"inputs": tokens[..., :-1], "targets": tokens[..., 1:]}
+    batch["loss_mask"] = np.ones(shape, bool)
+    if config.data.document_mask:
+        index = np.arange(length, dtype=np.int32)
+        half = index >= length // 2
+        batch["segment_ids"] = np.broadcast_to(np.where(half, 2, 1).astype(np.int32), shape)
+        batch["positions"] = np.broadcast_to(index - half * np.int32(length // 2), shape)
+    return batch
+
+
+def measure(config: ConfigDict, steps: int) -> dict[str, object]:
+    """Returns what `steps` steps took; the first, which compiles, and the second do not count."""
+    vocab_size = config.tokenizer.vocab_size
+    gpt = GPTConfig.from_config(config, vocab_size)
+    functions = StepFunctions(
+        config, gpt, np.ones(vocab_size, np.int32), make_mesh(config.mesh.fsdp)
+    )
+    batches = [
+        place_batch(functions.batch_sharding, synthetic_batch(config, vocab_size, seed))
+        for seed in range(4)
+    ]
+    start = time.perf_counter()
+    state, metrics = functions.train_step(functions.init_state(), batches[0])
+    jax.block_until_ready(metrics)
+    first_step = time.perf_counter() - start
+    state, metrics = functions.train_step(state, batches[1])
+    jax.block_until_ready(metrics)
+    times, dispatches = [], []
+    for i in range(steps):
+        start = time.perf_counter()
+        state, metrics = functions.train_step(state, batches[i % len(batches)])
+        dispatches.append(time.perf_counter() - start)
+        jax.block_until_ready(metrics)
+        times.append(time.perf_counter() - start)
+    assert functions.train_step._cache_size() == 1, "the step was compiled more than once"
+    seconds = statistics.median(times)
+    tokens = batches[0]["inputs"].size
+    device, n_devices = jax.devices()[0], jax.device_count()
+    peak = peak_flops(device.device_kind)
+    mfu = None
+    if peak is not None:
+        mfu = tokens / seconds * model.flops_per_token(gpt) / (peak * n_devices)
+    memory = device.memory_stats() or {}  # a CPU has none
+    return {
+        "benchmark": "train_step",
+        "device": f"{n_devices} x {device.device_kind}",
+        "jax": jax.__version__,
+        "n_params": model.count_params(gpt)[0],
+        "tokens_per_step": tokens,
+        "compute_dtype": gpt.compute_dtype,
+        "step_seconds": round(seconds, 6),
+        "fastest_step_seconds": round(min(times), 6),
+        "tokens_per_sec": round(tokens / seconds, 1),
+        "mfu": mfu,
+        "peak_memory_bytes": memory.get("peak_bytes_in_use"),
+        "dispatch_ms": round(1e3 * statistics.median(dispatches), 3),
+        "first_step_seconds": round(first_step, 2),
+    }
+
+
+def main(config: ConfigDict) -> None:
+    """Prints the line."""
+    config_lib.validate(config, jax.device_count())
+    keep_compiled(config.compilation_cache)
+    print(json.dumps(measure(config, _STEPS.value)))
+
+
+if __name__ == "__main__":
+    config_flags.define_config()
+    config_flags.run(main)
