@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+
 def bits_per_byte(nats: float, n_bytes: float) -> float:
     """Returns nats / (ln 2 x bytes): the code length of a text against its length in UTF-8.
 

@@ -69,7 +69,7 @@ def compile_step(config: ConfigDict, gpt: GPTConfig, target: Target) -> Compiled
         raise UserError(
             f"XLA cannot compile this step for {target.device_kind}: {_first_line(error)}"
         ) from error
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     return CompiledStep(
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
