@@ -120,11 +120,19 @@ def _roofline(plan: Plan) -> str:
         return "peak and bandwidth not known"
     arithmetic, traffic, at_best = plan.step_seconds
     bound = "arithmetic" if arithmetic >= traffic else "memory traffic"
-    return (
+    text = (
         f"an optimizer step needs {arithmetic:.2f} s of arithmetic at {peak / 1e12:.1f} TFLOP/s "
-        f"and {traffic:.2f} s of memory traffic at {bandwidth / 1e9:,.0f} GB/s: {bound} bounds it; "
-        f"{at_best:.2f} s with each matmul at its own bound"
+        f"and at least {traffic:.2f} s of memory traffic at {bandwidth / 1e9:,.0f} GB/s (matmuls "
+        f"and updates alone): {bound} bounds it; {at_best:.2f} s with each matmul at its own bound"
     )
+    if plan.compiled is not None:
+        compiled = plan.compiled.bytes_moved / bandwidth  # the program of one device
+        bound = "arithmetic" if arithmetic >= compiled else "memory traffic"
+        text += (
+            f". As compiled, {plan.compiled.bytes_moved / 1e9:,.0f} GB go through memory, less "
+            f"what a cache saves: {compiled:.2f} s, so that {bound} bounds it"
+        )
+    return text
 
 
 def _time(plan: Plan) -> str:

@@ -112,7 +112,8 @@ class FakeCompiler:
         batch_size = config.train.batch_size
         self.batch_sizes.append(batch_size)
         total = GIB + batch_size * GIB // 10
-        return CompiledStep(total, 0, 0, 0, n_rematerialized=int(batch_size > 85), seconds=1.0)
+        squeezed = int(batch_size > 85)
+        return CompiledStep(total, 0, 0, 0, bytes_moved=0, n_rematerialized=squeezed, seconds=1.0)
 
 
 @pytest.mark.parametrize(("budget_gib", "largest"), [(5, 40), (9, 80), (12, 84), (0.9, 0)])
@@ -128,7 +129,7 @@ def test_compiled_figures_overrule_the_estimate(
 
 
 def test_compiled_steps_that_were_squeezed_in_are_told(recipe):
-    compiled = CompiledStep(8 * GIB, 0, 0, 0, n_rematerialized=7, seconds=1.0)
+    compiled = CompiledStep(8 * GIB, 0, 0, 0, bytes_moved=0, n_rematerialized=7, seconds=1.0)
     found = plan_text.warnings(dataclasses.replace(recipe, compiled=compiled))
     assert any("computes 7 things twice" in warning for warning in found)
 
