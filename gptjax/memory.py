@@ -12,12 +12,14 @@ from gptjax import model
 from gptjax.model import GPTConfig
 from gptjax.step_cost import StepCost
 
-# What the backward pass of one layer works on, in arrays [B, T, D] of the compute dtype, by what it
-# computes again; and what attention adds to that, in the same unit, or in float32 scores [B, N, T, T]
-# where it builds them. Counted in buffer assignments of XLA for sm_89 (jax 0.10.2).
-_LAYER_ARRAYS = {"none": 18, "dots": 24, "full": 27}
+# What the backward pass of one layer works on, by what it computes again: arrays [B, T, D] of the
+# compute dtype, and a share of the gradients' bytes. What attention adds: more such arrays, or
+# float32 scores [B, N, T, T] where it builds them. From XLA's buffer assignments for sm_89 (jax
+# 0.10.2), with which tests/test_memory.py compares.
+_LAYER_ARRAYS = {"none": 18, "dots": 24, "full": 17}
+_LAYER_GRADIENTS = {"none": 0, "dots": 0, "full": 0.45}
 _ATTENTION_ARRAYS = {"cudnn": 0, "pallas": 0, "chunked": 22, "xla": 0}
-_XLA_SCORES = 2.4
+_XLA_SCORES = {"none": 2.4, "dots": 2.4, "full": 2.0}
 
 # A compiled figure may lie this far from the estimate, to either side.
 TOLERANCE = 0.1
@@ -41,9 +43,9 @@ class Memory:
 def estimate(config: ConfigDict, gpt: GPTConfig, cost: StepCost, n_devices: int) -> Memory:
     """Returns what one device needs, within TOLERANCE of what XLA assigns for an NVIDIA card.
 
-    A micro-step is fullest either in the loss, or in the backward pass of its first layers, when all
-    gradients are there; a small batch in the update. XLA may do with less where it runs short, by
-    computing more things again.
+    A micro-step is fullest either in the loss, or in the backward pass of its first layers, when
+    all gradients are there; a small batch in the update. XLA may do with less where it runs short,
+    by computing more things again.
 
     Args:
         config: a validated configuration.
@@ -67,9 +69,9 @@ def estimate(config: ConfigDict, gpt: GPTConfig, cost: StepCost, n_devices: int)
     loss = 2 * logits + (2 if in_chunks else 1) * head + (4.5 if in_chunks else 2) * array_BTD
 
     arrays = _LAYER_ARRAYS[gpt.remat] + _ATTENTION_ARRAYS[gpt.attention]
-    backward = gradients + arrays * array_BTD
+    backward = (1 + _LAYER_GRADIENTS[gpt.remat]) * gradients + arrays * array_BTD
     if gpt.attention == "xla":
-        backward += _XLA_SCORES * 4 * rows * gpt.n_head * gpt.block_size**2
+        backward += _XLA_SCORES[gpt.remat] * 4 * rows * gpt.n_head * gpt.block_size**2
 
     # Without accumulation the whole of gradients and updates is there at once.
     update = (2.4 if micro_steps == 1 else 1.5) * gradients
@@ -102,7 +104,7 @@ def with_batch_size(config: ConfigDict, batch_size: int) -> ConfigDict:
 
 
 def largest_batch(fits: Callable[[int], bool], step: int) -> int:
-    """Returns the largest multiple of `step` that fits, 0 if none does; what fits is downward closed."""
+    """Returns the largest multiple of `step` that fits, 0 if none does; all below it fit, too."""
     low, high = 0, step
     while fits(high):
         low, high = high, 2 * high

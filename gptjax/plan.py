@@ -2,14 +2,15 @@
 
     python -m gptjax.plan --config=configs/rtx4070.py --target=rtx4070 --compile
 
-prints parameters, data, compute, memory and time, and ends with status 1 where the run does not fit.
-Memory is estimated, in seconds; with --compile it is read off the compiled step, in a minute, for a
-card that is not here with the extra `target`. Training prints the short form before each run.
+prints parameters, data, compute, memory and time, and ends with status 1 where the run does not
+fit. Memory is estimated, in seconds; with --compile it is read off the compiled step, in a minute,
+for a card that is not here with the extra `target`. Training prints the short form before each run.
 """
 
 import dataclasses
 import sys
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -23,8 +24,8 @@ from gptjax.planning import Data, Plan
 def refuse_unfit(config: ConfigDict) -> Plan:
     """Plans a run on the devices of this machine, its data not yet known.
 
-    An estimate that is clear of the budget by more than its tolerance decides; otherwise the step is
-    compiled.
+    An estimate that is clear of the budget by more than its tolerance decides; otherwise the step
+    is compiled.
 
     Raises:
         UserError: the run cannot fit; says which batch size does. Nothing was done yet.
@@ -52,6 +53,8 @@ def short_form(plan: Plan, store: TokenStore) -> str:
 
 def main(config: ConfigDict, *, target_name: str, compile_step: bool) -> None:
     """Prints the plan in full; ends the program with status 1 where the run does not fit."""
+    if target_name != targets.LOCAL:  # a GPU that is here has nothing to do with it
+        jax.config.update("jax_platforms", "cpu")
     target = targets.find(target_name)
     config_lib.validate(config, target.n_devices)
     plan = planning.make_plan(

@@ -79,7 +79,8 @@ def _compute(plan: Plan) -> str:
     return (
         f"{plan.flops_per_token / 1e6:,.1f} MFLOPs a token, "
         f"{plan.tokens * plan.flops_per_token:.2e} FLOPs in all, in {plan.gpt.compute_dtype}; "
-        f"attention {plan.gpt.attention}, remat {plan.gpt.remat}: a step does {again:.2f} times that"
+        f"attention {plan.gpt.attention}, remat {plan.gpt.remat}: "
+        f"a step does {again:.2f} times that"
     )
 
 
@@ -100,8 +101,8 @@ def _memory(plan: Plan) -> str:
 def _memory_by_kind(plan: Plan) -> str:
     parts = plan.estimate
     by_kind = (
-        f"estimated: {parts.state / _GIB:.2f} parameters and optimizer, {parts.kept / _GIB:.2f} kept "
-        f"for the backward pass, {parts.work / _GIB:.2f} gradients and temporaries"
+        f"estimated: {parts.state / _GIB:.2f} parameters and optimizer, {parts.kept / _GIB:.2f} "
+        f"kept for the backward pass, {parts.work / _GIB:.2f} gradients and temporaries"
     )
     if plan.compiled is None:
         return by_kind
@@ -114,29 +115,37 @@ def _memory_by_kind(plan: Plan) -> str:
 
 
 def _roofline(plan: Plan) -> str:
-    if plan.step_seconds is None:
+    peak, bandwidth = plan.target.peak_flops, plan.target.bandwidth
+    if plan.step_seconds is None or peak is None or bandwidth is None:
         return "peak and bandwidth not known"
-    math_s, memory_s, at_best = plan.step_seconds
-    bound = "arithmetic" if math_s >= memory_s else "memory traffic"
-    return (
-        f"an optimizer step needs {math_s:.2f} s of arithmetic at {plan.target.peak_flops / 1e12:.1f} "  # type: ignore[operator]
-        f"TFLOP/s and {memory_s:.2f} s of memory traffic at {plan.target.bandwidth / 1e9:,.0f} GB/s: "  # type: ignore[operator]
-        f"{bound} bounds it; {at_best:.2f} s with each matmul at its own bound"
+    arithmetic, traffic, at_best = plan.step_seconds
+    bound = "arithmetic" if arithmetic >= traffic else "memory traffic"
+    text = (
+        f"an optimizer step needs {arithmetic:.2f} s of arithmetic at {peak / 1e12:.1f} TFLOP/s "
+        f"and at least {traffic:.2f} s of memory traffic at {bandwidth / 1e9:,.0f} GB/s (matmuls "
+        f"and updates alone): {bound} bounds it; {at_best:.2f} s with each matmul at its own bound"
     )
+    if plan.compiled is not None:
+        compiled = plan.compiled.bytes_moved / bandwidth  # the program of one device
+        bound = "arithmetic" if arithmetic >= compiled else "memory traffic"
+        text += (
+            f". As compiled, {plan.compiled.bytes_moved / 1e9:,.0f} GB go through memory, less "
+            f"what a cache saves: {compiled:.2f} s, so that {bound} bounds it"
+        )
+    return text
 
 
 def _time(plan: Plan) -> str:
-    parts = []
-    if (at_best := plan.seconds_at(1.0)) is not None:
-        parts.append(f"{format_seconds(at_best)} at the peak")
-        shares = ", ".join(f"{format_seconds(plan.seconds_at(m))} at {m:.0%}" for m in _MFUS)  # type: ignore[arg-type]
-        parts.append(f"{shares} of it (assumed)")
+    at_peak = plan.seconds_at(1.0)
+    if at_peak is None:
+        parts = ["peak FLOP/s not known: no estimate of time"]
     else:
-        parts.append("peak FLOP/s not known: no estimate of time")
+        shares = ", ".join(f"{format_seconds(at_peak / mfu)} at {mfu:.0%}" for mfu in _MFUS)
+        parts = [f"{format_seconds(at_peak)} at the peak; {shares} of it (assumed)"]
     if (rate := plan.measured_tokens_per_sec) is not None:
         measured = f"{format_seconds(plan.tokens / rate)} at the {rate:,.0f} tokens/s"
-        if (peak_seconds := plan.seconds_at(1.0)) is not None:
-            measured += f" ({peak_seconds * rate / plan.tokens:.1%} of the peak)"
+        if at_peak is not None:
+            measured += f" ({at_peak * rate / plan.tokens:.1%} of the peak)"
         parts.append(f"{measured} that {plan.config.workdir} measured")
     return "; ".join(parts)
 
@@ -195,7 +204,8 @@ def warnings(plan: Plan) -> list[str]:
     if plan.compiled is not None and plan.compiled.n_rematerialized:
         found.append(
             f"memory is so short that XLA computes {plan.compiled.n_rematerialized} things twice, "
-            f"unasked and not the cheapest. Take batch_size {plan.largest_batch}, or {_remedies(plan)}."
+            f"unasked and not the cheapest. Take batch_size {plan.largest_batch}, or "
+            f"{_remedies(plan)}."
         )
     if plan.passes is not None and plan.passes > train.max_passes:
         assert data.train_tokens is not None
@@ -204,8 +214,8 @@ def warnings(plan: Plan) -> list[str]:
             f"this run reads its {data.train_tokens:,} tokens {plan.passes:.0f} times. Repeated "
             f"data is worth nearly as much as new data for about 4 passes and ever less after "
             f"(Muennighoff et al. 2023). {max(steps, 1):,} steps (train.max_iters and "
-            f"optim.lr_decay_iters) would be {train.max_passes:g} passes, where this warning begins "
-            f"(train.max_passes)."
+            f"optim.lr_decay_iters) would be {train.max_passes:g} passes, where this warning "
+            f"begins (train.max_passes)."
         )
     if data.val_tokens is not None and data.val_tokens < 100_000:
         found.append(
@@ -228,8 +238,8 @@ def warnings(plan: Plan) -> list[str]:
         )
     if plan.target.platform == "gpu" and plan.gpt.compute_dtype == "float32":
         found.append(
-            "float32 on a GPU leaves its tensor cores idle: model.compute_dtype=bfloat16 is several "
-            "times faster."
+            "float32 on a GPU leaves its tensor cores idle: model.compute_dtype=bfloat16 is "
+            "several times faster."
         )
     return found
 
@@ -248,8 +258,9 @@ def refusal(plan: Plan) -> str:
         fits = "no batch size fits"
     return (
         f"train.batch_size = {plan.config.train.batch_size} {how} {plan.peak_bytes / _GIB:.2f} GiB "
-        f"of {plan.target.device_kind}, and the budget is {plan.target.budget_bytes / _GIB:.2f} GiB "
-        f"({plan.target.budget_reason}). {fits}. Or {_remedies(plan)}."
+        f"of {plan.target.device_kind}, and the budget is "
+        f"{plan.target.budget_bytes / _GIB:.2f} GiB ({plan.target.budget_reason}). "
+        f"{fits}. Or {_remedies(plan)}."
     )
 
 

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,7 +79,7 @@ class Plan:
 
     @property
     def step_seconds(self) -> tuple[float, float, float] | None:
-        """Roofline of an optimizer step: arithmetic alone, memory alone, the slower of each operation.
+        """Roofline of an optimizer step: all arithmetic, all traffic, each operation at its bound.
 
         None where peak or bandwidth are not known.
         """
@@ -202,20 +203,21 @@ def _largest_compiled(
     The estimate tells where to look; each compilation mends it.
     """
     step = memory.batch_step(config, target.n_devices)
-    batch_size, fitting, too_large = config.train.batch_size, 0, math.inf
+    batch_size, fitting, too_large, ratio = config.train.batch_size, 0, sys.maxsize, 1.0
     for _ in range(_MAX_COMPILATIONS):
-        if compiled.total <= target.budget_bytes and not compiled.n_rematerialized:
-            fitting = max(fitting, batch_size)
-        else:
+        if compiled.n_rematerialized or compiled.total > target.budget_bytes:
             too_large = min(too_large, batch_size)
-        ratio = compiled.total / estimate_at(batch_size).total if fitting == batch_size else 1.0
-
-        def may_fit(b: int, ratio: float = ratio) -> bool:
-            return b < too_large and ratio * estimate_at(b).total <= target.budget_bytes
-
-        batch_size = max(memory.largest_batch(may_fit, step), fitting)
-        if batch_size in (0, fitting):
+        else:
+            fitting = max(fitting, batch_size)
+        if not compiled.n_rematerialized:  # otherwise the step was made to need less
+            ratio = compiled.total / estimate_at(batch_size).total
+        scaled_budget = target.budget_bytes / ratio
+        promising = memory.largest_batch(lambda b: estimate_at(b).total <= scaled_budget, step)  # noqa: B023
+        if promising >= too_large:  # the estimate has misled: halve what is left
+            promising = (fitting + too_large) // (2 * step) * step
+        if promising <= fitting:
             break
+        batch_size = promising
         resized = memory.with_batch_size(config, batch_size)
         compiled = target_compile.compile_step(resized, gpt, target)
     return fitting

@@ -1,4 +1,4 @@
-"""What a train step computes, moves and keeps, read off its jaxpr: seconds, and nothing compiled."""
+"""What a train step computes, moves and keeps, read off its jaxpr; nothing is compiled."""
 
 import contextlib
 import dataclasses
@@ -117,8 +117,9 @@ def _operations(jaxpr: Jaxpr, count: int) -> Iterator[Operation]:
         bytes_moved = _size(eqn.invars) + _size(eqn.outvars)
         if name == "dot_general":
             (lhs_axes, _), _ = eqn.params["dimension_numbers"]
-            contracted = math.prod(eqn.invars[0].aval.shape[axis] for axis in lhs_axes)
-            yield Operation(name, count, 2 * contracted * eqn.outvars[0].aval.size, bytes_moved)
+            contracted = math.prod(_shape(eqn.invars[0])[axis] for axis in lhs_axes)
+            flops = 2 * contracted * math.prod(_shape(eqn.outvars[0]))
+            yield Operation(name, count, flops, bytes_moved)
         elif name in _KERNELS:
             yield Operation(name, count, _kernel_flops(eqn), bytes_moved)
         else:
@@ -133,8 +134,8 @@ def _kernel_flops(eqn: JaxprEqn) -> int:
     Forward two matmuls of T x T x H for each row and head, backward five (Dao et al. 2022); what
     only prepares the backward pass gives no array of the shape of the queries [B, T, N, H].
     """
-    shape = eqn.invars[0].aval.shape
-    n_like_queries = sum(out.aval.shape == shape for out in eqn.outvars)
+    shape = _shape(eqn.invars[0])
+    n_like_queries = sum(_shape(out) == shape for out in eqn.outvars)
     matmuls = {0: 0, 1: 2, 3: 5}[n_like_queries]
     batch, length, heads, width = shape
     return matmuls * batch * heads * length * length * width
@@ -156,6 +157,10 @@ def _scans(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
             yield from _scans(inner)
         if eqn.primitive.name == "scan":
             yield eqn
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
 
 
 def _size(values: Any) -> int:

@@ -18,12 +18,15 @@ from jax.sharding import AxisType, Mesh
 from ml_collections import ConfigDict
 
 from configs.flags import UserError
+from gptjax import hlo_traffic
 from gptjax.model import GPTConfig
 from gptjax.sharding import make_mesh
 from gptjax.step_cost import abstract_step, cudnn_assumed
 from gptjax.targets import CARDS, Card, Target
 
 PLUGIN = "jax_cuda12_plugin"
+# Instructions that XLA's rematerialization has made, by the name it gives them.
+_REMATERIALIZED = re.compile(r"^\s*(?:ROOT )?%?[\w.-]*\.remat\d*[\w.]* =", re.MULTILINE)
 
 # By compute capability, from the tables of NVIDIA's CUDA programming guide: threads and shared
 # memory of a multiprocessor, shared memory that one block may ask for, and float32 units.
@@ -37,12 +40,13 @@ _CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
-    """What a compiled train step needs of one device, in bytes."""
+    """What a compiled train step needs of one device, in bytes, and what it moves."""
 
     arguments: int
     outputs: int
     temporaries: int
     aliased: int  # outputs that take the place of donated arguments
+    bytes_moved: int  # between the chip and its memory in a step, were there no cache
     n_rematerialized: int  # instructions that XLA computes twice because memory is short
     seconds: float  # that compiling took
 
@@ -69,13 +73,15 @@ def compile_step(config: ConfigDict, gpt: GPTConfig, target: Target) -> Compiled
         raise UserError(
             f"XLA cannot compile this step for {target.device_kind}: {_first_line(error)}"
         ) from error
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
+    text = compiled.as_text() or ""
     return CompiledStep(
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
-        n_rematerialized=_count_rematerialized(compiled),
+        bytes_moved=hlo_traffic.bytes_moved(text),
+        n_rematerialized=len(_REMATERIALIZED.findall(text)),
         seconds=time.monotonic() - start,
     )
 
@@ -131,12 +137,6 @@ dnn_version_info {{ major: 9 minor: 8 patch: 0 }}
 runtime_version {{ major: 12 minor: 9 patch: 0 }}
 device_description_str: "{card.device_kind}"
 """
-
-
-def _count_rematerialized(compiled: Any) -> int:
-    """Counts the instructions that XLA's rematerialization named so."""
-    text = compiled.as_text()
-    return len(re.findall(r"^\s*(?:ROOT )?%?[\w.-]*\.remat\d*[\w.]* =", text, re.MULTILINE))
 
 
 def _first_line(error: Exception) -> str:

@@ -48,6 +48,7 @@ ORDER = [
     "gptjax.targets",
     "gptjax.step_cost",
     "gptjax.memory",
+    "gptjax.hlo_traffic",
     "gptjax.target_compile",
     "gptjax.planning",
     "gptjax.plan_text",

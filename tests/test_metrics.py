@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gptjax.evaluate import Validation
-from gptjax.metrics import Clock, Window, average, bits_per_byte, format_seconds, peak_flops
+from gptjax.metrics import Clock, Window, average, bits_per_byte, format_seconds
 from gptjax.model import GPTConfig
 from gptjax.sharding import make_mesh
 from gptjax.train_step import StepFunctions
@@ -173,34 +173,6 @@ def test_a_window_goes_on_from_its_state():
         t.now += 1
         w.add({**step, "nats": 0.7})
     assert other.scalars() == window.scalars()
-
-
-@pytest.mark.parametrize(
-    ("kind", "tflops"),
-    [
-        ("NVIDIA GeForce RTX 4070", 58.3),
-        ("NVIDIA GeForce RTX 4070 SUPER", 71.0),
-        ("NVIDIA GeForce RTX 4070 Ti", 80.2),
-        ("NVIDIA GeForce RTX 4070 Ti SUPER", 88.2),
-        ("NVIDIA H100 80GB HBM3", 989),
-    ],
-)
-def test_peak_flops_is_that_of_the_very_device(kind, tflops):
-    assert peak_flops(kind) == tflops * 1e12
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "cpu",
-        "NVIDIA GeForce RTX 4070 Laptop GPU",  # slower than the card of that name
-        "NVIDIA GeForce RTX 4080 SUPER",  # faster
-        "NVIDIA GeForce RTX 3090 Ti",
-        "NVIDIA H100 PCIe",
-    ],
-)
-def test_a_device_that_is_not_listed_has_no_peak(kind):
-    assert peak_flops(kind) is None
 
 
 def test_without_a_peak_there_is_no_mfu():

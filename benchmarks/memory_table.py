@@ -1,0 +1,72 @@
+"""Peak memory of the real train step, compiled for a card that need not be here, as a table.
+
+    JAX_PLATFORMS=cpu python -m benchmarks.memory_table        # needs the extra `target`; minutes
+
+Model of configs/rtx4070_110m.py (12 x 768, 1,024 tokens, 32,768 pieces), one micro-step a step:
+then the optimizer keeps no accumulated gradients, 0.41 GiB with this model. In brackets what others
+measured with a step of their own. A star: XLA was short of memory and computed things twice.
+"""
+
+import json
+
+import jax
+from absl import app, flags
+
+from configs import rtx4070_110m
+from gptjax import target_compile, targets
+from gptjax.model import GPTConfig
+
+_GIB = 2**30
+_CHUNK = 2048
+
+# attention, remat, loss_chunk: batch size -> GiB elsewhere
+CASES = {
+    ("xla", "none", 0): {12: 23.6},
+    ("cudnn", "none", 0): {8: 9.5, 12: 13.6},
+    ("cudnn", "none", _CHUNK): {8: 8.1, 12: 11.2},
+    ("cudnn", "dots", _CHUNK): {8: 3.2, 12: 4.0, 24: 6.3},
+    ("cudnn", "full", _CHUNK): {12: 2.3, 24: 3.0},
+    ("chunked", "dots", _CHUNK): {12: 4.1},
+}
+
+
+def compile_case(
+    target: targets.Target, *, attention: str, remat: str, loss_chunk: int, batch_size: int
+) -> target_compile.CompiledStep:
+    """Compiles one cell of the table."""
+    config = rtx4070_110m.get_config()
+    config.model.attention, config.model.remat = attention, remat
+    config.model.loss_chunk = loss_chunk
+    config.train.batch_size, config.train.gradient_accumulation_steps = batch_size, 1
+    jax.clear_caches()  # or the programs of all cells stay in memory
+    gpt = GPTConfig.from_config(config, config.tokenizer.vocab_size)
+    return target_compile.compile_step(config, gpt, target)
+
+
+def main(_: list[str]) -> None:
+    target = targets.find(flags.FLAGS.target)
+    batch_sizes = sorted({b for cells in CASES.values() for b in cells})
+    rows = []
+    for (attention, remat, loss_chunk), elsewhere in CASES.items():
+        row = [f"{attention}, remat {remat}, loss_chunk {loss_chunk:,}"]
+        for batch_size in batch_sizes:
+            if batch_size not in elsewhere:
+                row.append("")
+                continue
+            settings = {"attention": attention, "remat": remat, "loss_chunk": loss_chunk}
+            step = compile_case(target, batch_size=batch_size, **settings)
+            result = {**settings, "batch_size": batch_size, "gib": round(step.total / _GIB, 3)}
+            result |= {"elsewhere": elsewhere[batch_size], "rematerialized": step.n_rematerialized}
+            print(json.dumps({"benchmark": "memory_table", "target": target.name, **result}))
+            star = "*" if step.n_rematerialized else ""
+            row.append(f"{step.total / _GIB:.1f}{star} ({elsewhere[batch_size]})")
+        rows.append(row)
+    print(f"\n| {target.device_kind}, GiB | " + " | ".join(f"B={b}" for b in batch_sizes) + " |")
+    print("| --- |" + " --- |" * len(batch_sizes))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("target", "rtx4070", "Card to compile for.")
+    app.run(main)

@@ -1,0 +1,122 @@
+"""The estimate of memory, against what XLA assigned when it compiled the same step for a card."""
+
+import importlib.util
+
+import jax
+import pytest
+
+from configs import rtx4070, rtx4070_110m
+from configs.flags import UserError
+from gptjax import memory, step_cost, target_compile, targets
+from gptjax.model import GPTConfig
+from gptjax.planning import on_target
+from gptjax.target_compile import PLUGIN
+
+MIB = 2**20
+
+# GiB is arguments + outputs + temporaries - aliased of `gptjax.target_compile` with jax 0.10.2 and
+# jax-cuda12-plugin 0.10.2, for an RTX 4070 with 80 GB, so that XLA had no need to save memory.
+# attention, remat, D, B, loss_chunk, A, T, V -> MiB
+COMPILED = {
+    ("cudnn", "none", 512, 12, 1024, 40, 1024, 32768): 7543,
+    ("cudnn", "dots", 512, 12, 2048, 40, 1024, 32768): 2767,
+    ("cudnn", "dots", 768, 12, 2048, 40, 1024, 32768): 4497,
+    ("cudnn", "dots", 768, 2, 1024, 1, 1024, 32768): 2281,
+    ("cudnn", "full", 768, 12, 0, 40, 1024, 32768): 5069,
+    ("cudnn", "full", 768, 64, 2048, 40, 1024, 32768): 4936,
+    ("cudnn", "none", 256, 32, 4096, 8, 512, 8192): 4629,
+    ("pallas", "none", 512, 12, 2048, 40, 1024, 32768): 7741,
+    ("xla", "none", 512, 12, 2048, 40, 1024, 32768): 15244,
+    ("xla", "dots", 768, 12, 2048, 40, 1024, 32768): 5861,
+    ("chunked", "dots", 512, 8, 0, 1, 512, 8192): 1337,
+    ("chunked", "full", 768, 24, 2048, 40, 1024, 32768): 3907,
+    ("chunked", "none", 1024, 4, 1024, 8, 2048, 50304): 13401,
+}
+
+needs_plugin = pytest.mark.skipif(
+    importlib.util.find_spec(PLUGIN) is None, reason="needs the extra `target`"
+)
+
+
+def configured(case):
+    attention, remat, width, batch_size, loss_chunk, micro_steps, block_size, vocab_size = case
+    config = rtx4070.get_config()
+    config.model.update(attention=attention, remat=remat, loss_chunk=loss_chunk)
+    config.model.update(n_embd=width, n_head=width // 64, block_size=block_size)
+    config.train.update(batch_size=batch_size, gradient_accumulation_steps=micro_steps)
+    config.tokenizer.vocab_size = vocab_size
+    return config, GPTConfig.from_config(config, vocab_size)
+
+
+def compiled_mib(case):
+    config, gpt = configured(case)
+    card = targets.CARDS["rtx4070"]._replace(memory_mib=80_000)
+    targets.CARDS["rtx4070"], original = card, targets.CARDS["rtx4070"]
+    try:
+        step = target_compile.compile_step(config, gpt, targets.find("rtx4070"))
+    finally:
+        targets.CARDS["rtx4070"] = original
+        jax.clear_caches()
+    assert step.n_rematerialized == 0
+    return step.total / MIB
+
+
+@pytest.mark.parametrize("case", COMPILED, ids=str)
+def test_estimate_is_within_its_tolerance(case):
+    config, gpt = configured(case)
+    estimated = memory.estimate(config, gpt, step_cost.measure(config, gpt), 1).total / MIB
+    assert estimated == pytest.approx(COMPILED[case], rel=memory.TOLERANCE)
+    assert estimated > 0.94 * COMPILED[case]  # too little is worse than too much
+
+
+@pytest.mark.slow
+@needs_plugin
+@pytest.mark.parametrize("case", list(COMPILED)[::3], ids=str)
+def test_recorded_figures_are_what_compiling_gives(case):
+    assert compiled_mib(case) == pytest.approx(COMPILED[case], rel=0.01)
+
+
+@pytest.mark.slow
+@needs_plugin
+@pytest.mark.parametrize("recipe", [rtx4070, rtx4070_110m], ids=["rtx4070", "rtx4070_110m"])
+def test_recipes_fit_with_room_to_spare(recipe):
+    """Compiled for the card as it is; a step that XLA must squeeze in would be slow."""
+    target = targets.find("rtx4070")
+    config = on_target(recipe.get_config(), target)
+    gpt = GPTConfig.from_config(config, config.tokenizer.vocab_size)
+    step = target_compile.compile_step(config, gpt, target)
+    assert step.total < 8.9 * 2**30
+    assert step.total < target.budget_bytes - 1.5 * 2**30
+    assert step.n_rematerialized == 0
+
+
+@pytest.mark.slow
+@needs_plugin
+def test_a_step_that_xla_squeezes_in_is_told():
+    case = ("cudnn", "none", 768, 12, 2048, 40, 1024, 32768)
+    config, gpt = configured(case)
+    step = target_compile.compile_step(config, gpt, targets.find("rtx4070"))
+    assert step.n_rematerialized > 0
+
+
+def test_without_the_compiler_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    config, gpt = configured(list(COMPILED)[0])
+    with pytest.raises(UserError, match=r"gptjax\[target\]"):
+        target_compile.compile_step(config, gpt, targets.find("rtx4070"))
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3, 4, 7, 1000])
+@pytest.mark.parametrize("step", [1, 2, 6])
+def test_largest_batch_is_that_of_a_plain_search(limit, step):
+    expected = max((b for b in range(0, limit + 1, step)), default=0)
+    assert memory.largest_batch(lambda b: b <= limit, step) == expected
+
+
+def test_batch_sizes_keep_the_chunks_of_the_loss_whole():
+    config = rtx4070.get_config()
+    config.model.loss_chunk = 3 * config.model.block_size
+    assert memory.batch_step(config, n_devices=1) == 3
+    assert memory.batch_step(config, n_devices=2) == 6
+    config.model.loss_chunk = 0
+    assert memory.batch_step(config, n_devices=2) == 2

@@ -1,0 +1,97 @@
+"""What a step costs, against closed forms and XLA's own count."""
+
+import copy
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from configs import rtx4070
+from gptjax import model, step_cost
+from gptjax.model import GPTConfig
+from gptjax.sharding import make_mesh
+from gptjax.step_cost import Operation, StepCost
+
+
+def small(config=None, **settings):
+    config = copy.deepcopy(config or rtx4070.get_config())
+    config.model.update(n_layer=3, n_embd=256, n_head=4, block_size=256, loss_chunk=0)
+    config.model.update(remat="none", attention="xla", compute_dtype="float32")
+    config.model.update(settings)
+    config.tokenizer.vocab_size = 2048
+    config.train.batch_size, config.train.gradient_accumulation_steps = 2, 3
+    return config, GPTConfig.from_config(config, 2048)
+
+
+def tokens_of(config):
+    train = config.train
+    return train.batch_size * train.gradient_accumulation_steps * config.model.block_size
+
+
+def test_flops_without_recomputation_are_the_models():
+    config, gpt = small()
+    expected = tokens_of(config) * model.flops_per_token(gpt)
+    assert step_cost.measure(config, gpt).flops == expected
+
+
+def test_flops_per_token_is_what_xla_counts():
+    """Unrolled, for XLA counts the body of a loop once; it counts elementwise work, too."""
+    config, gpt = small(scan_unroll=3)
+    config.train.gradient_accumulation_steps = 1
+    steps, state, batch = step_cost.abstract_step(config, gpt, make_mesh(1, jax.devices()[:1]))
+    counted = steps.train_step.lower(state, batch).cost_analysis()["flops"] / tokens_of(config)
+    elementwise = counted / model.flops_per_token(gpt) - 1
+    assert 0 < elementwise < 0.06
+
+
+def test_recomputing_blocks_adds_a_forward_pass_of_them():
+    config, gpt = small()
+    plain = step_cost.measure(config, gpt).flops
+    again = step_cost.measure(config, dataclasses.replace(gpt, remat="full")).flops
+    head = 6 * gpt.vocab_size * gpt.n_embd * tokens_of(config)
+    # The last matmul of a block need not be computed again: nothing of the backward pass reads it.
+    unread = 2 * 4 * gpt.n_embd**2 * gpt.n_layer * tokens_of(config)
+    assert again - plain == (plain - head) / 3 - unread
+
+
+def test_dots_computes_no_projection_again():
+    config, gpt = small(attention="cudnn", compute_dtype="bfloat16")
+    plain = step_cost.measure(config, gpt).flops
+    again = step_cost.measure(config, dataclasses.replace(gpt, remat="dots")).flops
+    forward_attention = 2 * gpt.n_layer * gpt.n_embd * gpt.block_size * tokens_of(config)
+    assert again - plain == forward_attention
+
+
+@pytest.mark.parametrize("attention", ["cudnn", "pallas"])
+def test_flash_attention_does_seven_matmuls_of_which_causality_hides_half(attention):
+    config, gpt = small(attention=attention, compute_dtype="bfloat16")
+    attention_flops = (7 / 2) * 2 * gpt.n_layer * gpt.n_embd * gpt.block_size
+    linear = model.flops_per_token(gpt) - 12 * gpt.n_layer * gpt.n_embd * gpt.block_size
+    expected = tokens_of(config) * (linear + attention_flops)
+    assert step_cost.measure(config, gpt).flops == expected
+
+
+def test_what_layers_keep_for_the_backward_pass():
+    """Recomputing all, a layer keeps its input only."""
+    config, gpt = small(remat="full", compute_dtype="bfloat16")
+    rows = config.train.batch_size
+    expected = gpt.n_layer * rows * gpt.block_size * gpt.n_embd * 2
+    assert step_cost.measure(config, gpt).kept_bytes == expected
+
+
+def test_roofline_takes_the_nearer_roof_of_each_operation():
+    slow_math = Operation("a", count=2, flops=100, bytes=10)
+    slow_memory = Operation("b", count=3, flops=10, bytes=100)
+    cost = StepCost((slow_math, slow_memory), update_bytes=50, kept_bytes=0)
+    assert (cost.flops, cost.bytes) == (230, 370)
+    assert cost.seconds(peak_flops=10, bandwidth=5) == 50 / 5 + 2 * 10 + 3 * 20
+
+
+def test_bytes_of_a_matmul_are_operands_and_result():
+    def matmul(a, b):
+        return jax.lax.scan(lambda c, _: (c @ b, None), a, length=4)[0]
+
+    shapes = jax.ShapeDtypeStruct((8, 16), np.float32), jax.ShapeDtypeStruct((16, 16), np.float32)
+    (found,) = step_cost._operations(jax.make_jaxpr(matmul)(*shapes).jaxpr, 1)
+    assert found == Operation("dot_general", 4, 2 * 8 * 16 * 16, 4 * (8 * 16 + 16 * 16 + 8 * 16))
