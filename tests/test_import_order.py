@@ -45,6 +45,9 @@ ORDER = [
     "gptjax.evaluate",
     "gptjax.checkpoint",
     "gptjax.generate",
+    "gptjax.history",
+    "gptjax.charts",
+    "gptjax.report",
     "gptjax.train",
     "gptjax.main",
 ]
@@ -55,6 +58,7 @@ PROGRAMS = {
     "data_pipeline.prepare": {"data_pipeline.browse", "gptjax.train"},
     "gptjax.generate": {"gptjax.train"},
     "gptjax.main": set(),
+    "gptjax.report": set(),
 }
 
 # Functions that may print, besides the `main` of a program.
