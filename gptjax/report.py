@@ -144,8 +144,9 @@ def _figures(run: History) -> dict[str, str]:
     progress, left = f"{step:,}", None
     if isinstance(max_iters, int) and max_iters > 0:
         progress = f"{step:,} of {max_iters:,} ({step / max_iters:.0%})"
-        if seconds is not None and 0 < step < max_iters:
-            left = (max_iters - step) * seconds / step
+        timed = run.series("perf/train_seconds")[0]
+        if seconds is not None and timed[-1] > 0 and step < max_iters:
+            left = (max_iters - step) * seconds / timed[-1]
     flops = None
     if tokens is not None and run.flops_per_token is not None:
         flops = tokens * run.flops_per_token
