@@ -47,6 +47,7 @@ ORDER = [
     "gptjax.generate",
     "gptjax.history",
     "gptjax.charts",
+    "gptjax.tables",
     "gptjax.report",
     "gptjax.train",
     "gptjax.main",

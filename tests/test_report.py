@@ -244,7 +244,7 @@ def test_restarts_and_skipped_steps(tmp_path):
         train_line(30, **{"optim/skipped_steps": 1}),
     ]
     page = report(make_run(tmp_path / "run", lines))
-    assert page.row("restarts") == ["2"]
+    assert page.row("restarts (dotted lines)") == ["2"]
     assert page.data["runs"][0]["restarts"] == {
         "step": [20, 20],
         "tokens": [10_240, 10_240],
@@ -263,7 +263,11 @@ def test_samples_evaluations_and_configuration(tmp_path):
         (workdir / folder).mkdir()
     for step in range(5, 151, 5):
         (workdir / f"samples/{step}.txt").write_text(f"The text at {step}\n")
-    (workdir / "eval/tasks.json").write_text('{"piqa": {"acc": 0.625, "n": 1838}, "by": "us"}')
+    for step in (10, 20, 30, 40, 50, 1000):
+        result = {"val": {"loss": step / 8, "loss_stderr": None}, "by": "us"}
+        if step == 1000:
+            result["benchmarks"] = {"piqa": {"n": 1838, "acc": 0.625, "acc_stderr": 0.01129}}
+        (workdir / f"eval/{step}.json").write_text(json.dumps(result))
     (workdir / "eval/broken.json").write_text('{"piqa":')
     (workdir / "eval/list.json").write_text("[1]")
     page = report(workdir)
@@ -271,7 +275,13 @@ def test_samples_evaluations_and_configuration(tmp_path):
     assert len(steps) == 24 and steps == sorted(steps) and (steps[0], steps[-1]) == (5, 150)
     assert [text for text in page.texts if "text at" in text] == [f"The text at {s}" for s in steps]
     assert "6 more are in samples/." in page.texts
-    assert page.row("tasks piqa.acc") == ["0.625"] and page.row("tasks piqa.n") == ["1,838"]
+    head = next(row for row in page.rows if "step 1,000" in row)
+    assert head[1:] == ["step 20", "step 30", "step 40", "step 50", "step 1,000"]
+    assert page.row("val.loss") == ["2.5", "3.75", "5", "6.25", "125"]
+    assert page.row("benchmarks.piqa.acc") == ["–"] * 4 + ["0.625 ± 0.011"]
+    assert page.row("benchmarks.piqa.n")[-1] == "1,838"
+    assert "1 earlier ones are in eval/." in page.texts
+    assert "by" not in {row[0] for row in page.rows}
     assert sum("eval/" in text and "left out" in text for text in page.texts) == 1
     assert sum("eval/broken.json could not be read" in text for text in page.texts) == 1
     assert page.row("train.max_iters") == ["200", "250000"]  # set, and the default
@@ -286,12 +296,13 @@ def make_hostile_run(parent):
     config = debug.get_config()
     config.data.source = HOSTILE
     config.sample.prompts = (HOSTILE,)
-    skipped = {"step": 100, "skipped/loss": 9.0, "skipped/documents": [HOSTILE]}
+    skipped = {"step": 100, "skipped/loss": 9.0, "skipped/documents": [HOSTILE, "\ud800"]}
     lines = [*run_lines(), {"step": 100, HOSTILE: 1.0}, skipped]
     workdir = make_run(parent / "<img src=x onerror=alert(3)>", lines, config=config)
     for folder in ("samples", "eval"):
         (workdir / folder).mkdir()
     (workdir / "samples/100.txt").write_text(HOSTILE)
+    (workdir / "samples/\udcff.txt").write_text("a name that is no UTF-8")
     (workdir / "samples/<b>.txt").write_bytes(b"\xff\x00<b>")
     (workdir / "eval/x.json").write_text(json.dumps({HOSTILE: 1}))
     return workdir
@@ -304,8 +315,8 @@ def test_hostile_text_stays_text(tmp_path):
     assert HOSTILE in page.texts
     assert page.texts[0] == "<img src=x onerror=alert(3)>"
     assert page.row("data.source")[0] == json.dumps(HOSTILE, ensure_ascii=False)
-    assert HOSTILE in page.row("100")
-    assert page.row(f"x {HOSTILE}") == ["1"]
+    assert f"{HOSTILE}, ?" in page.row("100")
+    assert page.row(HOSTILE) == ["1"]
     assert page.curve(HOSTILE)[1] == [1.0]
 
 
@@ -445,6 +456,17 @@ def card_of(page, title):
     return page.locator(".card").filter(has=page.locator(f"strong:text-is('{title}')"))
 
 
+def slide(page, name, value):
+    page.evaluate(
+        """([name, value]) => {
+            const slider = document.getElementById(name);
+            slider.value = value;
+            slider.dispatchEvent(new Event("input"));
+        }""",
+        [name, value],
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
 def test_page_fits_the_window_and_draws(browser, tmp_path, width):
@@ -497,11 +519,11 @@ def test_cursor_axes_and_smoothing_tell_the_truth(browser, tmp_path):
         labels = card.locator(".tick.x").all_text_contents()
         assert labels[:2] == ["0 s", "10 s"], (labels, exponent)
 
-        page.evaluate("""() => {
-            const slider = document.getElementById("smoothing");
-            slider.value = 0.9;
-            slider.dispatchEvent(new Event("input"));
-        }""")
+        slide(page, "from", 0.5)  # of 39.5 seconds
+        labels = card.locator(".tick.x").all_text_contents()
+        assert labels[0] == "25 s"  # the first line from there on is that of step 70
+        slide(page, "from", 0)
+        slide(page, "smoothing", 0.9)
         weights = [0.9 ** (len(STEPS) - 1 - i) for i in range(len(STEPS))]
         smoothed = sum(w * loss(s) for w, s in zip(weights, STEPS, strict=True)) / sum(weights)
         assert read() == pytest.approx([smoothed, last[1]], rel=1e-3)  # val loss is not smoothed

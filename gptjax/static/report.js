@@ -2,7 +2,7 @@
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const view = { x: "tokens", logX: false, smoothing: 0, cursor: null };
+const view = { x: "tokens", from: 0, logX: false, smoothing: 0, cursor: null };
 const COLOURS = 8; // .c0 to .c7 in report.css
 const HEIGHT = 230;
 const MARGIN = { left: 52, right: 14, top: 10, bottom: 38 };
@@ -117,6 +117,7 @@ function curvesOf(chart) {
       curves.push({
         x: axesOf(table, run.flops_per_token),
         y: table.values[name],
+        linesPerPoint: table.lines_per_point,
         smoothable: data.means.includes(name),
         label: many ? (part ? `${run.name} ${part}` : run.name) : part || name.split("/").pop(),
         style: `c${(many ? r : n) % COLOURS}${name.startsWith("val/") ? " val" : ""}`,
@@ -127,12 +128,11 @@ function curvesOf(chart) {
   return curves;
 }
 
-/** The points of a curve that the axes can show; y is null where the curve is broken. */
-function pointsOf(curve, values, logY) {
-  const xs = curve.x[view.x];
-  if (!xs) return [];
+/** The points of a curve from `from` on that the axes can show; y is null where it is broken. */
+function pointsOf(curve, values, from, logY) {
+  const xs = curve.x[view.x] ?? [];
   const points = xs.map((x, i) => [x, logY && !(values[i] > 0) ? null : values[i]]);
-  return points.filter(([x]) => x !== null && (!view.logX || x > 0));
+  return points.filter(([x]) => x >= from && (!view.logX || x > 0));
 }
 
 // ---- drawing
@@ -172,6 +172,8 @@ class ChartCard {
     const head = html("figcaption", "", card);
     html("strong", "", head, chart.title);
     html("span", "unit", head, chart.unit);
+    const thinned = Math.max(0, ...this.curves.map((curve) => curve.linesPerPoint));
+    if (thinned > 1) html("span", "unit", head, `(a point: ${thinned} lines of metrics)`);
     const label = html("label", "log", head);
     this.log = html("input", "", label);
     this.log.type = "checkbox";
@@ -213,10 +215,11 @@ class ChartCard {
     if (!width || !this.curves.length) return; // folded away, or empty
     const logY = this.log.checked;
     const shown = this.curves.filter((curve) => !curve.hidden);
+    const from = view.from * Math.max(0, ...this.curves.map((curve) => curve.x[view.x]?.at(-1) ?? 0));
     for (const curve of shown) {
-      curve.points = pointsOf(curve, curve.y, logY);
+      curve.points = pointsOf(curve, curve.y, from, logY);
       const smoothed = view.smoothing > 0 && curve.smoothable;
-      curve.line = smoothed ? pointsOf(curve, smooth(curve.y, view.smoothing), logY) : curve.points;
+      curve.line = smoothed ? pointsOf(curve, smooth(curve.y, view.smoothing), from, logY) : curve.points;
     }
     const root = svg("svg", { width, height: HEIGHT, role: "img", "aria-label": `${this.chart.title} over ${AXES[view.x].label}` });
     this.plot.replaceChildren(root);
@@ -238,7 +241,7 @@ class ChartCard {
     for (const [x, y] of points) {
       x0 = Math.min(x0, x); x1 = Math.max(x1, x); y0 = Math.min(y0, y); y1 = Math.max(y1, y);
     }
-    if (!view.logX) x0 = Math.min(0, x0);
+    if (!view.logX && !view.from) x0 = Math.min(0, x0);
     const right = width - MARGIN.right, bottom = HEIGHT - MARGIN.bottom;
     this.x = makeScale(x0, x1, view.logX, MARGIN.left, right, Math.max(2, width / 110));
     this.y = makeScale(y0, y1, logY, bottom - 6, MARGIN.top + 6, 5);
@@ -350,10 +353,12 @@ document.getElementById("log-x").addEventListener("change", (event) => {
   view.logX = event.target.checked;
   redraw();
 });
-document.getElementById("smoothing").addEventListener("input", (event) => {
-  view.smoothing = +event.target.value;
-  document.getElementById("smoothing-value").textContent = event.target.value;
-  redraw();
-});
+for (const name of ["smoothing", "from"]) {
+  document.getElementById(name).addEventListener("input", (event) => {
+    view[name] = +event.target.value;
+    event.target.nextElementSibling.textContent = event.target.value;
+    redraw();
+  });
+}
 document.getElementById("more").hidden = !data.charts.some((chart) => !chart.main);
 redraw();
