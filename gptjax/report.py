@@ -21,8 +21,6 @@ from gptjax import history, tables
 from gptjax.charts import page_data
 from gptjax.history import History
 
-_STATIC = Path(__file__).with_name("static")
-
 
 def write_report(workdir: Path, compare: Sequence[Path] = (), out: Path | None = None) -> Path:
     """Writes the page, whole or not at all, and returns its path; reads files only.
@@ -47,10 +45,11 @@ def write_report(workdir: Path, compare: Sequence[Path] = (), out: Path | None =
 def render(runs: list[History]) -> str:
     """Returns the page, self-contained; its content policy lets nothing but its own script run."""
     runs = _distinct(runs)
-    style, script = ((_STATIC / f"report.{kind}").read_text() for kind in ("css", "js"))
+    style = _static("report.css")
+    script = _static("scales.js") + _static("report.js")
     now = datetime.datetime.now(datetime.UTC)
     data = json.dumps(page_data(runs), allow_nan=False, separators=(",", ":"))
-    return string.Template((_STATIC / "report.html").read_text()).substitute(
+    return string.Template(_static("report.html")).substitute(
         style=style,
         style_hash=_hash(style),
         script=script,
@@ -70,6 +69,10 @@ def _distinct(runs: list[History]) -> list[History]:
         dataclasses.replace(run, name=f"{run.name} ({i})") if names.count(run.name) > 1 else run
         for i, run in enumerate(runs, 1)
     ]
+
+
+def _static(name: str) -> str:
+    return (Path(__file__).with_name("static") / name).read_text()
 
 
 def _hash(text: str) -> str:

@@ -1,91 +1,9 @@
 // Draws the charts of a report from the JSON in the page; asks nothing of the network.
-"use strict";
-
 const data = JSON.parse(document.getElementById("data").textContent);
 const view = { x: "tokens", from: 0, logX: false, smoothing: 0, cursor: null };
 const COLOURS = 8; // .c0 to .c7 in report.css
 const HEIGHT = 230;
 const MARGIN = { left: 52, right: 14, top: 10, bottom: 38 };
-
-// ---- numbers as text
-
-const trim = (value, digits) => String(+value.toPrecision(digits));
-
-function si(value) {
-  const [unit, suffix] = [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "K"]].find(
-    ([unit]) => Math.abs(value) >= unit) ?? [1, ""];
-  return trim(value / unit, 4) + suffix;
-}
-
-function number(value) {
-  const size = Math.abs(value);
-  if (size >= 1e15 || (size > 0 && size < 1e-4)) {
-    return value.toExponential(2).replace(/\.?0+e\+?/, "e");
-  }
-  return size >= 1e4 ? si(value) : trim(value, 4);
-}
-
-function duration(seconds) {
-  if (seconds < 60) return `${trim(seconds, 3)} s`;
-  const s = Math.round(seconds), m = Math.floor(s / 60) % 60, h = Math.floor(s / 3600);
-  if (h >= 48) return `${Math.floor(h / 24)} d ${h % 24} h`;
-  return h ? `${h} h ${m} min` : `${m} min ${s % 60} s`;
-}
-
-const AXES = {
-  tokens: { label: "tokens", text: si },
-  seconds: { label: "training time", text: duration },
-  flops: { label: "model FLOPs", text: number },
-  step: { label: "steps", text: (value) => Math.round(value).toLocaleString("en") },
-};
-
-// ---- scales and ticks
-
-function niceTicks(low, high, count) {
-  const rough = (high - low) / count;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [1, 2, 5, 10].find((m) => m * power >= rough * 0.999);
-  const ticks = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) {
-    ticks.push(+(i * step).toPrecision(12));
-  }
-  return ticks;
-}
-
-function logTicks(low, high, count) {
-  const decades = Math.log10(high / low);
-  const every = Math.ceil(decades / count);
-  const ticks = [];
-  for (let k = Math.floor(Math.log10(low)); k <= Math.ceil(Math.log10(high)); k++) {
-    if (k % every) continue;
-    for (const m of decades < 2.5 ? [1, 2, 5] : [1]) ticks.push(+`${m}e${k}`);
-  }
-  const inside = ticks.filter((t) => t >= low * 0.999 && t <= high * 1.001);
-  return inside.length > 1 ? inside : niceTicks(low, high, count);
-}
-
-/** Maps [low, high] to pixels [from, to], with ticks. */
-function makeScale(low, high, log, from, to, count) {
-  if (low === high) [low, high] = log ? [low / 2, high * 2] : [low - (Math.abs(low) || 1) / 2, high + (Math.abs(high) || 1) / 2];
-  const f = log ? Math.log : (v) => v;
-  const [a, b] = [f(low), f(high)];
-  return {
-    low, high,
-    map: (v) => from + ((f(v) - a) / (b - a)) * (to - from),
-    invert: (p) => {
-      const v = a + ((p - from) / (to - from)) * (b - a);
-      return log ? Math.exp(v) : v;
-    },
-    ticks: log ? logTicks(low, high, count) : niceTicks(low, high, count),
-  };
-}
-
-/** Whole minutes, hours or days as ticks of a linear axis of time, each with its text. */
-function timeTicks(low, high, count) {
-  const [unit, suffix] = [[86400, "d"], [3600, "h"], [60, "min"]].find(
-    ([unit]) => high - low >= 2 * unit) ?? [1, "s"];
-  return niceTicks(low / unit, high / unit, count).map((v) => [v * unit, `${trim(v, 4)} ${suffix}`]);
-}
 
 // ---- curves
 
@@ -100,10 +18,13 @@ function smooth(values, weight) {
   });
 }
 
+const colour = (i) => `c${i % COLOURS}`;
+
 /** Adds the axis of FLOPs to columns that have those of steps, tokens and seconds. */
 function axesOf(columns, flopsPerToken) {
   const { step, tokens, seconds } = columns;
-  return { step, tokens, seconds, flops: flopsPerToken && tokens && tokens.map((t) => t * flopsPerToken) };
+  const flops = flopsPerToken && tokens && tokens.map((t) => t * flopsPerToken);
+  return { step, tokens, seconds, flops };
 }
 
 function curvesOf(chart) {
@@ -120,7 +41,7 @@ function curvesOf(chart) {
         linesPerPoint: table.lines_per_point,
         smoothable: data.means.includes(name),
         label: many ? (part ? `${run.name} ${part}` : run.name) : part || name.split("/").pop(),
-        style: `c${(many ? r : n) % COLOURS}${name.startsWith("val/") ? " val" : ""}`,
+        style: colour(many ? r : n) + (name.startsWith("val/") ? " val" : ""),
         hidden: false,
       });
     });
@@ -215,19 +136,22 @@ class ChartCard {
     if (!width || !this.curves.length) return; // folded away, or empty
     const logY = this.log.checked;
     const shown = this.curves.filter((curve) => !curve.hidden);
-    const from = view.from * Math.max(0, ...this.curves.map((curve) => curve.x[view.x]?.at(-1) ?? 0));
+    const ends = this.curves.map((curve) => curve.x[view.x]?.at(-1) ?? 0);
+    const from = view.from * Math.max(...ends);
     for (const curve of shown) {
-      curve.points = pointsOf(curve, curve.y, from, logY);
-      const smoothed = view.smoothing > 0 && curve.smoothable;
-      curve.line = smoothed ? pointsOf(curve, smooth(curve.y, view.smoothing), from, logY) : curve.points;
+      curve.points = curve.line = pointsOf(curve, curve.y, from, logY);
+      if (view.smoothing > 0 && curve.smoothable) {
+        curve.line = pointsOf(curve, smooth(curve.y, view.smoothing), from, logY);
+      }
     }
-    const root = svg("svg", { width, height: HEIGHT, role: "img", "aria-label": `${this.chart.title} over ${AXES[view.x].label}` });
+    const label = `${this.chart.title} over ${AXES[view.x].label}`;
+    const root = svg("svg", { width, height: HEIGHT, role: "img", "aria-label": label });
     this.plot.replaceChildren(root);
     const points = shown.flatMap((curve) => curve.points).filter(([, y]) => y !== null);
     this.root = root;
     this.x = null;
     if (points.length) this.drawAxes(root, points, width, logY);
-    else svg("text", { class: "nothing", x: width / 2, y: HEIGHT / 2 }, root, "nothing to show on these axes");
+    else svg("text", { class: "nothing", x: width / 2, y: HEIGHT / 2 }, root, "nothing to show");
     if (this.x) {
       this.drawRestarts(root);
       for (const curve of shown) this.drawCurve(root, curve);
@@ -243,12 +167,12 @@ class ChartCard {
     }
     if (!view.logX && !view.from) x0 = Math.min(0, x0);
     const right = width - MARGIN.right, bottom = HEIGHT - MARGIN.bottom;
-    this.x = makeScale(x0, x1, view.logX, MARGIN.left, right, Math.max(2, width / 110));
+    const count = Math.max(2, width / 110);
+    this.x = makeScale(x0, x1, view.logX, MARGIN.left, right, count);
     this.y = makeScale(y0, y1, logY, bottom - 6, MARGIN.top + 6, 5);
-    const times = view.x === "seconds" && !view.logX;
-    const ticks = times
-      ? timeTicks(this.x.low, this.x.high, Math.max(2, width / 110))
-      : this.x.ticks.map((v) => [v, view.x === "step" ? AXES.step.text(v) : view.x === "seconds" ? duration(v) : view.x === "flops" ? number(v) : si(v)]);
+    const ticks = view.x === "seconds" && !view.logX
+      ? timeTicks(this.x.low, this.x.high, count)
+      : this.x.ticks.map((value) => [value, AXES[view.x].text(value)]);
     for (const [value, text] of ticks) {
       const x = this.x.map(value).toFixed(1);
       svg("line", { class: "grid", x1: x, x2: x, y1: MARGIN.top, y2: bottom }, root);
@@ -260,30 +184,37 @@ class ChartCard {
       svg("text", { class: "tick y", x: MARGIN.left - 6, y: +y + 4 }, root, number(value));
     }
     svg("path", { class: "axis", d: `M${MARGIN.left} ${MARGIN.top}V${bottom}H${right}` }, root);
-    svg("text", { class: "title", x: (MARGIN.left + right) / 2, y: HEIGHT - 5 }, root, AXES[view.x].label);
+    const middle = (MARGIN.left + right) / 2;
+    svg("text", { class: "title", x: middle, y: HEIGHT - 5 }, root, AXES[view.x].label);
   }
 
   drawRestarts(root) {
     data.runs.forEach((run, r) => {
       (axesOf(run.restarts, run.flops_per_token)[view.x] ?? []).forEach((at, i) => {
         if (at < this.x.low || at > this.x.high) return;
-        const x = this.x.map(at).toFixed(1);
-        const line = svg("line", { class: `restart c${data.runs.length > 1 ? r % COLOURS : 7}`, x1: x, x2: x, y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom }, root);
+        const line = this.drawRule(root, at, `restart ${data.runs.length > 1 ? colour(r) : "c7"}`);
         svg("title", {}, line, `${run.name} was continued from step ${run.restarts.step[i]}`);
       });
     });
   }
 
   drawCurve(root, curve) {
-    if (curve.line !== curve.points) {
-      svg("path", { class: `curve faint ${curve.style}`, d: pathOf(curve.points, this.x, this.y) }, root);
-    }
-    svg("path", { class: `curve ${curve.style}`, d: pathOf(curve.line, this.x, this.y) }, root);
+    const path = (points, style) =>
+      svg("path", { class: `curve ${style}`, d: pathOf(points, this.x, this.y) }, root);
+    if (curve.line !== curve.points) path(curve.points, `faint ${curve.style}`);
+    path(curve.line, curve.style);
     const known = curve.line.filter(([, y]) => y !== null);
-    if (known.length > 40) return;
-    for (const [x, y] of known) {
-      svg("circle", { class: `dot ${curve.style}`, cx: this.x.map(x).toFixed(1), cy: this.y.map(y).toFixed(1), r: 2.4 }, root);
-    }
+    if (known.length <= 40) for (const point of known) this.drawDot(root, curve, point, 2.4);
+  }
+
+  drawDot(parent, curve, [x, y], r) {
+    svg("circle", { class: `dot ${curve.style}`, cx: this.x.map(x), cy: this.y.map(y), r }, parent);
+  }
+
+  drawRule(parent, at, style) {
+    const x = this.x.map(at).toFixed(1);
+    const [y1, y2] = [MARGIN.top, HEIGHT - MARGIN.bottom];
+    return svg("line", { class: style, x1: x, x2: x, y1, y2 }, parent);
   }
 
   point(event) {
@@ -299,19 +230,20 @@ class ChartCard {
     this.cursor.replaceChildren();
     const at = view.cursor;
     if (at !== null && this.x && at >= this.x.low && at <= this.x.high) {
-      const x = this.x.map(at).toFixed(1);
-      svg("line", { class: "rule", x1: x, x2: x, y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom }, this.cursor);
-      const anchor = x > this.plot.clientWidth / 2 ? "end" : "start";
-      const dx = anchor === "end" ? -6 : 6;
-      svg("text", { class: "readout", x: +x + dx, y: MARGIN.top + 10, "text-anchor": anchor }, this.cursor, AXES[view.x].text(at));
+      this.drawRule(this.cursor, at, "rule");
+      const x = this.x.map(at);
+      const leftwards = x > this.plot.clientWidth / 2;
+      const place = { x: x + (leftwards ? -6 : 6), y: MARGIN.top + 10 };
+      const anchor = leftwards ? "end" : "start";
+      const text = AXES[view.x].text(at);
+      svg("text", { class: "readout", ...place, "text-anchor": anchor }, this.cursor, text);
     }
     for (const curve of this.curves) {
       const known = curve.hidden || !this.x ? [] : curve.line.filter(([, y]) => y !== null);
-      const point = at === null ? known.at(-1) : nearest(known, at, (this.x?.high - this.x?.low) / 50);
+      const slack = (this.x?.high - this.x?.low) / 50;
+      const point = at === null ? known.at(-1) : nearest(known, at, slack);
       curve.value.textContent = point ? number(point[1]) : "–";
-      if (point && at !== null) {
-        svg("circle", { class: `dot ${curve.style}`, cx: this.x.map(point[0]), cy: this.y.map(point[1]), r: 4 }, this.cursor);
-      }
+      if (point && at !== null) this.drawDot(this.cursor, curve, point, 4);
     }
   }
 }
@@ -329,8 +261,8 @@ function nearest(points, at, slack) {
 
 // ---- the page
 
-const cards = data.charts.map(
-  (chart) => new ChartCard(chart, document.getElementById(chart.main ? "charts" : "others")));
+const [main, others] = ["charts", "others"].map((id) => document.getElementById(id));
+const cards = data.charts.map((chart) => new ChartCard(chart, chart.main ? main : others));
 
 function setCursor(value) {
   view.cursor = value;
@@ -343,8 +275,7 @@ function redraw() {
 }
 
 for (const radio of document.querySelectorAll("input[name=x]")) {
-  const available = cards.some((card) => card.curves.some((curve) => curve.x[radio.value]));
-  radio.disabled = !available;
+  radio.disabled = !cards.some((card) => card.curves.some((curve) => curve.x[radio.value]));
   radio.addEventListener("change", () => { view.x = radio.value; redraw(); });
 }
 const first = document.querySelector("input[name=x]:not(:disabled)");
