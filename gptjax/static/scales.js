@@ -12,7 +12,7 @@ function si(value) {
 function number(value) {
   const size = Math.abs(value);
   if (size >= 1e15 || (size > 0 && size < 1e-4)) {
-    return value.toExponential(2).replace(/\.?0+e\+?/, "e");
+    return value.toExponential(2).replace(/\.?0*e\+?/, "e");
   }
   return size >= 1e4 ? si(value) : trim(value, 4);
 }
