@@ -4,7 +4,8 @@ import dataclasses
 from collections import defaultdict
 from typing import Any
 
-from gptjax.history import START, History, is_number
+from gptjax.history import History, is_number
+from gptjax.writers import START
 
 _MAX_POINTS = 2000  # of a curve: a wide screen has no more columns
 

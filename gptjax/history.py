@@ -19,9 +19,9 @@ from data_pipeline.tokenizer import Tokenizer
 from gptjax import config as config_lib
 from gptjax import model
 from gptjax.model import GPTConfig
+from gptjax.writers import START
 
 METRICS = "metrics.jsonl"
-START = "run/start_step"  # written at each start of a run, and at nothing else
 
 Line = tuple[int, dict[str, Any]]  # step, and values by name; None: not known
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from configs import base
-from gptjax import history
 from gptjax.history import History, leaves_of
 from gptjax.metrics import format_seconds
+from gptjax.writers import START
 
 _MAX_SAMPLES = 24  # texts of a run on the page; of more, evenly spread ones
 _MAX_RESULTS = 5  # files of eval/ in a run's table: the last ones
@@ -102,9 +102,7 @@ def _figures(run: History) -> dict[str, str]:
         "tokens per second, median": _number(_median(run, "perf/tokens_per_sec")),
         "MFU, median": _number(_median(run, "perf/mfu"), ".1%"),
         "skipped steps": _number(run.last("optim/skipped_steps")),
-        "restarts (dotted lines)": _number(
-            len(run.restarts) if run.series(history.START)[0] else None
-        ),
+        "restarts (dotted lines)": _number(len(run.restarts) if run.series(START)[0] else None),
         "train loss, last": _number(run.last("train/loss"), ".4f"),
         "val loss, last": _number(run.last("val/loss"), ".4f"),
         "val bits per byte, last": _number(run.last("val/bits_per_byte"), ".4f"),

@@ -24,7 +24,7 @@ from gptjax.model import GPTConfig
 from gptjax.sharding import make_mesh, place_batch
 from gptjax.signals import StopSignal
 from gptjax.train_step import StepFunctions, TrainState
-from gptjax.writers import Console, MetricsWriter, training_line
+from gptjax.writers import START, Console, MetricsWriter, training_line
 
 _log = logging.getLogger(__name__)
 
@@ -117,6 +117,8 @@ class Run:
         self._rows_per_epoch = rows.rows_per_epoch
         self._writer = MetricsWriter(Path(config.workdir), config, self.step)
         self._console = Console(config.train.max_iters, self.step)
+        if self.step < config.train.max_iters:
+            self._writer.write(self.step, {START: self.step})
 
     def loop(self) -> None:
         """Trains until `train.max_iters`, `train.max_hours` or a signal; saves the last state."""

@@ -15,6 +15,8 @@ from gptjax.metrics import format_seconds
 
 _log = logging.getLogger(__name__)
 
+START = "run/start_step"  # written when a run starts or goes on, and at no other time
+
 
 class MetricsWriter:
     """Writes scalars by step to every destination that the configuration names."""

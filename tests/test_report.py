@@ -20,6 +20,7 @@ from data_pipeline.token_store import TOKENIZER
 from gptjax import config as config_lib
 from gptjax import history
 from gptjax.report import write_report
+from gptjax.writers import START
 
 # A run of configs/debug.py's shape, logged every 10 steps: 512 tokens and 1/4 s a step, from step
 # 50 on half as many tokens in twice the time. Evaluations lie off these lines.
@@ -230,10 +231,10 @@ def test_long_runs_are_thinned_by_exact_means(tmp_path):
 def test_restarts_and_skipped_steps(tmp_path):
     documents = [f"<urn:{i}>" for i in range(25)]
     lines = [
-        {"step": 0, history.START: 0},
+        {"step": 0, START: 0},
         *(train_line(step, **{"optim/skipped_steps": 0}) for step in (10, 20)),
-        {"step": 20, history.START: 20},
-        {"step": 20, history.START: 20},
+        {"step": 20, START: 20},
+        {"step": 20, START: 20},
         {
             "step": 23,
             "skipped/loss": None,

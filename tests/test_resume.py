@@ -13,6 +13,7 @@ import pytest
 
 from configs.flags import UserError
 from gptjax import train
+from gptjax.writers import START
 
 
 class RecordingSteps(train.StepFunctions):
@@ -86,9 +87,9 @@ def assert_same_bits(a, b):
 
 
 def metric_lines(config):
-    """The lines of metrics.jsonl without what depends on the time of day."""
+    """The lines of metrics.jsonl but those of starts, without what depends on the time of day."""
     with open(f"{config.workdir}/metrics.jsonl") as file:
-        lines = [json.loads(line) for line in file]
+        lines = [json.loads(line) for line in file if START not in line]
     timed = ("perf/", "data/wait_frac")
     return [{k: v for k, v in line.items() if not k.startswith(timed)} for line in lines]
 
@@ -123,6 +124,9 @@ def test_sigterm_saves_and_the_next_run_goes_on_bit_identically(recording, confi
     assert_same_bits(rest, whole)
     assert first_batches | rest_batches == whole_batches
     assert metric_lines(stopped) == whole_lines  # no step twice, none missing
+    with open(f"{stopped.workdir}/metrics.jsonl") as file:
+        starts = [json.loads(line)[START] for line in file if START in line]
+    assert starts == [0, 5]
 
 
 def test_a_finished_run_is_left_alone(recording, config):
