@@ -91,7 +91,7 @@ def test_report_knows_the_metrics_that_a_run_writes(trained):
             assert written >= set(chart["names"]), chart["title"]
     # 6 x (2 x 12 x 32^2 + 512 x 32) + 12 x 2 x 32 x 32
     assert run["flops_per_token"] == 270_336
-    assert "not known" not in page and "The " in page
+    assert "FLOPs are not known" not in page and ">The " in page
 
 
 def test_rtx4070_runs_on_the_cpu_when_only_shrunk(tmp_path, debug_config):
