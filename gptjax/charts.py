@@ -1,6 +1,7 @@
 """What the report's script draws: which metrics share a chart, and their values, thinned."""
 
 import dataclasses
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -107,7 +108,7 @@ def _places(history: History, steps: list[int]) -> dict[str, Any]:
     seconds = history.position("perf/train_seconds", steps)
     return {
         "step": steps,
-        "tokens": tokens and [round(value) for value in tokens],
+        "tokens": tokens and [round(value) if math.isfinite(value) else None for value in tokens],
         "seconds": seconds and [_short(value) for value in seconds],
     }
 
@@ -122,4 +123,4 @@ def _thin(name: str, values: list[float | None], group: range) -> float | None:
 
 def _short(value: float | None) -> float | None:
     """Rounds to seven significant digits, a float32's: a third of the file's size."""
-    return None if value is None else float(f"{value:.7g}")
+    return float(f"{value:.7g}") if value is not None and math.isfinite(value) else None

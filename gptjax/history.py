@@ -70,7 +70,8 @@ class History:
             return None
         xs, ys = zip((0, 0.0), *known, strict=True)
         rate = (ys[-1] - ys[-2]) / max(1, xs[-1] - xs[-2])
-        values = np.interp(steps, xs, ys) + rate * np.maximum(0, np.subtract(steps, xs[-1]))
+        with np.errstate(all="ignore"):  # damaged metrics may hold numbers of any size
+            values = np.interp(steps, xs, ys) + rate * np.maximum(0, np.subtract(steps, xs[-1]))
         return [float(value) for value in values]
 
 

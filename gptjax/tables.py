@@ -91,7 +91,7 @@ def _figures(run: History) -> dict[str, str]:
     if tokens is not None and run.flops_per_token is not None:
         flops = tokens * run.flops_per_token
     best = _best(run)
-    written = datetime.datetime.fromtimestamp(run.last("time") or run.written, datetime.UTC)
+    written = min(max(0, run.last("time") or run.written), 1 << 36)  # or it is no date
     return {
         "steps": progress,
         "training time": _UNKNOWN if seconds is None else format_seconds(seconds),
@@ -109,7 +109,7 @@ def _figures(run: History) -> dict[str, str]:
         "val bits per byte, best": _UNKNOWN
         if best is None
         else f"{best[0]:.4f} at step {best[1]:,}",
-        _WRITTEN: f"{written:%Y-%m-%d %H:%M} UTC",
+        _WRITTEN: f"{datetime.datetime.fromtimestamp(written, datetime.UTC):%Y-%m-%d %H:%M} UTC",
     }
 
 

@@ -6,6 +6,7 @@ import hashlib
 import html.parser
 import json
 import math
+import random
 import re
 import shutil
 import subprocess
@@ -360,6 +361,37 @@ def test_unfinished_and_damaged_runs(tmp_path, text, points, damaged):
     notes = [note for note in page.texts if "could not be read" in note]
     assert [note.split()[1] for note in notes] == [str(damaged)] * bool(damaged)
     assert ("None yet." in page.texts) == ("val/loss" not in text)
+
+
+def test_places_beyond_every_number_are_not_known(tmp_path):
+    text = (
+        '{"step": 1, "time": 1e300, "data/tokens_seen": -1e308, "a": 1}\n'
+        '{"step": 2, "time": -1e300, "data/tokens_seen": 1e308, "a": 2}\n'
+        '{"step": 90, "time": 1e300, "val/bits_per_byte": 3}\n'
+    )
+    page = report(make_run(tmp_path / "run", text=text))
+    assert page.curve("a")[0]["tokens"][1] is None
+    assert page.curve("val/bits_per_byte")[0]["tokens"] == [None]
+    assert page.row("last line written") == ["4147-08-20 07:32 UTC"]
+
+
+def test_no_damage_to_the_metrics_stops_the_report(tmp_path):
+    """Bytes changed, removed and repeated, and values of any size and kind."""
+    rng = random.Random(0)
+    workdir = make_run(tmp_path / "run")
+    values = ["1e308", "-1e308", "1e400", "NaN", "null", "true", '"x"', "[]", "{}", "9" * 400, "0"]
+    for _ in range(80):
+        text = WHOLE
+        for _ in range(rng.randrange(1, 6)):
+            at = rng.randrange(len(text))
+            if rng.random() < 0.5:
+                text = text[:at] + re.sub(
+                    r": [-.e\d]+", ": " + rng.choice(values), text[at:], count=1
+                )
+            else:
+                text = text[:at] + rng.choice(["", text[at] * 3, "\0", '"']) + text[at + 1 :]
+        (workdir / "metrics.jsonl").write_text(text)
+        report(workdir)
 
 
 def test_values_that_are_not_finite_break_a_curve(tmp_path):
