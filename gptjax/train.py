@@ -29,7 +29,7 @@ from gptjax.sharding import make_mesh, place_batch
 from gptjax.signals import StopSignal
 from gptjax.targets import peak_flops
 from gptjax.train_step import StepFunctions, TrainState
-from gptjax.writers import Console, MetricsWriter, training_line
+from gptjax.writers import START, Console, MetricsWriter, training_line
 
 _log = logging.getLogger(__name__)
 
@@ -161,6 +161,8 @@ class Run:
         self._hook_seconds = 0.0  # of the last time that hooks were due
         self._writer = MetricsWriter(Path(config.workdir), config, self.step)
         self._console = Console(config.train.max_iters, self.step)
+        if self.step < config.train.max_iters:
+            self._writer.write(self.step, {START: self.step})
 
     def loop(self) -> None:
         """Trains until `train.max_iters`, `train.max_hours` or a signal; saves the last state.

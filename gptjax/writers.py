@@ -20,6 +20,8 @@ from gptjax.metrics import format_seconds
 
 _log = logging.getLogger(__name__)
 
+START = "run/start_step"  # written when a run starts or goes on, and at no other time
+
 
 class AppendedFile:
     """A file that grows at its end; what cannot be written now is kept and written later."""

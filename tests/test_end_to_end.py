@@ -79,6 +79,22 @@ def test_generate_reads_the_workdir(trained):
     assert first.stdout == again.stdout
 
 
+def test_report_knows_the_metrics_that_a_run_writes(trained):
+    workdir, _, _ = trained
+    result = program("gptjax.report", f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    page = (workdir / "report.html").read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
+    (run,) = data["runs"]
+    written = {name for table in run["tables"] for name in table["values"]}
+    for chart in data["charts"]:
+        if chart["main"] and chart["title"] not in ("MFU", "Skipped steps"):
+            assert written >= set(chart["names"]), chart["title"]
+    # 6 x (2 x 12 x 32^2 + 512 x 32) + 12 x 2 x 32 x 32
+    assert run["flops_per_token"] == 270_336
+    assert "FLOPs are not known" not in page and ">The " in page
+
+
 def test_rtx4070_runs_on_the_cpu_when_only_shrunk(tmp_path, debug_config):
     result = program(
         "gptjax.main",

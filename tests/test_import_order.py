@@ -62,6 +62,10 @@ ORDER = [
     "gptjax.checkpoint",
     "gptjax.saver",
     "gptjax.generate",
+    "gptjax.history",
+    "gptjax.charts",
+    "gptjax.tables",
+    "gptjax.report",
     "gptjax.train",
     "gptjax.main",
 ]
@@ -74,6 +78,7 @@ PROGRAMS = {
     "gptjax.generate": {"gptjax.train"},
     "gptjax.main": set(),
     "gptjax.plan": {"gptjax.train"},
+    "gptjax.report": set(),
 }
 
 # Functions that may print, besides the `main` of a program.

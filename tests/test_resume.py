@@ -14,6 +14,7 @@ import pytest
 
 from configs.flags import UserError
 from gptjax import train
+from gptjax.writers import START
 
 
 class RecordingSteps(train.StepFunctions):
@@ -87,9 +88,9 @@ def assert_same_bits(a, b):
 
 
 def metric_lines(config):
-    """The lines of metrics.jsonl without what depends on the time of day."""
+    """The lines of metrics.jsonl but those of starts, without what depends on the time of day."""
     with open(f"{config.workdir}/metrics.jsonl") as file:
-        lines = [json.loads(line) for line in file]
+        lines = [json.loads(line) for line in file if START not in line]
     timed = ("time", "perf/", "data/wait_frac")
     return [{k: v for k, v in line.items() if not k.startswith(timed)} for line in lines]
 
@@ -124,6 +125,9 @@ def test_sigterm_saves_and_the_next_run_goes_on_bit_identically(recording, confi
     assert_same_bits(rest, whole)
     assert first_batches | rest_batches == whole_batches
     assert metric_lines(stopped) == whole_lines  # no step twice, none missing
+    with open(f"{stopped.workdir}/metrics.jsonl") as file:
+        starts = [json.loads(line)[START] for line in file if START in line]
+    assert starts == [0, 5]
 
 
 def test_a_wsd_run_made_longer_is_the_longer_run_bit_for_bit(recording, config, tmp_path, caplog):

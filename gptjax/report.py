@@ -1,0 +1,99 @@
+"""One page about a run, or several side by side, from what they wrote: opens from disk, offline.
+
+python -m gptjax.report --workdir=runs/quickstart --compare runs/other runs/third
+"""
+
+import base64
+import dataclasses
+import datetime
+import hashlib
+import html
+import json
+import string
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+from configs.flags import UserError, call
+from data_pipeline.files import write_atomically
+from gptjax import history, tables
+from gptjax.charts import page_data
+from gptjax.history import History
+
+
+def write_report(workdir: Path, compare: Sequence[Path] = (), out: Path | None = None) -> Path:
+    """Writes the page, whole or not at all, and returns its path; reads files only.
+
+    Args:
+        workdir: of the run; it may be unfinished.
+        compare: workdirs of runs to put beside it.
+        out: the page; None: `workdir`/report.html.
+
+    Raises:
+        UserError: if one of the folders has no metrics.jsonl, or the page cannot be written.
+    """
+    out = out or workdir / "report.html"
+    page = render([history.read(folder) for folder in (workdir, *compare)])
+    try:
+        write_atomically(out, page.encode(errors="replace"))  # JSON can hold halves of characters
+    except OSError as error:
+        raise UserError(f"--out={out} cannot be written: {error.strerror}.") from error
+    return out
+
+
+def render(runs: list[History]) -> str:
+    """Returns the page, self-contained; its content policy lets nothing but its own script run."""
+    runs = _distinct(runs)
+    style = _static("report.css")
+    script = _static("scales.js") + _static("report.js")
+    now = datetime.datetime.now(datetime.UTC)
+    data = json.dumps(page_data(runs), allow_nan=False, separators=(",", ":"))
+    return string.Template(_static("report.html")).substitute(
+        style=style,
+        style_hash=_hash(style),
+        script=script,
+        script_hash=_hash(script),
+        title=html.escape(" and ".join(run.name for run in runs)),
+        subtitle=f"Written {now:%Y-%m-%d %H:%M} UTC from metrics.jsonl, config.json and samples/.",
+        summary=tables.summary(runs) + tables.notes(runs),
+        data=data.replace("<", r"\u003c"),  # no text may end the element that holds it
+        sections="\n".join(filter(None, (section(runs) for section in tables.SECTIONS))),
+    )
+
+
+def _distinct(runs: list[History]) -> list[History]:
+    """Names runs of equal folder names by number, so that a legend tells them apart."""
+    names = [run.name for run in runs]
+    return [
+        dataclasses.replace(run, name=f"{run.name} ({i})") if names.count(run.name) > 1 else run
+        for i, run in enumerate(runs, 1)
+    ]
+
+
+def _static(name: str) -> str:
+    return (Path(__file__).with_name("static") / name).read_text()
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _main(argv: list[str]) -> None:
+    values = flags.FLAGS
+    further = argv[1:]  # --compare a b: absl leaves b over
+    if further and not values.compare:
+        raise UserError(f"what is {' '.join(further)}? Runs to compare with come after --compare.")
+    compare = [Path(folder) for folder in (*values.compare, *further)]
+    out = write_report(
+        Path(values.workdir), compare, None if values.out is None else Path(values.out)
+    )
+    print(f"{out} ({out.stat().st_size / 1024:,.0f} KiB)")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Folder of a run; it may be unfinished.", required=True)
+    flags.DEFINE_multi_string("compare", [], "Folders of runs to put beside it.")
+    flags.FLAGS.set_gnu_getopt(True)  # other flags may follow the folders of --compare
+    flags.DEFINE_string("out", None, "The page; without: report.html in the workdir.")
+    app.run(lambda argv: call(_main, argv))
