@@ -42,9 +42,15 @@ ORDER = [
     "gptjax.writers",
     "gptjax.signals",
     "gptjax.plan",
-    "gptjax.evaluate",
     "gptjax.checkpoint",
+    "gptjax.load",
     "gptjax.generate",
+    "gptjax.scoring",
+    "gptjax.tasks",
+    "gptjax.published",
+    "gptjax.benchmarks",
+    "gptjax.evaluate",
+    "gptjax.lm_eval_adapter",
     "gptjax.train",
     "gptjax.main",
 ]
@@ -52,8 +58,10 @@ ORDER = [
 # Programs, and who else uses them as modules.
 PROGRAMS = {
     "data_pipeline.browse": set(),
-    "data_pipeline.prepare": {"data_pipeline.browse", "gptjax.train"},
-    "gptjax.generate": {"gptjax.train"},
+    "data_pipeline.prepare": {"data_pipeline.browse", "gptjax.evaluate", "gptjax.train"},
+    "gptjax.evaluate": {"gptjax.train"},
+    "gptjax.generate": {"gptjax.lm_eval_adapter", "gptjax.train"},
+    "gptjax.lm_eval_adapter": set(),
     "gptjax.main": set(),
 }
 
