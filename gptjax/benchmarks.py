@@ -269,7 +269,9 @@ def table(results: Results, model_name: str) -> str:
 def _number(value: float | None, metric: str) -> str:
     if value is None:
         return "n/a"
-    return f"{value:,.2f}" if metric == "perplexity" else f"{100 * value:.1f}"
+    if metric == "perplexity":
+        return f"{value:.2f}" if value < 10_000 else f"{value:.2e}"
+    return f"{100 * value:.1f}"
 
 
 def _own(values: Mapping[str, Any], metric: str) -> str:

@@ -9,6 +9,7 @@ on benchmarks from local files (gptjax/tasks.py knows their layouts). Results ar
 in workdir/eval/STEP.json, where a later call replaces what it measured anew.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -90,13 +91,16 @@ def packed(config: ConfigDict, documents: Documents, tokenizer: Tokenizer) -> Pa
 class Texts:
     """Documents of a parquet file, encoded in memory (2 bytes a token); see `packing.Documents`."""
 
-    def __init__(self, path: Path, tokenizer: Tokenizer, limit: int | None = None):
-        """Reads the file.
+    def __init__(
+        self, path: Path, tokenizer: Tokenizer, limit: int | None = None, name: str | None = None
+    ):
+        """Reads and encodes the file.
 
         Args:
             path: a parquet file with the string columns `text` and `id`, as FineWeb has them.
             tokenizer: the one the model was trained with.
             limit: documents, drawn from all over the file, always the same ones; None for all.
+            name: for lines of progress; without it there are none.
 
         Raises:
             UserError: if there is no such file, or it cannot be used.
@@ -108,13 +112,16 @@ class Texts:
         bos = np.array([tokenizer.bos_id], "<u2")
         documents: list[np.ndarray] = []
         first = 0  # number of the row group's first row in the file
-        for i, size in enumerate(info.row_group_sizes):
-            if not drawn.isdisjoint(range(first, first + size)):
-                for document in parquet.read_row_group(path, i):
-                    if first + document.row in drawn:
+        reading = Progress(name, "documents", len(drawn), info.n_row_groups)
+        with contextlib.closing(reading):
+            for i, size in enumerate(info.row_group_sizes):
+                wanted = drawn.intersection(range(first, first + size))
+                for document in parquet.read_row_group(path, i) if wanted else ():
+                    if first + document.row in wanted:
                         ids = b"".join(tokenizer.encode_utf8(document.utf8))
                         documents.append(np.concatenate([bos, np.frombuffer(ids, "<u2")]))
-            first += size
+                first += size
+                reading.advance(len(wanted))
         if not documents:
             raise UserError(f"--text: {path} holds no text.")
         self.n_docs = len(documents)
@@ -149,25 +156,24 @@ def evaluate_documents(run: Run, documents: Documents, name: str | None = None) 
     nats, n_targets, n_bytes = (np.zeros(documents.n_docs) for _ in range(3))
     progress = Progress(name, "tokens", documents.n_tokens, len(starts))
     unread: tuple[int, dict[str, np.ndarray], Any] | None = None
-    for start in [*starts, None]:  # the last one only reads the one before
-        dispatched = None
-        if start is not None:
-            batch = _batch(rows, start, size)
-            scores = token_scores(run.params, batch, config=run.gpt)
-            dispatched = (start, batch, scores)
-        if unread is not None:  # the device works on the next batch meanwhile
-            first, batch, scores = unread
-            nats_BT = -jax.device_get(scores[0]).astype(np.float64)
-            bytes_BT = run.tokenizer.token_bytes[batch["targets"]]
-            for b in range(min(size, rows.rows_per_epoch - first)):
-                mask_T = batch["loss_mask"][b]
-                owners = _owners(rows, first + b, int(mask_T.sum()))
-                np.add.at(nats, owners, nats_BT[b, mask_T])
-                np.add.at(n_targets, owners, 1)
-                np.add.at(n_bytes, owners, bytes_BT[b, mask_T])
-            progress.advance(int(batch["loss_mask"].sum()))
-        unread = dispatched
-    progress.close()
+    with contextlib.closing(progress):
+        for start in [*starts, None]:  # the last one only reads the one before
+            dispatched = None
+            if start is not None:
+                batch = _batch(rows, start, size)
+                dispatched = (start, batch, token_scores(run.params, batch, config=run.gpt))
+            if unread is not None:  # the device works on the next batch meanwhile
+                first, batch, scores = unread
+                nats_BT = -jax.device_get(scores[0]).astype(np.float64)
+                bytes_BT = run.tokenizer.token_bytes[batch["targets"]]
+                for b in range(min(size, rows.rows_per_epoch - first)):
+                    mask_T = batch["loss_mask"][b]
+                    owners = _owners(rows, first + b, int(mask_T.sum()))
+                    np.add.at(nats, owners, nats_BT[b, mask_T])
+                    np.add.at(n_targets, owners, 1)
+                    np.add.at(n_bytes, owners, bytes_BT[b, mask_T])
+                progress.advance(int(batch["loss_mask"].sum()))
+            unread = dispatched
     loss, loss_stderr = metrics.ratio(nats, n_targets)
     bits, bits_stderr = metrics.ratio(nats / math.log(2), n_bytes)
     perplexity = math.exp(min(loss, 700.0))  # beyond, a float overflows
@@ -262,7 +268,9 @@ def _main(_: list[str]) -> None:
         print(_line("val", result), flush=True)
         save(path, {"val": result})
     for text in texts:
-        result = evaluate_documents(run, Texts(text, run.tokenizer, limit), text.name)
+        result = evaluate_documents(
+            run, Texts(text, run.tokenizer, limit, f"reading {text.name}"), text.name
+        )
         print(_line(str(text), result), flush=True)
         save(path, {"text": {str(text): result}})
     if files:

@@ -8,6 +8,7 @@ benchmarks of `gptjax.benchmarks` get the same scores here, item by item, but ne
 nor a network.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,10 @@ try:
         simple_parse_args_string,
     )
 except ImportError as error:
-    raise UserError(
-        f"gptjax.lm_eval_adapter needs lm-eval ({error}): pip install 'gptjax[lmeval]'."
-    ) from error
+    _MISSING = f"lm-eval cannot be imported ({error}): pip install 'gptjax[lmeval]'."
+    if __name__ == "__main__":
+        sys.exit(f"error: {_MISSING}")
+    raise UserError(_MISSING) from error
 
 _MAX_GEN_TOKENS = 256  # lm-eval's default
 

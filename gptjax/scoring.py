@@ -5,6 +5,7 @@ for each, so that whatever is scored compiles `token_scores` a handful of times.
 that are asked for reach the head, whose logits and softmax are float32.
 """
 
+import contextlib
 import functools
 import logging
 import sys
@@ -141,7 +142,7 @@ class Scorer:
         greedy = np.ones(len(requests), bool)
         progress = Progress(name, "requests", len(rows), len(batches))
         unread: tuple[list[_Row], Any] | None = None
-        try:
+        with contextlib.closing(progress):
             for length, batch_rows in [*batches, (0, [])]:  # the last one only reads the one before
                 dispatched = (
                     (batch_rows, self._dispatch(length, batch_rows)) if batch_rows else None
@@ -155,8 +156,6 @@ class Scorer:
                         greedy[row.request] &= greedy_BT[b, wanted].all()
                     progress.advance(len(unread[0]))
                 unread = dispatched
-        finally:
-            progress.close()
         return [Score(float(x), bool(g)) for x, g in zip(log_likelihoods, greedy, strict=True)]
 
     def _rows(self, index: int, request: Request) -> Iterable[_Row]:

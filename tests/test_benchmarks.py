@@ -2,8 +2,10 @@
 
 import functools
 import gzip
+import importlib
 import json
 import math
+import sys
 
 import jax
 import numpy as np
@@ -496,3 +498,13 @@ def test_the_table_has_other_models_sources_and_paradigms(gpt, params, tokenizer
     assert lines["lambada perplexity"][-5:] == ["40.06", "142.43", "38.06", "26.02", "30.27"]
     assert lines["blimp acc"][-5:] == ["n/a"] * 5
     assert "blimp/u1" in text and "github.com/EleutherAI/gpt-neo" in text
+
+
+# --- the adapter, where lm-eval is missing ---
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "gptjax.lm_eval_adapter", raising=False)
+    with pytest.raises(UserError, match=r"pip install 'gptjax\[lmeval\]'"):
+        importlib.import_module("gptjax.lm_eval_adapter")
