@@ -16,11 +16,20 @@ that rows of a batch are never neighbours in the line, but spread over all of it
 import math
 import threading
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from data_pipeline.token_store import Split
+
+class Documents(Protocol):
+    """What is packed: a split of a store, or any tokens that look like one."""
+
+    n_docs: int
+    n_tokens: int
+    doc_lengths: np.ndarray  # int32 [n_docs], BOS included
+
+    def read(self, doc: int, start: int, stop: int) -> np.ndarray:
+        """Returns tokens [start:stop) of a document."""
 
 
 class Row(NamedTuple):
@@ -84,7 +93,9 @@ def golden_step(n: int) -> int:
 class PackedRows:
     """The endless sequence of rows of one split: row g belongs to epoch g // rows_per_epoch."""
 
-    def __init__(self, split: Split, *, block_size: int, seed: int, bos_id: int, segments: bool):
+    def __init__(
+        self, split: Documents, *, block_size: int, seed: int, bos_id: int, segments: bool
+    ):
         """Prepares the index; reads no tokens.
 
         Args:

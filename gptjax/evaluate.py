@@ -1,15 +1,37 @@
-"""Loss and bits per byte on the validation split: the same rows each time, no token twice."""
+"""Measures a model: loss and bits per byte on text, and benchmarks.
 
+    python -m gptjax.evaluate --workdir=runs/quickstart
+    python -m gptjax.evaluate --workdir=runs/quickstart --noval --text=other.parquet
+    python -m gptjax.evaluate --workdir=runs/quickstart --noval --benchmarks=eval --limit=300
+
+The best checkpoint is measured, on the whole validation split, on parquet files of other text, or
+on benchmarks from local files (gptjax/tasks.py knows their layouts). Results are printed and kept
+in workdir/eval/STEP.json, where a later call replaces what it measured anew.
+"""
+
+import contextlib
+import json
+import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from absl import app, flags
 from ml_collections import ConfigDict
 
-from data_pipeline.packing import PackedRows
+from configs.flags import UserError, call
+from data_pipeline import parquet
+from data_pipeline.files import write_atomically
+from data_pipeline.packing import Documents, PackedRows, permutation
 from data_pipeline.pipeline import BatchIterator
+from data_pipeline.prepare import prepare
 from data_pipeline.token_store import TokenStore
-from gptjax import metrics
+from data_pipeline.tokenizer import Tokenizer
+from gptjax import benchmarks, metrics, model
+from gptjax.load import Run, load_run
+from gptjax.scoring import Progress, Scorer, rows_per_batch, token_scores
 from gptjax.sharding import place_batch
 from gptjax.train_step import StepFunctions
 
@@ -30,14 +52,7 @@ class Validation:
 
         A smaller split is read once: the rows past its end are masked out.
         """
-        split = store.split("val")
-        rows = PackedRows(
-            split,
-            block_size=config.model.block_size,
-            seed=0,  # not config.seed: runs with different seeds are compared on the same rows
-            bos_id=store.tokenizer.bos_id,
-            segments=config.data.document_mask,
-        )
+        rows = packed(config, store.split("val"), store.tokenizer)
         batch_size = config.train.batch_size
         whole = -(-rows.rows_per_epoch // batch_size)
         self.n_batches = min(config.eval.eval_iters, whole)
@@ -60,3 +75,226 @@ class Validation:
     def run(self, params: Any) -> dict[str, float]:
         """Returns `loss`, `perplexity` and `bits_per_byte` of `params` on these rows."""
         return evaluate(self._eval_step, params, map(self._place, self._batches))
+
+
+def packed(config: ConfigDict, documents: Documents, tokenizer: Tokenizer) -> PackedRows:
+    """Returns the rows that a model is evaluated on: for every run in the same order."""
+    return PackedRows(
+        documents,
+        block_size=config.model.block_size,
+        seed=0,  # not config.seed: runs with different seeds are compared on the same rows
+        bos_id=tokenizer.bos_id,
+        segments=config.data.document_mask,
+    )
+
+
+class Texts:
+    """Documents of a parquet file, encoded in memory (2 bytes a token); see `packing.Documents`."""
+
+    def __init__(
+        self, path: Path, tokenizer: Tokenizer, limit: int | None = None, name: str | None = None
+    ):
+        """Reads and encodes the file.
+
+        Args:
+            path: a parquet file with the string columns `text` and `id`, as FineWeb has them.
+            tokenizer: the one the model was trained with.
+            limit: documents, drawn from all over the file, always the same ones; None for all.
+            name: for lines of progress; without it there are none.
+
+        Raises:
+            UserError: if there is no such file, or it cannot be used.
+        """
+        if not path.is_file():
+            raise UserError(f"--text: there is no file {path}.")
+        info = parquet.inspect(path)
+        drawn = set(permutation(info.n_documents, 0, 0)[:limit].tolist())
+        bos = np.array([tokenizer.bos_id], "<u2")
+        documents: list[np.ndarray] = []
+        first = 0  # number of the row group's first row in the file
+        reading = Progress(name, "documents", len(drawn), info.n_row_groups)
+        with contextlib.closing(reading):
+            for i, size in enumerate(info.row_group_sizes):
+                wanted = drawn.intersection(range(first, first + size))
+                for document in parquet.read_row_group(path, i) if wanted else ():
+                    if first + document.row in wanted:
+                        ids = b"".join(tokenizer.encode_utf8(document.utf8))
+                        documents.append(np.concatenate([bos, np.frombuffer(ids, "<u2")]))
+                first += size
+                reading.advance(len(wanted))
+        if not documents:
+            raise UserError(f"--text: {path} holds no text.")
+        self.n_docs = len(documents)
+        self.doc_lengths = np.array([d.size for d in documents], np.int32)
+        self.n_tokens = int(self.doc_lengths.sum(dtype=np.int64))
+        self._documents = documents
+
+    def read(self, doc: int, start: int, stop: int) -> np.ndarray:
+        """Returns tokens [start:stop) of document `doc`, uint16."""
+        return self._documents[doc][start:stop]
+
+
+def evaluate_documents(run: Run, documents: Documents, name: str | None = None) -> dict[str, Any]:
+    """Returns the loss over every token of some documents, each of them once.
+
+    Tokens are seen as in training: documents laid end to end and cut into rows. The standard
+    errors are over documents, each with all its tokens in whatever rows, and so hold for other
+    documents of that kind; a target is of the document it belongs to, BOS of the one it opens.
+
+    Args:
+        run: the model.
+        documents: a split of a store, or `Texts`.
+        name: for lines of progress; without it there are none.
+
+    Returns:
+        `loss` (nats per token), `perplexity` and `bits_per_byte`, each with its `_stderr` (None for
+        a single document); `n_documents`, `n_tokens`, `n_bytes`.
+    """
+    rows = packed(run.config, documents, run.tokenizer)
+    size = rows_per_batch(run.gpt.block_size)
+    starts = range(0, rows.rows_per_epoch, size)
+    nats, n_targets, n_bytes = (np.zeros(documents.n_docs) for _ in range(3))
+    progress = Progress(name, "tokens", documents.n_tokens, len(starts))
+    unread: tuple[int, dict[str, np.ndarray], Any] | None = None
+    with contextlib.closing(progress):
+        for start in [*starts, None]:  # the last one only reads the one before
+            dispatched = None
+            if start is not None:
+                batch = _batch(rows, start, size)
+                dispatched = (start, batch, token_scores(run.params, batch, config=run.gpt))
+            if unread is not None:  # the device works on the next batch meanwhile
+                first, batch, scores = unread
+                nats_BT = -jax.device_get(scores[0]).astype(np.float64)
+                bytes_BT = run.tokenizer.token_bytes[batch["targets"]]
+                for b in range(min(size, rows.rows_per_epoch - first)):
+                    mask_T = batch["loss_mask"][b]
+                    owners = _owners(rows, first + b, int(mask_T.sum()))
+                    np.add.at(nats, owners, nats_BT[b, mask_T])
+                    np.add.at(n_targets, owners, 1)
+                    np.add.at(n_bytes, owners, bytes_BT[b, mask_T])
+                progress.advance(int(batch["loss_mask"].sum()))
+            unread = dispatched
+    loss, loss_stderr = metrics.ratio(nats, n_targets)
+    bits, bits_stderr = metrics.ratio(nats / math.log(2), n_bytes)
+    perplexity = math.exp(min(loss, 700.0))  # beyond, a float overflows
+    return {
+        "loss": loss,
+        "loss_stderr": loss_stderr,
+        "perplexity": perplexity,
+        "perplexity_stderr": None if loss_stderr is None else perplexity * loss_stderr,
+        "bits_per_byte": bits,
+        "bits_per_byte_stderr": bits_stderr,
+        "n_documents": documents.n_docs,
+        "n_tokens": int(n_targets.sum()),
+        "n_bytes": int(n_bytes.sum()),
+    }
+
+
+def _batch(rows: PackedRows, start: int, size: int) -> dict[str, np.ndarray]:
+    """Returns rows start, start + 1, ... of the first epoch; those past its end are masked out."""
+    packed_rows = [rows[g % rows.rows_per_epoch] for g in range(start, start + size)]
+    arrays = {
+        name: np.stack([getattr(row, name) for row in packed_rows])
+        for name, array in packed_rows[0]._asdict().items()
+        if array is not None
+    }
+    arrays["loss_mask"][rows.rows_per_epoch - start :] = False
+    return arrays
+
+
+def _owners(rows: PackedRows, g: int, n_targets: int) -> np.ndarray:
+    """Returns the document of each target of row `g`: target i is the row's token i + 1."""
+    pieces = rows.pieces(g)
+    owners = np.repeat([p.document for p in pieces], [p.stop - p.start for p in pieces])
+    # The BOS that closes the line belongs to no document after it: it ends the last one.
+    return np.append(owners[1:], owners[-1])[:n_targets]
+
+
+def validation_documents(run: Run) -> Documents:
+    """Returns the validation split that the run did not train on.
+
+    Raises:
+        UserError: if the data can no longer be had, or is not what the run was trained on.
+    """
+    store = TokenStore.open(prepare(run.config))
+    if store.tokenizer.hash != run.tokenizer.hash:
+        raise UserError(
+            f"{run.config.data.source} is not what this run was trained on: its token store has "
+            f"another tokenizer. Put the run's own data back, or leave the validation split out "
+            f"with --noval."
+        )
+    return store.split("val")
+
+
+def save(path: Path, results: dict[str, Any]) -> None:
+    """Writes results to a JSON file, over those of an earlier call that have the same names."""
+    kept: dict[str, Any] = {}
+    if path.is_file():
+        try:
+            kept = json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}). Move it away and run again.") from error
+    for name, value in results.items():
+        nested = isinstance(value, dict) and isinstance(kept.get(name), dict)
+        kept[name] = {**kept[name], **value} if nested else value
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, (json.dumps(kept, indent=1) + "\n").encode())
+
+
+def _line(name: str, values: dict[str, Any]) -> str:
+    def figure(key: str, digits: int) -> str:
+        stderr = values[f"{key}_stderr"]
+        return f"{values[key]:.{digits}f} ± {'n/a' if stderr is None else f'{stderr:.{digits}f}'}"
+
+    return (
+        f"{name}: loss {figure('loss', 4)} | perplexity {figure('perplexity', 2)} | bits/byte "
+        f"{figure('bits_per_byte', 4)} | {values['n_tokens']:,} tokens and {values['n_bytes']:,} "
+        f"bytes of {values['n_documents']:,} documents (± one standard error over documents)"
+    )
+
+
+def _main(_: list[str]) -> None:
+    values = flags.FLAGS
+    workdir, limit = Path(values.workdir), values.limit
+    files = benchmarks.find_files([Path(p) for p in values.benchmarks])
+    texts = [Path(p) for p in values.text]
+    run = load_run(workdir)
+    n_params, _n_rest = model.count_params(run.gpt)
+    print(f"{workdir}, step {run.step:,}: {n_params:,} parameters", flush=True)
+    path = workdir / "eval" / f"{run.step}.json"
+    save(path, {"step": run.step, "n_params": n_params})  # before hours are spent
+    if values.val:
+        result = evaluate_documents(run, validation_documents(run), "val")
+        print(_line("val", result), flush=True)
+        save(path, {"val": result})
+    for text in texts:
+        result = evaluate_documents(
+            run, Texts(text, run.tokenizer, limit, f"reading {text.name}"), text.name
+        )
+        print(_line(str(text), result), flush=True)
+        save(path, {"text": {str(text): result}})
+    if files:
+        scorer = Scorer(run.gpt, run.params)
+        scores = benchmarks.run_files(scorer, run.tokenizer, files, limit=limit)
+        print("\n" + benchmarks.table(scores, workdir.name), flush=True)
+        save(path, {"benchmarks": scores})
+    print(f"\nKept in {path}.")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
+    flags.DEFINE_bool("val", True, "Measure the whole validation split.")
+    flags.DEFINE_list("text", [], "Parquet files of other text, with columns text and id.")
+    flags.DEFINE_list(
+        "benchmarks",
+        [],
+        "JSON-lines files, plain or .gz, or folders of them, known by their names.",
+    )
+    flags.DEFINE_integer(
+        "limit",
+        None,
+        "At most so many items of each benchmark (of each paradigm of BLiMP) and documents of each "
+        "--text, drawn at random, always the same ones.",
+        lower_bound=1,
+    )
+    app.run(lambda argv: call(_main, argv))

@@ -16,10 +16,9 @@ from absl import app, flags
 from jax import Array
 
 from configs.flags import UserError, call
-from data_pipeline.token_store import TOKENIZER
 from data_pipeline.tokenizer import StreamDecoder, Tokenizer
-from gptjax import checkpoint, model
-from gptjax import config as config_lib
+from gptjax import model
+from gptjax.load import load_run
 from gptjax.model import GPTConfig
 
 
@@ -135,11 +134,7 @@ def load(workdir: Path) -> tuple[GPTConfig, Any, Tokenizer]:
     Raises:
         UserError: if the folder is no workdir or holds no checkpoint.
     """
-    config = config_lib.load(workdir)
-    tokenizer = Tokenizer.load(workdir / TOKENIZER)
-    gpt = GPTConfig.from_config(config, tokenizer.vocab_size)
-    shapes = jax.eval_shape(lambda: model.init(gpt, jax.random.key(0)))
-    params, _ = checkpoint.restore_params(workdir, shapes)
+    _, gpt, params, tokenizer, _ = load_run(workdir)
     return gpt, params, tokenizer
 
 

@@ -1,0 +1,157 @@
+"""A model of ours for EleutherAI's lm-evaluation-harness: all its tasks, with its own wording.
+
+    python -m gptjax.lm_eval_adapter run --model gptjax --model_args workdir=runs/quickstart \
+        --tasks hellaswag
+
+Needs the extra `lmeval`. What follows the module's name goes to lm-eval's own command line. The
+benchmarks of `gptjax.benchmarks` get the same scores here, item by item, but need neither lm-eval
+nor a network.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from configs.flags import UserError, call
+from data_pipeline.tokenizer import Tokenizer
+from gptjax import generate
+from gptjax.load import load_run
+from gptjax.model import GPTConfig
+from gptjax.scoring import Scorer
+
+try:
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import register_model
+    from lm_eval.utils import (
+        get_rolling_token_windows,
+        make_disjoint_window,
+        simple_parse_args_string,
+    )
+except ImportError as error:
+    _MISSING = f"lm-eval cannot be imported ({error}): pip install 'gptjax[lmeval]'."
+    if __name__ == "__main__":
+        sys.exit(f"error: {_MISSING}")
+    raise UserError(_MISSING) from error
+
+_MAX_GEN_TOKENS = 256  # lm-eval's default
+
+
+@register_model("gptjax")
+class GPTJax(TemplateLM):
+    """One model on one device.
+
+    BOS stands before every context, as it stood before every document in training.
+    """
+
+    def __init__(self, gpt: GPTConfig, params: Any, tokenizer: Tokenizer):
+        """Takes a model; `create_from_arg_obj` loads one from a workdir."""
+        super().__init__()
+        self._gpt, self._params, self._tokenizer = gpt, params, tokenizer
+        self._scorer = Scorer(gpt, params)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
+    ) -> "GPTJax":
+        """Loads the best checkpoint of `arg_dict["workdir"]`; batches have a size of their own.
+
+        Raises:
+            UserError: if the arguments are others, or the folder holds no checkpoint.
+        """
+        if set(arg_dict) != {"workdir"}:
+            raise UserError("--model gptjax takes --model_args workdir=FOLDER, and nothing else.")
+        run = load_run(Path(arg_dict["workdir"]))
+        return cls(run.gpt, run.params, run.tokenizer)
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: Mapping[str, Any] | None = None
+    ) -> "GPTJax":
+        """Does the same from `workdir=FOLDER`."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    @property
+    def eot_token_id(self) -> int:
+        """BOS: the only mark between documents."""
+        return self._tokenizer.bos_id
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that the model can see."""
+        return self._gpt.block_size
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        """Returns the ids of a text, behind BOS unless `add_special_tokens` is False."""
+        ids: list[int] = self._tokenizer.encode(string).tolist()
+        return ids if add_special_tokens is False else [self._tokenizer.bos_id, *ids]
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[Any, list[int], list[int]]],
+        disable_tqdm: bool = False,
+        **kwargs: Any,
+    ) -> list[tuple[float, bool]]:
+        name = None if disable_tqdm else "log-likelihoods"
+        scores = self._scorer.score([(c, e) for _, c, e in requests], name)
+        return [(score.log_likelihood, score.is_greedy) for score in scores]
+
+    def loglikelihood_rolling(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Returns the log-likelihood of whole texts, in windows that overlap as lm-eval's do."""
+        windows = [
+            (i, make_disjoint_window(window))
+            for i, request in enumerate(requests)
+            for window in get_rolling_token_windows(
+                token_list=self.tok_encode(request.args[0], add_special_tokens=False),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+        ]
+        scores = self._scorer.score([window for _, window in windows])
+        totals = [0.0] * len(requests)
+        for (i, _), score in zip(windows, scores, strict=True):
+            totals[i] += score.log_likelihood
+        return totals
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Returns continuations up to a stop string, the end of the document or `max_gen_toks`."""
+        progress = tqdm(requests, desc="continuations", disable=disable_tqdm)
+        return [self._generate(*request.args) for request in progress]
+
+    def _generate(self, context: str, settings: Mapping[str, Any]) -> str:
+        until = settings.get("until") or []
+        stops = [until] if isinstance(until, str) else list(until)
+        text = ""
+        pieces = generate.generate_text(
+            self._gpt,
+            self._params,
+            self._tokenizer,
+            context,
+            max_new_tokens=int(settings.get("max_gen_toks", _MAX_GEN_TOKENS)),
+            temperature=float(settings.get("temperature", 0.0)),
+            top_k=int(settings.get("top_k", 0)),
+            top_p=float(settings.get("top_p", 1.0)),
+            seed=0,
+        )
+        for piece in pieces:
+            text += piece
+            if found := [at for stop in stops if stop and (at := text.find(stop)) >= 0]:
+                return text[: min(found)]
+        return text
+
+
+def _main() -> None:
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    call(_main)
