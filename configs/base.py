@@ -22,7 +22,6 @@ def get_config() -> ConfigDict:
         document_mask=False,  # True: a token attends only inside its own document
         on_damage="stop",  # damaged row group: stop, or keep_before (the documents before the damage; the rest is lost, and listed)
         prepare_workers=0,  # processes that tokenise; 0: one per CPU core
-        expected_tokens=config_dict.placeholder(int),  # what the plan reckons with while the source is not there
         prefetch_batches=2,  # batches read ahead, on the host and again on the device
     )
 
@@ -102,6 +101,7 @@ def get_config() -> ConfigDict:
         passes=config_dict.placeholder(float),  # over the training split
         steps_per_sec=(),  # optimizer steps: lowest and highest
         days=config_dict.placeholder(float),  # of training
+        expected_tokens=config_dict.placeholder(int),  # no claim: what the source will hold, reckoned with while it is not there
         batch_fits=config_dict.placeholder(bool),  # train.batch_size, in the memory of the device
     )
 

@@ -69,8 +69,8 @@ def _worth(plan: Plan) -> str:
     worth = effective_tokens(plan.data.train_tokens, plan.passes)
     return (
         f"about {worth / 1e9:.3g}e9 tokens read once, {worth / plan.tokens:.0%} of those read "
-        f"(Muennighoff et al. 2023; a trend, fitted on other data and with at most some hundred "
-        f"passes: small models gain less from repeats, and overfitting is not in it)"
+        f"(Muennighoff et al. 2023; a trend, fitted on other data and models, and that loss can "
+        f"rise again where data repeats often is not in it)"
     )
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipeline.parquet import DataError
@@ -20,8 +21,9 @@ from gptjax.step_cost import StepCost
 from gptjax.target_compile import CompiledStep
 from gptjax.targets import Target
 
-# SentencePiece BPE on English web text: 3.9 bytes a token with 8,192 pieces, 4.4 with 32,768.
-_BYTES_PER_TOKEN_AT_32K, _BYTES_PER_DOUBLING = 4.4, 0.25
+# Bytes a token of SentencePiece BPE by log2 of its pieces: up to 8,192 measured on the bundled
+# shard, above it what GPT-2's 50,257 pieces make of English web text.
+_LOG2_PIECES, _BYTES_PER_TOKEN = (9, 11, 13, 15, 16), (1.9, 3.1, 4.1, 4.5, 4.65)
 _MAX_COMPILATIONS = 4  # of the search for the largest batch: a minute or two
 
 
@@ -225,7 +227,7 @@ def _largest_compiled(
 
 def find_data(config: ConfigDict) -> Data:
     """Returns what is known of the data of `config` without preparing it."""
-    expected = config.data.expected_tokens
+    expected = config.claims.expected_tokens
     try:
         store_path, shards = locate(config)
         if store_path.exists():
@@ -233,10 +235,10 @@ def find_data(config: ConfigDict) -> Data:
     except DataError as error:
         if expected is None:
             return Data(None, None, f"not known: {str(error).partition('. ')[0]}")
-        origin = "expected (data.expected_tokens): the source is not there yet"
+        origin = "expected (claims.expected_tokens): the source is not there yet"
         return _split(config, expected, origin)
-    doublings = math.log2(config.tokenizer.vocab_size / 32_768)
-    bytes_per_token = max(_BYTES_PER_TOKEN_AT_32K + _BYTES_PER_DOUBLING * doublings, 1.0)
+    log2_pieces = math.log2(config.tokenizer.vocab_size)
+    bytes_per_token = float(np.interp(log2_pieces, _LOG2_PIECES, _BYTES_PER_TOKEN))
     tokens = sum(sum(shard.text_bytes) / bytes_per_token + shard.n_documents for shard in shards)
     origin = (
         f"estimated from the footer, at {bytes_per_token:.1f} bytes a token; exact once prepared"

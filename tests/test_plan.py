@@ -49,8 +49,8 @@ def estimate_at(recipe):
 
 def test_the_recipe_fits_and_so_does_the_largest_batch_but_no_more(recipe, estimate_at):
     assert recipe.fits and recipe.peak_bytes == estimate_at(12).total
-    largest = recipe.largest_batch  # a multiple of 2: the chunks of the loss have 2,048 tokens
-    assert estimate_at(largest).total <= recipe.target.budget_bytes < estimate_at(largest + 2).total
+    largest = recipe.largest_batch
+    assert estimate_at(largest).total <= recipe.target.budget_bytes < estimate_at(largest + 1).total
 
 
 def test_another_batch_size_is_estimated_as_if_one_had_started_from_it(recipe, estimate_at):
@@ -124,7 +124,7 @@ def test_compiled_figures_overrule_the_estimate(
     target = dataclasses.replace(recipe.target, budget_bytes=int(budget_gib * GIB))
     first = compiler(recipe.config, recipe.gpt, target)
     found = planning._largest_compiled(recipe.config, recipe.gpt, target, first, estimate_at)
-    assert largest - 4 <= found <= largest and found % 2 == 0
+    assert largest - 4 <= found <= largest
     assert len(compiler.batch_sizes) <= 1 + planning._MAX_COMPILATIONS
 
 
@@ -227,7 +227,7 @@ def program(*arguments):
 
 
 def test_exit_status_says_whether_it_fits():
-    fits = program("--config=configs/rtx4070.py", "--target=rtx4070")
+    fits = program("--config=configs/debug.py")
     assert fits.returncode == 0 and "GiB to spare" in fits.stdout, fits.stderr
     wide = program(
         "--config=configs/rtx4070.py",
