@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import sentencepiece as spm
@@ -25,7 +25,7 @@ MAX_WORD = 256  # characters; a longer word is cut, which bounds time and memory
 MAX_SLICE = 1 << 18  # bytes encoded at a time, so that a 50 MB document needs little memory
 
 SPACE = "\u2581"  # SentencePiece writes a space like this, and so cannot tell it from the real one
-_WORD = re.compile(f"[\n{SPACE}]| {{0,{MAX_WORD}}}[^ \n{SPACE}]{{1,{MAX_WORD}}}| {{1,{MAX_WORD}}}")
+WORD = re.compile(f"[\n{SPACE}]| {{0,{MAX_WORD}}}[^ \n{SPACE}]{{1,{MAX_WORD}}}| {{1,{MAX_WORD}}}")
 _CACHE_WORDS = 1 << 18  # about 50 MB
 _CACHE_WORD_CHARS = 32  # longer words hardly ever come back
 
@@ -47,6 +47,14 @@ _TRAINER: dict[str, Any] = {
     "num_threads": 8,  # is written into the model file: a constant, so that the file is the same
     "minloglevel": 2,
 }
+
+
+class Piece(NamedTuple):
+    """An entry of the vocabulary."""
+
+    text: str  # with plain spaces
+    score: float  # of two pieces that can be merged, the one with the higher score is
+    kind: str  # normal, unknown, control or byte (its text is <0x0A>)
 
 
 class Tokenizer:
@@ -99,6 +107,19 @@ class Tokenizer:
             return bytes([int(piece[3:-1], 16)])  # "<0x0A>"
         return piece.replace(SPACE, " ").encode()
 
+    def pieces(self) -> list[Piece]:
+        """Returns the vocabulary, by id: what another program needs to give the same ids."""
+        sp, found = self._sp, []
+        for i in range(self.vocab_size):
+            kind = (
+                *("unknown" for _ in range(sp.is_unknown(i))),
+                *("control" for _ in range(sp.is_control(i))),
+                *("byte" for _ in range(sp.is_byte(i))),
+                "normal",
+            )[0]
+            found.append(Piece(sp.id_to_piece(i).replace(SPACE, " "), sp.get_score(i), kind))
+        return found
+
     def _check(self, name: str) -> None:
         """Refuses a model that is not lossless, or whose pieces would reach over a word."""
         sp = self._sp
@@ -133,7 +154,7 @@ class Tokenizer:
     def encode_utf8(self, utf8: bytes | memoryview) -> Iterator[bytes]:
         """Yields the ids of a text, without BOS, as little-endian uint16: the form of the store."""
         for text in slices(utf8):
-            yield b"".join(map(self._cache.__getitem__, _WORD.findall(text)))
+            yield b"".join(map(self._cache.__getitem__, WORD.findall(text)))
 
     def encode_uint16(self, text: str) -> bytes:
         """Returns what `encode_utf8` yields.
@@ -214,7 +235,7 @@ def count_words(texts: Iterable[str]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for text in texts:
         for part in slices(text.encode()):
-            counts.update(_WORD.findall(part))
+            counts.update(WORD.findall(part))
     return counts
 
 
