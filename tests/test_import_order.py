@@ -16,10 +16,12 @@ ORDER = [
     "configs.rtx4070_110m",
     "configs.quickstart",
     "configs.debug",
+    "configs.workdir",
     "configs.flags",
     "data_pipeline",
     "data_pipeline.files",
     "data_pipeline.parquet",
+    "data_pipeline.byte_level",
     "data_pipeline.tokenizer",
     "data_pipeline.token_store",
     "data_pipeline.statistics",
@@ -45,6 +47,12 @@ ORDER = [
     "gptjax.evaluate",
     "gptjax.checkpoint",
     "gptjax.generate",
+    "gptjax.hf_weights",
+    "gptjax.hf_tokenizer",
+    "gptjax.gguf_file",
+    "gptjax.export",
+    "gptjax.import_hf",
+    "gptjax.initial",
     "gptjax.train",
     "gptjax.main",
 ]
@@ -53,7 +61,9 @@ ORDER = [
 PROGRAMS = {
     "data_pipeline.browse": set(),
     "data_pipeline.prepare": {"data_pipeline.browse", "gptjax.train"},
-    "gptjax.generate": {"gptjax.train"},
+    "gptjax.export": set(),
+    "gptjax.generate": {"gptjax.export", "gptjax.initial", "gptjax.train"},
+    "gptjax.import_hf": set(),
     "gptjax.main": set(),
 }
 
