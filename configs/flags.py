@@ -81,7 +81,7 @@ def _parse(argv: list[str]) -> list[str]:
     """Parses the flags, after looking for mistakes that absl would meet with a traceback."""
     problems = unknown_keys([m[1] for m in map(_OVERRIDE.match, argv) if m])
     for argument in argv:
-        path = Path(argument.partition("=")[2])
+        path = Path(argument.partition("=")[2].partition(":")[0])  # what follows is its argument
         if argument.lstrip("-").startswith("config=") and not path.is_file():
             files = ", ".join(sorted(f.as_posix() for f in Path("configs").glob("[a-z]*.py")))
             problems.append(f"--config={path} is no file (here are: {files or 'none'})")

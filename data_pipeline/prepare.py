@@ -110,6 +110,11 @@ def _settings(config: ConfigDict) -> dict[str, Any]:
         "sample_bytes": config.tokenizer.sample_bytes,
     }
     if config.tokenizer.file:
+        if not Path(config.tokenizer.file).is_file():
+            raise DataError(
+                f"tokenizer.file={config.tokenizer.file}: there is no such file. Name a workdir's "
+                "tokenizer.model, or set it to nothing to train a tokenizer."
+            )
         tokenizer = {"tokenizer": Tokenizer.load(config.tokenizer.file).hash}
     return {
         "on_damage": config.data.on_damage,
@@ -199,7 +204,9 @@ def _make(
         with workers.Pool(n_workers, len(workers.missing(everything))) as pool:
             try:
                 if tokenizer_file:  # it is the one in the store's name
-                    write_atomically(work / token_store.TOKENIZER, Path(tokenizer_file).read_bytes())
+                    write_atomically(
+                        work / token_store.TOKENIZER, Path(tokenizer_file).read_bytes()
+                    )
                 tokenizer = _tokenizer(work / token_store.TOKENIZER, shards, settings, pool)
                 workers.encode_parts(everything, pool=pool, progress=progress)
             finally:  # also where a part failed: a changing file looks like a damaged one

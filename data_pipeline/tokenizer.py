@@ -1,8 +1,8 @@
 """A lossless tokenizer: decode(encode(x)) == x for any Unicode text. SentencePiece BPE, or GPT-2's.
 
-For SentencePiece, text is cut into words (a newline, or spaces followed by other characters) and each word is encoded
-by SentencePiece once, then remembered. BPE pieces never reach over the start of a word, so the ids
-are those SentencePiece gives for the whole text, several times faster.
+For SentencePiece, text is cut into words (a newline, or spaces followed by other characters) and
+each word is encoded once, then remembered. BPE pieces never reach over the start of a word, so the
+ids are those SentencePiece gives for the whole text, several times faster.
 """
 
 import codecs
@@ -62,7 +62,7 @@ class Tokenizer:
     """Text to ids and back; ids count from 0, and text never becomes BOS or another special."""
 
     def __init__(self, model: bytes, name: str = "tokenizer") -> None:
-        """Takes a serialised SentencePiece model, or a GPT-2's tokenizer.json; `name` is for errors.
+        """Takes a SentencePiece model, or a GPT-2's tokenizer.json; `name` is for errors.
 
         Raises:
           DataError: neither of them, or not a SentencePiece model that `train_tokenizer` made.
@@ -156,7 +156,11 @@ class SentencePiece:
     """The encoder behind a `Tokenizer` whose file is a SentencePiece model; BOS is 1."""
 
     def __init__(self, model: bytes, name: str) -> None:
-        """Takes a serialised model; raises DataError for one that `train_tokenizer` did not make."""
+        """Takes a serialised model.
+
+        Raises:
+          DataError: it is none, or `train_tokenizer` did not make it.
+        """
         self._sp = spm.SentencePieceProcessor()
         try:
             self._sp.load_from_serialized_proto(model)

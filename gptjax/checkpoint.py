@@ -150,6 +150,11 @@ class Checkpoints:
             ) from error
 
     def _check_identity(self, meta: dict[str, Any], folder: Path) -> None:
+        if "store" not in meta:  # see save_params
+            raise UserError(
+                f"{folder} is an imported model, not a state of a run. Train from it in a workdir "
+                f"of its own (--config.workdir=...), with --config.init_from={folder.parents[1]}."
+            )
         old, new = ConfigDict(meta["config"]), self._config
         pairs = [(key, _leaf(old, key), _leaf(new, key)) for key in _SAME]
         pairs += [
@@ -182,6 +187,13 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for the last save and ends the threads."""
         self._manager.close()
+
+
+def save_params(workdir: Path, params: Any, **meta: Any) -> None:
+    """Saves parameters alone as the checkpoint 0 of a new workdir: no run goes on from it."""
+    with ocp.CheckpointManager((workdir / "checkpoints").absolute()) as manager:
+        args = {"params": ocp.args.PyTreeSave(params), "meta": ocp.args.JsonSave(meta)}
+        manager.save(0, args=ocp.args.Composite(**args))
 
 
 def restore_params(workdir: Path, shapes: Any) -> tuple[Any, int]:

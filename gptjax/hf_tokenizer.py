@@ -9,6 +9,7 @@ text around it: so one pair for each piece, ordered by score, does the same.
 from collections.abc import Sequence
 from typing import Any
 
+from data_pipeline.byte_level import BOS
 from data_pipeline.tokenizer import WORD, Piece, Tokenizer
 
 
@@ -38,7 +39,10 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
     Pieces have plain spaces, so that U+2581 becomes bytes like any character that has no piece.
     BOS and unk are in the vocabulary but not among `added_tokens`, which would be found in texts.
+    The tokenizer of an imported GPT-2 is returned as it came.
     """
+    if tokenizer.byte_level is not None:
+        return tokenizer.byte_level.json
     pieces = tokenizer.pieces()
     bos = pieces[tokenizer.bos_id].text
     return {
@@ -88,7 +92,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def tokenizer_config(tokenizer: Tokenizer, block_size: int) -> dict[str, Any]:
     """Returns the content of tokenizer_config.json, which makes `transformers` load the above."""
-    bos = tokenizer.pieces()[tokenizer.bos_id].text
+    bos = BOS if tokenizer.byte_level else tokenizer.pieces()[tokenizer.bos_id].text
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": bos,

@@ -74,7 +74,9 @@ def shape(hf: Mapping[str, Any]) -> dict[str, int]:
         if hf["n_embd"] % hf["n_head"]:
             problems.append(f"n_head {hf['n_head']} does not divide n_embd {hf['n_embd']}")
     if problems:
-        raise UserError("only GPT-2 models can be imported, and in config.json " + "; ".join(problems))
+        raise UserError(
+            "only GPT-2 models can be imported, and in config.json " + "; ".join(problems)
+        )
     return {key: hf[name] for key, name in ours.items()}
 
 

@@ -19,6 +19,7 @@ from gptjax import config as config_lib
 from gptjax import generate, model, plan
 from gptjax.checkpoint import Checkpoints, Progress
 from gptjax.evaluate import Validation
+from gptjax.initial import initial_state
 from gptjax.metrics import Clock, Window, format_seconds, peak_flops
 from gptjax.model import GPTConfig
 from gptjax.sharding import make_mesh, place_batch
@@ -54,9 +55,9 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
     checkpoints = Checkpoints(workdir, config, store)
     try:
         restored = checkpoints.restore(steps)
+        state, progress = restored or (initial_state(config, steps, store), Progress())
         config_lib.save(config, workdir)  # only now: a run that is refused must change nothing
         write_atomically(workdir / TOKENIZER, (store.path / TOKENIZER).read_bytes())
-        state, progress = restored or (steps.init_state(), Progress())
         run = Run(config, store, steps, checkpoints, state, progress)
         try:
             run.loop()
