@@ -32,12 +32,13 @@ def export_hf(workdir: Path, out: Path) -> None:
     Raises:
         UserError: `out` exists, the workdir has no checkpoint, or a package is missing.
     """
-    save_file = _package("safetensors.numpy").save_file
+    save = _package("safetensors.numpy").save
     with _new(out) as folder:
         config, params, tokenizer = generate.load(workdir)
         folder.mkdir()
         tensors = hf_weights.to_hf(config, params, tokenizer.vocab_size)
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        weights = save(tensors, metadata={"format": "pt"})
+        write_atomically(folder / "model.safetensors", weights)
         for name, content in (
             ("config", hf_weights.hf_config(config, tokenizer)),
             ("tokenizer", hf_tokenizer.tokenizer_json(tokenizer)),
@@ -78,11 +79,7 @@ def _new(out: Path) -> Iterator[Path]:
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        for path in temporary.iterdir() if temporary.is_dir() else [temporary]:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        if temporary.is_dir():
-            fsync_folder(temporary)
+        fsync_folder(temporary)  # or file
         temporary.rename(out)
         fsync_folder(out.parent)
     finally:

@@ -3,6 +3,8 @@
 import copy
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -236,8 +238,8 @@ def test_what_exists_is_left_alone(workdir, tmp_path):
     [(export.export_hf, "safetensors"), (export.export_gguf, "gguf")],
 )
 def test_a_missing_package_is_told(function, package, workdir, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, package, None)
-    monkeypatch.delitem(__import__("sys").modules, f"{package}.numpy", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, f"{package}.numpy", raising=False)
     with pytest.raises(UserError, match=rf"package {package}.*gptjax\[export\]"):
         function(workdir, tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -284,3 +286,13 @@ def test_a_tokenizer_file_that_is_not_there_is_told(workdir, tmp_path):
     config.tokenizer.file = str(tmp_path / "none")
     with pytest.raises(UserError, match="no such file"):
         train.train_and_evaluate(config)
+
+
+@pytest.mark.parametrize("given", [":{}/none", ""])
+def test_a_workdir_that_is_none_is_told_before_anything(given, tmp_path):
+    flag = f"--config=configs/workdir.py{given.format(tmp_path)}"
+    command = [sys.executable, "-m", "data_pipeline.prepare", flag]
+    root = Path(__file__).parents[1]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "must name the workdir of a run" in result.stderr and "Traceback" not in result.stderr
