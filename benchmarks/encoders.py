@@ -26,6 +26,7 @@ import sentencepiece as spm
 from benchmarks import ports
 from benchmarks.measure import alternate, show, use_one_core
 from data_pipeline.tokenizer import SPACE, Tokenizer, train_tokenizer
+from gptjax.hf_tokenizer import tokenizer_json
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,9 @@ def sentencepiece(model: bytes) -> Encode:
 
 def _encode(tokenizer: Any) -> Encode:
     """Uses `tokenizers` the fastest way it has: without offsets."""
-    return lambda text: np.array(tokenizer.encode_batch_fast([text])[0].ids, "<u2").tobytes()
+    return lambda text: np.array(
+        tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids, "<u2"
+    ).tobytes()
 
 
 def byte_level(texts: Sequence[str], vocab_size: int) -> str:
@@ -99,7 +102,8 @@ def encoders(
         "SentencePiece, same model": lambda: sentencepiece(model),
     }
     if importlib.util.find_spec("tokenizers"):
-        ported, trained = ports.to_tokenizers(model), byte_level(texts, vocab_size)
+        ported = json.dumps(tokenizer_json(Tokenizer(model)))
+        trained = byte_level(texts, vocab_size)
         makers["tokenizers, same model"] = lambda: hugging_face(ported)
         makers["tokenizers, byte-level BPE"] = lambda: hugging_face(trained)
     else:

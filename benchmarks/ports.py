@@ -1,4 +1,4 @@
-"""Our SentencePiece model in two other libraries, with the same ids.
+"""Our SentencePiece model in tiktoken, with the same ids.
 
 SentencePiece merges, again and again, the two neighbours whose piece has the highest score.
 """
@@ -17,36 +17,6 @@ def _load(model: bytes) -> tuple[spm.SentencePieceProcessor, list[int]]:
     sp.load_from_serialized_proto(model)
     special = (sp.is_control, sp.is_unknown, sp.is_byte)
     return sp, [i for i in range(sp.vocab_size()) if not any(is_(i) for is_ in special)]
-
-
-def to_tokenizers(model: bytes) -> str:
-    """Returns JSON for `tokenizers`.
-
-    It wants an ordered list of merges: all pairs of pieces that make a piece, by falling score.
-    """
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
-
-    sp, ids = _load(model)
-    pieces = {sp.id_to_piece(i): i for i in ids}
-    merges = [
-        (sp.get_score(i), piece[:k], piece[k:])
-        for piece, i in pieces.items()
-        for k in range(1, len(piece))
-        if piece[:k] in pieces and piece[k:] in pieces
-    ]
-    merges.sort(key=lambda merge: -merge[0])
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab={sp.id_to_piece(i): i for i in range(sp.vocab_size())},
-            merges=[(left, right) for _, left, right in merges],
-            byte_fallback=True,
-            unk_token=sp.id_to_piece(sp.unk_id()),
-        )
-    )
-    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
-    words = Regex(f"\n|{SPACE}*[^{SPACE}\n]+|{SPACE}+")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(words, "isolated")
-    return tokenizer.to_str()
 
 
 class Tiktoken:

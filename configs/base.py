@@ -15,6 +15,8 @@ def get_config() -> ConfigDict:
     config.seed = 1337  # initial weights, dropout and the order of the data are derived from it
     config.compilation_cache = "data/compiled"  # folder that keeps compiled programs, so that the next start is quick; "": none
 
+    config.init_from = ""  # workdir whose parameters a new run starts with (its tokenizer: tokenizer.file); "": drawn at random
+
     config.data = config_dict.create(
         source="data/fineweb_one_shard",  # a parquet file, or a folder: all *.parquet files in it are used, in the order of their names
         store_dir="data/stores",  # prepared token stores, one folder per (source, settings)
@@ -27,6 +29,7 @@ def get_config() -> ConfigDict:
 
     config.tokenizer = config_dict.create(
         vocab_size=32_768,  # SentencePiece BPE pieces, specials and 256 bytes included; at most 65,536 (uint16)
+        file="",  # a workdir's tokenizer.model, or a GPT-2's tokenizer.json, to use instead of training one; "": train
         sample_bytes=100_000_000,  # text the tokenizer is trained on, spread evenly over the shard
     )
 

@@ -81,10 +81,17 @@ def _parse(argv: list[str]) -> list[str]:
     """Parses the flags, after looking for mistakes that absl would meet with a traceback."""
     problems = unknown_keys([m[1] for m in map(_OVERRIDE.match, argv) if m])
     for argument in argv:
-        path = Path(argument.partition("=")[2])
-        if argument.lstrip("-").startswith("config=") and not path.is_file():
+        value, _, given = argument.partition("=")[2].partition(":")
+        if not argument.lstrip("-").startswith("config="):
+            continue
+        if not Path(value).is_file():
             files = ", ".join(sorted(f.as_posix() for f in Path("configs").glob("[a-z]*.py")))
-            problems.append(f"--config={path} is no file (here are: {files or 'none'})")
+            problems.append(f"--config={value} is no file (here are: {files or 'none'})")
+        elif Path(value).name == "workdir.py" and not (Path(given) / "config.json").is_file():
+            problems.append(
+                f"--config={value}:{given} must name the workdir of a run, which has a config.json "
+                f"(for example --config={value}:runs/quickstart)"
+            )
     if problems:
         print("error: " + "\n       ".join(problems), file=sys.stderr)
         sys.exit(2)

@@ -15,6 +15,7 @@ What can be set, each with --config.NAME=VALUE (configs/base.py has the defaults
     data.prepare_workers    processes; 0: one for each CPU core
     tokenizer.vocab_size    SentencePiece BPE pieces, at most 65,536
     tokenizer.sample_bytes  text that the tokenizer is trained on
+    tokenizer.file          a tokenizer to use instead of training one: a workdir's, for example
 
 Memory: up to 400 MB for each process, as long as no row group has two documents of 50 MB; 1.5 GB
 for the main one. Disk: the store (about 0.7 times the parquet file) twice, until the parts are
@@ -39,7 +40,7 @@ from ml_collections import ConfigDict
 
 from configs import flags
 from data_pipeline import parquet, parts, sample, statistics, token_store, workers
-from data_pipeline.files import fsync_folder
+from data_pipeline.files import fsync_folder, write_atomically
 from data_pipeline.parquet import DataError, ShardInfo
 from data_pipeline.statistics import summary
 from data_pipeline.token_store import SPLITS, TokenStore, differences
@@ -70,6 +71,7 @@ def prepare(config: ConfigDict, *, progress: bool = True) -> Path:
                         store,
                         shards,
                         settings=settings,
+                        tokenizer_file=config.tokenizer.file,
                         n_workers=config.data.prepare_workers,
                         progress=progress,
                     )
@@ -113,11 +115,21 @@ def _settings(config: ConfigDict) -> dict[str, Any]:
         raise DataError(
             f"data.on_damage={config.data.on_damage!r}: must be one of {', '.join(ON_DAMAGE)}."
         )
+    tokenizer: dict[str, Any] = {
+        "vocab_size": config.tokenizer.vocab_size,
+        "sample_bytes": config.tokenizer.sample_bytes,
+    }
+    if config.tokenizer.file:
+        if not Path(config.tokenizer.file).is_file():
+            raise DataError(
+                f"tokenizer.file={config.tokenizer.file}: there is no such file. Name a workdir's "
+                "tokenizer.model, or set it to nothing to train a tokenizer."
+            )
+        tokenizer = {"tokenizer": Tokenizer.load(config.tokenizer.file).hash}
     return {
         "on_damage": config.data.on_damage,
         "val_fraction": float(config.data.val_fraction),
-        "vocab_size": config.tokenizer.vocab_size,
-        "sample_bytes": config.tokenizer.sample_bytes,
+        **tokenizer,
     }
 
 
@@ -172,6 +184,7 @@ def _make(
     shards: Sequence[ShardInfo],
     *,
     settings: dict[str, Any],
+    tokenizer_file: str,
     n_workers: int,
     progress: bool,
 ) -> None:
@@ -200,6 +213,10 @@ def _make(
         everything = list(itertools.chain(*plan))
         with workers.Pool(n_workers, len(workers.missing(everything))) as pool:
             try:
+                if tokenizer_file:  # it is the one in the store's name
+                    write_atomically(
+                        work / token_store.TOKENIZER, Path(tokenizer_file).read_bytes()
+                    )
                 tokenizer = _tokenizer(work / token_store.TOKENIZER, shards, settings, pool)
                 workers.encode_parts(everything, pool=pool, progress=progress)
             finally:  # also where a part failed: a changing file looks like a damaged one
@@ -236,7 +253,7 @@ def _check_unchanged(shards: Sequence[ShardInfo], work: Path) -> None:
 def _tokenizer(
     path: Path, shards: Sequence[ShardInfo], settings: dict[str, Any], pool: workers.Pool
 ) -> Tokenizer:
-    """Returns the tokenizer of an earlier, interrupted call, or trains it."""
+    """Returns the tokenizer that is there, given or of an earlier call, or trains it."""
     if path.exists():
         return Tokenizer.load(path)
     start = time.monotonic()

@@ -29,7 +29,7 @@ from data_pipeline.tokenizer import Tokenizer
 FORMAT = 2  # raise it when files or their meaning change: older stores are then prepared again
 SPLITS = ("train", "val")
 MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer.model"
+TOKENIZER = "tokenizer.model"  # SentencePiece; of an imported GPT-2: what its tokenizer.json says
 _COUNTED = (("tokens", "tokens", 2), ("lengths", "documents", 4))  # file, of what, bytes of each
 MAX_MAPS = 256  # token files of a split that are open at a time: a process may open 1,024 files
 _REMEDY = "Delete the folder {folder} and run again: the data is then prepared anew."

@@ -1,8 +1,8 @@
-"""A lossless SentencePiece BPE tokenizer: decode(encode(x)) == x for any Unicode text.
+"""A lossless tokenizer: decode(encode(x)) == x for any Unicode text. SentencePiece BPE, or GPT-2's.
 
-Text is cut into words (a newline, or spaces followed by other characters) and each word is encoded
-by SentencePiece once, then remembered. BPE pieces never reach over the start of a word, so the ids
-are those SentencePiece gives for the whole text, several times faster.
+For SentencePiece, text is cut into words (a newline, or spaces followed by other characters) and
+each word is encoded once, then remembered. BPE pieces never reach over the start of a word, so the
+ids are those SentencePiece gives for the whole text, several times faster.
 """
 
 import codecs
@@ -12,11 +12,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import sentencepiece as spm
 
+from data_pipeline.byte_level import ByteLevel
 from data_pipeline.files import write_atomically
 from data_pipeline.parquet import DataError
 
@@ -25,7 +26,7 @@ MAX_WORD = 256  # characters; a longer word is cut, which bounds time and memory
 MAX_SLICE = 1 << 18  # bytes encoded at a time, so that a 50 MB document needs little memory
 
 SPACE = "\u2581"  # SentencePiece writes a space like this, and so cannot tell it from the real one
-_WORD = re.compile(f"[\n{SPACE}]| {{0,{MAX_WORD}}}[^ \n{SPACE}]{{1,{MAX_WORD}}}| {{1,{MAX_WORD}}}")
+WORD = re.compile(f"[\n{SPACE}]| {{0,{MAX_WORD}}}[^ \n{SPACE}]{{1,{MAX_WORD}}}| {{1,{MAX_WORD}}}")
 _CACHE_WORDS = 1 << 18  # about 50 MB
 _CACHE_WORD_CHARS = 32  # longer words hardly ever come back
 
@@ -49,32 +50,30 @@ _TRAINER: dict[str, Any] = {
 }
 
 
+class Piece(NamedTuple):
+    """An entry of the vocabulary."""
+
+    text: str  # with plain spaces
+    score: float  # of two pieces that can be merged, the one with the higher score is
+    kind: str  # normal, unknown, control or byte (its text is <0x0A>)
+
+
 class Tokenizer:
-    """Text to ids and back; ids count from 0, BOS is 1, and text never becomes BOS or unk."""
+    """Text to ids and back; ids count from 0, and text never becomes BOS or another special."""
 
     def __init__(self, model: bytes, name: str = "tokenizer") -> None:
-        """Takes a serialised SentencePiece model; `name` is for errors.
+        """Takes a SentencePiece model, or a GPT-2's tokenizer.json; `name` is for errors.
 
         Raises:
-          DataError: not a model, or not one that `train_tokenizer` made.
+          DataError: neither of them, or not a SentencePiece model that `train_tokenizer` made.
         """
-        self._sp = spm.SentencePieceProcessor()
-        try:
-            self._sp.load_from_serialized_proto(model)
-        except (RuntimeError, OSError) as e:
-            raise DataError(
-                f"{name}: this is not a SentencePiece model ({len(model):,} bytes): {e}. Delete "
-                "the token store it belongs to and prepare the data again."
-            ) from e
-        self.vocab_size: int = self._sp.vocab_size()
-        self.bos_id: int = self._sp.bos_id()
-        self._table: list[bytes] = [self._bytes_of(i) for i in range(self.vocab_size)]
-        self._check(name)
+        self.byte_level = ByteLevel(model, name) if model[:1] == b"{" else None
+        self._encoder = self.byte_level or SentencePiece(model, name)
+        self.vocab_size: int = self._encoder.vocab_size
+        self.bos_id: int = self._encoder.bos_id
+        self.hash: str = self._encoder.hash
+        self._table: list[bytes] = self._encoder.table
         self.token_bytes = np.array([len(b) for b in self._table], np.int32)  # UTF-8 bytes of an id
-        self.hash = self._hash()
-        byte_ids = [self._sp.piece_to_id(f"<0x{b:02X}>") for b in SPACE.encode()]
-        self._cache = _WordCache(self._sp)
-        self._cache[SPACE] = np.array(byte_ids, "<u2").tobytes()
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -91,49 +90,19 @@ class Tokenizer:
             ) from e
         return cls(model, str(path))
 
-    def _bytes_of(self, i: int) -> bytes:
-        if self._sp.is_control(i) or self._sp.is_unknown(i):
-            return b""
-        piece = self._sp.id_to_piece(i)
-        if self._sp.is_byte(i):
-            return bytes([int(piece[3:-1], 16)])  # "<0x0A>"
-        return piece.replace(SPACE, " ").encode()
+    def pieces(self) -> list[Piece]:
+        """Returns the vocabulary of a SentencePiece model, by id.
 
-    def _check(self, name: str) -> None:
-        """Refuses a model that is not lossless, or whose pieces would reach over a word."""
-        sp = self._sp
-        pieces = [sp.id_to_piece(i) for i in range(self.vocab_size)]
-        problems = []
-        if self.vocab_size > MAX_VOCAB_SIZE:
-            problems.append(f"it has {self.vocab_size:,} pieces, over {MAX_VOCAB_SIZE:,}")
-        if (sp.unk_id(), sp.bos_id(), sp.eos_id(), sp.pad_id()) != (0, 1, -1, -1):
-            problems.append("its special ids are not unk 0, bos 1 and no others")
-        if sum(map(sp.is_byte, range(self.vocab_size))) != 256:
-            problems.append("it lacks byte pieces")
-        if any(re.search(f"[^{SPACE}]{SPACE}", p) or ("\n" in p and p != "\n") for p in pieces):
-            problems.append("some piece reaches over the end of a word")
-        if "".join(sp.decode(sp.encode(s)) for s in (" a", "  b ", "\ufb01\n")) != " a  b \ufb01\n":
-            problems.append("it changes text (normalisation or white space)")
-        if problems:
-            raise DataError(
-                f"{name}: this tokenizer was not made by data_pipeline.tokenizer: "
-                f"{'; '.join(problems)}. Prepare the data again to train one that fits."
-            )
-
-    def _hash(self) -> str:
-        """Hashes pieces, scores and types; the bytes of the file also hold the trainer's flags."""
-        sp, digest = self._sp, hashlib.sha256()
-        for i in range(self.vocab_size):
-            piece = sp.id_to_piece(i).encode()
-            kind = (sp.is_unknown(i), sp.is_control(i), sp.is_byte(i), sp.is_unused(i))
-            digest.update(len(piece).to_bytes(4, "little") + piece + bytes(kind))
-            digest.update(np.float32(sp.get_score(i)).tobytes())
-        return digest.hexdigest()
+        Raises:
+          TypeError: the tokenizer is a GPT-2's: see `byte_level`.
+        """
+        if not isinstance(self._encoder, SentencePiece):
+            raise TypeError("a byte-level tokenizer has merges, and no pieces with scores")
+        return self._encoder.pieces
 
     def encode_utf8(self, utf8: bytes | memoryview) -> Iterator[bytes]:
         """Yields the ids of a text, without BOS, as little-endian uint16: the form of the store."""
-        for text in slices(utf8):
-            yield b"".join(map(self._cache.__getitem__, _WORD.findall(text)))
+        return self._encoder.encode(slices(utf8))
 
     def encode_uint16(self, text: str) -> bytes:
         """Returns what `encode_utf8` yields.
@@ -183,6 +152,84 @@ class StreamDecoder:
         return self._decoder.decode(self._tokenizer.decode_bytes(ids))
 
 
+class SentencePiece:
+    """The encoder behind a `Tokenizer` whose file is a SentencePiece model; BOS is 1."""
+
+    def __init__(self, model: bytes, name: str) -> None:
+        """Takes a serialised model.
+
+        Raises:
+          DataError: it is none, or `train_tokenizer` did not make it.
+        """
+        self._sp = spm.SentencePieceProcessor()
+        try:
+            self._sp.load_from_serialized_proto(model)
+        except (RuntimeError, OSError) as e:
+            raise DataError(
+                f"{name}: this is not a SentencePiece model ({len(model):,} bytes): {e}. Delete "
+                "the token store it belongs to and prepare the data again."
+            ) from e
+        self.vocab_size: int = self._sp.vocab_size()
+        self.bos_id: int = self._sp.bos_id()
+        self.pieces = [self._piece(i) for i in range(self.vocab_size)]
+        self._check(name)
+        self.table = [_piece_bytes(piece) for piece in self.pieces]
+        self.hash = self._hash()
+        byte_ids = [self._sp.piece_to_id(f"<0x{b:02X}>") for b in SPACE.encode()]
+        self._cache = _WordCache(self._sp)
+        self._cache[SPACE] = np.array(byte_ids, "<u2").tobytes()
+
+    def encode(self, texts: Iterable[str]) -> Iterator[bytes]:
+        """Yields the ids of each slice of a text."""
+        for text in texts:
+            yield b"".join(map(self._cache.__getitem__, WORD.findall(text)))
+
+    def _piece(self, i: int) -> Piece:
+        sp = self._sp
+        text, score = sp.id_to_piece(i), sp.get_score(i)
+        for kind in ("unknown", "control", "byte"):
+            if getattr(sp, f"is_{kind}")(i):
+                return Piece(text, score, kind)
+        return Piece(text.replace(SPACE, " "), score, "normal")
+
+    def _check(self, name: str) -> None:
+        """Refuses a model that is not lossless, or whose pieces would reach over a word."""
+        sp = self._sp
+        pieces = [sp.id_to_piece(i) for i in range(self.vocab_size)]
+        problems = []
+        if self.vocab_size > MAX_VOCAB_SIZE:
+            problems.append(f"it has {self.vocab_size:,} pieces, over {MAX_VOCAB_SIZE:,}")
+        if (sp.unk_id(), sp.bos_id(), sp.eos_id(), sp.pad_id()) != (0, 1, -1, -1):
+            problems.append("its special ids are not unk 0, bos 1 and no others")
+        if sum(map(sp.is_byte, range(self.vocab_size))) != 256:
+            problems.append("it lacks byte pieces")
+        if any(re.search(f"[^{SPACE}]{SPACE}", p) or ("\n" in p and p != "\n") for p in pieces):
+            problems.append("some piece reaches over the end of a word")
+        if "".join(sp.decode(sp.encode(s)) for s in (" a", "  b ", "\ufb01\n")) != " a  b \ufb01\n":
+            problems.append("it changes text (normalisation or white space)")
+        if problems:
+            raise DataError(
+                f"{name}: this tokenizer was not made by data_pipeline.tokenizer: "
+                f"{'; '.join(problems)}. Prepare the data again to train one that fits."
+            )
+
+    def _hash(self) -> str:
+        """Hashes pieces, scores and types; the bytes of the file also hold the trainer's flags."""
+        sp, digest = self._sp, hashlib.sha256()
+        for i in range(self.vocab_size):
+            piece = sp.id_to_piece(i).encode()
+            kind = (sp.is_unknown(i), sp.is_control(i), sp.is_byte(i), sp.is_unused(i))
+            digest.update(len(piece).to_bytes(4, "little") + piece + bytes(kind))
+            digest.update(np.float32(sp.get_score(i)).tobytes())
+        return digest.hexdigest()
+
+
+def _piece_bytes(piece: Piece) -> bytes:
+    if piece.kind == "byte":
+        return bytes([int(piece.text[3:-1], 16)])
+    return piece.text.encode() if piece.kind == "normal" else b""
+
+
 class _WordCache(dict[str, bytes]):
     """Word -> its ids as uint16 bytes. What it holds changes the speed, never the ids."""
 
@@ -214,7 +261,7 @@ def count_words(texts: Iterable[str]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for text in texts:
         for part in slices(text.encode()):
-            counts.update(_WORD.findall(part))
+            counts.update(WORD.findall(part))
     return counts
 
 

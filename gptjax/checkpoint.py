@@ -240,6 +240,11 @@ class Checkpoints:
         return state, Progress(**meta["progress"])
 
     def _check_identity(self, meta: dict[str, Any], folder: Path) -> None:
+        if "store" not in meta:  # see save_params
+            raise UserError(
+                f"{folder} is an imported model, not a state of a run. Train from it in a workdir "
+                f"of its own (--config.workdir=...), with --config.init_from={folder.parents[1]}."
+            )
         if found := refusals(meta, self._identity):
             raise UserError(
                 f"{folder} belongs to another run and cannot be continued with this configuration:"
@@ -279,6 +284,13 @@ class Checkpoints:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+
+def save_params(workdir: Path, params: Any, **meta: Any) -> None:
+    """Saves parameters alone as the checkpoint 0 of a new workdir: no run goes on from it."""
+    folder = workdir / _FOLDER
+    folder.mkdir(parents=True)
+    files.write(folder / "0", {"params": host_copy(params)}, {"step": 0, "val_loss": None, **meta})
 
 
 def restore_params(workdir: Path, shapes: Any) -> tuple[Any, int]:

@@ -26,7 +26,7 @@ from gptjax.config import compute_dtype
 Params = dict[str, Any]  # nested dict of float32 arrays
 
 _INIT_STD = 0.02  # GPT-2 (Radford et al. 2019)
-_LAYER_NORM_EPS = 1e-5
+LAYER_NORM_EPS = 1e-5
 
 _REMAT_POLICIES: dict[str, Callable[..., bool]] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -91,7 +91,7 @@ def layer_norm(config: GPTConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Returns a LayerNorm whose statistics are float32 and two-pass."""
     return nnx.LayerNorm(
         config.n_embd,
-        epsilon=_LAYER_NORM_EPS,
+        epsilon=LAYER_NORM_EPS,
         use_bias=config.bias,
         dtype=jnp.dtype(config.compute_dtype),
         use_fast_variance=False,

@@ -22,6 +22,7 @@ from gptjax import attention, generate, model, plan
 from gptjax import config as config_lib
 from gptjax.checkpoint import Checkpoints, Progress
 from gptjax.evaluate import Validation
+from gptjax.initial import initial_state
 from gptjax.metrics import Clock, Window, format_seconds
 from gptjax.model import GPTConfig
 from gptjax.saver import Saver
@@ -64,6 +65,7 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
     checkpoints = Checkpoints(workdir, config, store)
     try:
         restored = checkpoints.restore(steps)
+        state, progress = restored or (initial_state(config, steps, store), Progress())
         try:
             _write_description(config, store)  # only now: a run that is refused changes nothing
         except OSError as error:
@@ -71,7 +73,6 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
                 f"{workdir} cannot be written ({error.strerror}): free some space, or give the run "
                 f"another folder (--config.workdir=...)."
             ) from error
-        state, progress = restored or (steps.init_state(), Progress())
         run = Run(config, store, steps, checkpoints, state, progress)
         try:
             run.loop()

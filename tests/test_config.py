@@ -18,7 +18,9 @@ from gptjax import config as config_lib
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(
-    p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "flags")
+    p.stem
+    for p in (ROOT / "configs").glob("*.py")
+    if p.stem not in ("__init__", "flags", "workdir")
 )
 
 # The user's own numbers. They change when the user says so, and for no other reason.

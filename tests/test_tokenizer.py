@@ -134,7 +134,7 @@ def test_the_cache_of_words_changes_nothing(trained, texts, monkeypatch):
     monkeypatch.setattr(tokenizer, "_CACHE_WORDS", 5)
     small = Tokenizer.load(trained[1])
     assert [ids.tolist() for ids in small.encode_batch(texts)] == with_cache
-    assert len(small._cache) == 5
+    assert len(small._encoder._cache) == 5
 
 
 def test_long_documents_are_cut_between_characters_and_lossless(trained, monkeypatch):

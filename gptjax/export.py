@@ -1,0 +1,102 @@
+"""A run's model in other programs' formats: for Hugging Face's `transformers`, or for llama.cpp.
+
+python -m gptjax.export --workdir=runs/quickstart --format=hf --out=exported
+python -m gptjax.export --workdir=runs/quickstart --format=gguf --out=quickstart.gguf
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from configs.flags import UserError, call
+from data_pipeline.files import fsync_folder, write_atomically
+from data_pipeline.token_store import TOKENIZER
+from gptjax import generate, gguf_file, hf_tokenizer, hf_weights
+
+
+def export_hf(workdir: Path, out: Path) -> None:
+    """Writes the folder `out`, which AutoModelForCausalLM and AutoTokenizer load.
+
+    It also holds our own tokenizer.model, by which `gptjax.import_hf` takes the folder back.
+
+    Args:
+        workdir: a run's folder; its best checkpoint is taken.
+        out: does not exist yet.
+
+    Raises:
+        UserError: `out` exists, the workdir has no checkpoint, or a package is missing.
+    """
+    save = _package("safetensors.numpy").save
+    with _new(out) as folder:
+        config, params, tokenizer = generate.load(workdir)
+        folder.mkdir()
+        tensors = hf_weights.to_hf(config, params, tokenizer.vocab_size)
+        weights = save(tensors, metadata={"format": "pt"})
+        write_atomically(folder / "model.safetensors", weights)
+        for name, content in (
+            ("config", hf_weights.hf_config(config, tokenizer)),
+            ("tokenizer", hf_tokenizer.tokenizer_json(tokenizer)),
+            ("tokenizer_config", hf_tokenizer.tokenizer_config(tokenizer, config.block_size)),
+        ):
+            text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+            write_atomically(folder / f"{name}.json", text.encode())
+        if tokenizer.byte_level is None:
+            write_atomically(folder / TOKENIZER, (workdir / TOKENIZER).read_bytes())
+
+
+def export_gguf(workdir: Path, out: Path) -> None:
+    """Writes the file `out` for llama.cpp; arguments and errors are those of `export_hf`."""
+    _package("gguf")
+    with _new(out) as path:
+        config, params, tokenizer = generate.load(workdir)
+        gguf_file.write(path, config, params, tokenizer, name=workdir.name)
+
+
+def _package(name: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"this needs the package {name.partition('.')[0]}, which is not installed: install the "
+            f"extra (pip install 'gptjax[export]')."
+        ) from error
+
+
+@contextlib.contextmanager
+def _new(out: Path) -> Iterator[Path]:
+    """Gives a temporary path that becomes `out`, on the disk whole or not at all."""
+    if out.exists():
+        raise UserError(f"{out} exists: remove it, or choose another --out. Nothing was changed.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        fsync_folder(temporary)  # or file
+        temporary.rename(out)
+        fsync_folder(out.parent)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+
+
+def _main(_: list[str]) -> None:
+    values = flags.FLAGS
+    out = Path(values.out)
+    {"hf": export_hf, "gguf": export_gguf}[values.format](Path(values.workdir), out)
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
+    flags.DEFINE_enum("format", "hf", ["hf", "gguf"], "hf: a folder; gguf: a file for llama.cpp.")
+    flags.DEFINE_string("out", None, "What is written; must not exist yet.", required=True)
+    app.run(lambda argv: call(_main, argv))

@@ -1,0 +1,99 @@
+"""A model as a GGUF file for llama.cpp: architecture `gpt2`, everything in float32.
+
+llama.cpp's tokenizer "llama" merges by score, as SentencePiece does, and gives our ids but for two
+things: it writes a space as U+2581 and so takes a real U+2581 for a space, and it does not cut
+words of over 256 characters. Its "gpt2" is for an imported GPT-2, and reads the list of merges.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.tokenizer import SPACE, Tokenizer
+from gptjax.hf_weights import to_hf
+from gptjax.model import LAYER_NORM_EPS, GPTConfig, Params
+
+_NAMES = {  # llama.cpp's, by Hugging Face's
+    "transformer.wte": "token_embd",
+    "transformer.wpe": "position_embd",
+    "transformer.ln_f": "output_norm",
+    "ln_1": "attn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+
+
+def tensors(config: GPTConfig, params: Params, vocab_size: int) -> dict[str, np.ndarray]:
+    """Returns float32 tensors by llama.cpp's names; matrices are [out, in] there."""
+    found = {}
+    for name, array in to_hf(config, params, vocab_size).items():
+        module, kind = name.rsplit(".", 1)
+        block = ""
+        if module.startswith("transformer.h."):
+            _, _, layer, module = module.split(".", 3)
+            block = f"blk.{layer}."
+        if array.ndim == 2 and block:
+            array = array.T
+        found[f"{block}{_NAMES[module]}.{kind}"] = np.ascontiguousarray(array)
+    return found
+
+
+def write(path: Path, config: GPTConfig, params: Params, tokenizer: Tokenizer, name: str) -> None:
+    """Writes the file.
+
+    Args:
+        path: the file.
+        config: the model's shape.
+        params: its parameters.
+        tokenizer: its vocabulary may be smaller than the model's, which is padded then.
+        name: what clients call the model.
+    """
+    import gguf  # of the extra `export`; gptjax.export says so where it is missing
+
+    writer = gguf.GGUFWriter(path, "gpt2")
+    writer.add_name(name)
+    writer.add_context_length(config.block_size)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_block_count(config.n_layer)
+    writer.add_feed_forward_length(4 * config.n_embd)
+    writer.add_head_count(config.n_head)
+    writer.add_layer_norm_eps(LAYER_NORM_EPS)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    _add_tokenizer(writer, tokenizer, gguf.TokenType)
+    for tensor_name, array in tensors(config, params, tokenizer.vocab_size).items():
+        writer.add_tensor(tensor_name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_tokenizer(writer: Any, tokenizer: Tokenizer, types: Any) -> None:
+    if tokenizer.byte_level is None:
+        kinds = {kind: types[kind.upper()] for kind in ("normal", "unknown", "control", "byte")}
+        pieces = tokenizer.pieces()
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_list([piece.text.replace(" ", SPACE) for piece in pieces])
+        writer.add_token_scores([piece.score for piece in pieces])
+        writer.add_token_types([kinds[piece.kind] for piece in pieces])
+        writer.add_unk_token_id(0)
+        writer.add_add_space_prefix(False)
+    else:
+        byte_level = tokenizer.byte_level
+        specials = byte_level.specials
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_list(byte_level.tokens)
+        writer.add_token_types(
+            [types.CONTROL if i in specials else types.NORMAL for i in range(tokenizer.vocab_size)]
+        )
+        writer.add_token_merges([" ".join(pair) for pair in byte_level.merges])
+    writer.add_bos_token_id(tokenizer.bos_id)
+    writer.add_eos_token_id(tokenizer.bos_id)  # stands between documents, so it ends a text, too
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(False)

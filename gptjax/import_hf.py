@@ -1,0 +1,143 @@
+"""A GPT-2 of Hugging Face becomes a workdir: to evaluate, to sample, and to train from.
+
+python -m gptjax.import_hf --source=gpt2 --workdir=runs/gpt2
+python -m gptjax.generate --workdir=runs/gpt2
+python -m gptjax.main --config=configs/workdir.py:runs/gpt2 --config.workdir=runs/gpt2-tuned
+
+The source is a local folder with config.json, model.safetensors and the tokenizer: tokenizer.json,
+or vocab.json and merges.txt, or OpenAI's encoder.json and vocab.bpe.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from configs import base
+from configs.flags import UserError, call
+from data_pipeline import byte_level
+from data_pipeline.files import write_atomically
+from data_pipeline.token_store import TOKENIZER
+from data_pipeline.tokenizer import Tokenizer
+from gptjax import checkpoint, hf_weights, model
+from gptjax import config as config_lib
+from gptjax.model import GPTConfig, Params
+
+_TOKENIZERS = ((TOKENIZER,), ("tokenizer.json",))  # ours first: an export of ours has both
+_VOCAB_AND_MERGES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+
+
+def import_hf(source: Path, workdir: Path) -> ConfigDict:
+    """Makes a workdir with the checkpoint 0; returns its configuration.
+
+    The configuration is that of configs/base.py with the model's shape, and `init_from` and
+    `tokenizer.file` name the new workdir: a run with it, in a workdir of its own, goes on from the
+    model.
+
+    Args:
+        source: folder of the checkpoint.
+        workdir: must not exist yet.
+
+    Raises:
+        UserError: the source is no GPT-2 or lacks a file, or the workdir exists; nothing is made.
+    """
+    if workdir.exists():
+        raise UserError(f"{workdir} exists: choose another --workdir. Nothing was changed.")
+    hf = _read_json(source / "config.json")
+    tokenizer_bytes = _tokenizer(source)
+    tokenizer = Tokenizer(tokenizer_bytes, str(source))
+    if tokenizer.vocab_size > 65_536:
+        raise UserError(
+            f"{source}: {tokenizer.vocab_size:,} tokens are over 65,536: 16 bits a token"
+        )
+    config = base.get_config()
+    config.workdir = str(workdir)
+    config.init_from = str(workdir)
+    config.tokenizer.file = str(workdir / TOKENIZER)
+    config.tokenizer.vocab_size = tokenizer.vocab_size
+    config.model.update(hf_weights.shape(hf))
+    tensors = _tensors(source / "model.safetensors")
+    params, config.model.bias = hf_weights.from_hf(
+        tensors, config.model.n_layer, tokenizer.vocab_size
+    )
+    _check_shapes(params, GPTConfig.from_config(config, tokenizer.vocab_size), source)
+    workdir.mkdir(parents=True)
+    write_atomically(workdir / TOKENIZER, tokenizer_bytes)
+    checkpoint.save_params(workdir, params, imported_from=str(source))
+    config_lib.save(config, workdir)  # last: without it the folder is no workdir
+    return config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): give the folder of a GPT-2.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object: give the folder of a GPT-2.")
+    return content
+
+
+def _tokenizer(source: Path) -> bytes:
+    """Returns the content of the workdir's tokenizer.model."""
+    for (name,) in _TOKENIZERS:
+        if (source / name).is_file():
+            return (source / name).read_bytes()
+    for vocab, merges in _VOCAB_AND_MERGES:
+        if (source / vocab).is_file() and (source / merges).is_file():
+            lines = (source / merges).read_text("utf-8").split("\n")
+            return byte_level.make_json(_read_json(source / vocab), lines)
+    raise UserError(f"{source} has no tokenizer.json, and no vocab.json and merges.txt.")
+
+
+def _tensors(path: Path) -> dict[str, Any]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.flax import load_file  # unlike the NumPy one it reads bfloat16
+    except ImportError as error:
+        raise UserError(
+            "this needs the package safetensors, which is not installed: install the extra "
+            "(pip install 'gptjax[export]')."
+        ) from error
+    if not path.is_file():
+        raise UserError(f"{path} is missing. (Other formats run code when read: convert them.)")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}): download it again.") from error
+
+
+def _check_shapes(params: Params, config: GPTConfig, source: Path) -> None:
+    expected = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+    pairs = zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(expected), strict=True)
+    problems = [
+        f"{jax.tree_util.keystr(path)} is {array.shape}, not {shape.shape}"
+        for (path, array), shape in pairs
+        if array.shape != shape.shape
+    ]
+    if problems:
+        raise UserError(f"{source}: config.json and weights disagree: {'; '.join(problems)}")
+    if not all(np.isfinite(array).all() for array in jax.tree.leaves(params)):
+        raise UserError(f"{source}: some weights are not finite")
+
+
+def _main(_: list[str]) -> None:
+    source, workdir = Path(flags.FLAGS.source), Path(flags.FLAGS.workdir)
+    config = import_hf(source, workdir)
+    shape = config.model
+    print(
+        f"wrote {workdir}: {shape.n_layer} layers x {shape.n_embd}, {shape.n_head} heads, "
+        f"{config.tokenizer.vocab_size:,} tokens, {shape.block_size:,} positions\n"
+        f"To train from it: python -m gptjax.main --config=configs/workdir.py:{workdir} "
+        f"--config.workdir=..."
+    )
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("source", None, "Folder of the GPT-2.", required=True)
+    flags.DEFINE_string("workdir", None, "Folder that is made.", required=True)
+    app.run(lambda argv: call(_main, argv))
