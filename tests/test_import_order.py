@@ -44,6 +44,8 @@ ORDER = [
     "gptjax.plan",
     "gptjax.evaluate",
     "gptjax.checkpoint",
+    "gptjax.decode",
+    "gptjax.sampler",
     "gptjax.generate",
     "gptjax.train",
     "gptjax.main",
