@@ -26,6 +26,8 @@ def define_config() -> None:
         "config", None, "Configuration file, such as configs/quickstart.py.", lock_config=True
     )
     flags.mark_flag_as_required("config")
+    # absl's --help tells of the program's own flags, and would count this one as the library's.
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])
 
 
 def run(main: Callable[[ConfigDict], None]) -> None:

@@ -191,7 +191,6 @@ def main(
 
 if __name__ == "__main__":
     define_config()
-    flags.declare_key_flag("config")  # so that --help tells of it
     flags.DEFINE_string("split", "train", "train or val.")
     flags.DEFINE_integer("epoch", 0, "Pass over the split: each has its own order.")
     flags.DEFINE_integer("rows", 3, "How many rows to show; 0: statistics only.")

@@ -16,8 +16,9 @@ What can be set, each with --config.NAME=VALUE (configs/base.py has the defaults
     tokenizer.vocab_size    SentencePiece BPE pieces, at most 65,536
     tokenizer.sample_bytes  text that the tokenizer is trained on
 
-Memory: 400 MB for each process where documents have up to 50 MB, 1.5 GB for the main one. Disk: the
-store (about 0.7 times the parquet file) twice, until the parts are joined.
+Memory: up to 400 MB for each process, as long as no row group has two documents of 50 MB; 1.5 GB
+for the main one. Disk: the store (about 0.7 times the parquet file) twice, until the parts are
+joined.
 """
 
 import collections

@@ -392,6 +392,7 @@ def test_shard_that_changes_while_it_is_read(tmp_path, monkeypatch, module, name
 def test_help_suffices():
     command = [sys.executable, "-m", "data_pipeline.prepare", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert "\n  --config: " in done.stdout
     assert "--config=configs/quickstart.py" in done.stdout
     told = set(re.findall(r"^    ((?:data|tokenizer)\.\w+)  ", done.stdout, re.MULTILINE))
     known = {name for name in leaves(base.get_config()) if name.startswith(("data.", "tokenizer."))}
