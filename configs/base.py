@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
         dropout=0.0,  # probability; 0 is best for pre-training that sees each document few times
         bias=False,  # biases in linear layers and LayerNorms
         compute_dtype="auto",  # matmuls: float32, bfloat16, or auto (bfloat16 on GPU, float32 on CPU)
+        attention="auto",  # xla (builds T x T scores), chunked, cudnn (no document mask), pallas (both NVIDIA), or auto (the first that works here)
         remat="none",  # recomputed in the backward pass: none, dots (keep matmul outputs), full (keep block inputs)
         scan_unroll=1,  # layers per iteration of the scan over layers: more compiles slower, may run faster
         loss_chunk=0,  # target tokens per chunk of the head and loss, so that logits never exist whole; 0: one chunk

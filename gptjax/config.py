@@ -57,6 +57,7 @@ def validate(config: ConfigDict, n_devices: int) -> None:
             require(value >= 0, f"{group}.{key} = {value} must not be negative")
     for group, key, values in (
         ("model", "compute_dtype", ("auto", "float32", "bfloat16")),
+        ("model", "attention", ("auto", "xla", "chunked", "cudnn", "pallas")),
         ("model", "remat", ("none", "dots", "full")),
         ("data", "on_damage", ("stop", "keep_before")),
     ):
@@ -67,6 +68,21 @@ def validate(config: ConfigDict, n_devices: int) -> None:
         require(
             model.n_embd % model.n_head == 0,
             f"model.n_embd = {model.n_embd} must be a multiple of model.n_head = {model.n_head}",
+        )
+    if model.attention == "cudnn":
+        require(
+            not data.document_mask,
+            "model.attention = 'cudnn' cannot honour data.document_mask = True: use auto, pallas "
+            "or chunked",
+        )
+        require(
+            model.compute_dtype != "float32",
+            "model.attention = 'cudnn' needs model.compute_dtype = bfloat16",
+        )
+        require(
+            model.n_head <= 0 or (model.n_embd // model.n_head) % 8 == 0,
+            "model.attention = 'cudnn' needs heads (model.n_embd / model.n_head) of a multiple of "
+            "8 wide",
         )
     require(0 <= model.dropout < 1, f"model.dropout = {model.dropout} must be in [0, 1)")
     for key in ("beta1", "beta2"):

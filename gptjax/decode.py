@@ -58,7 +58,7 @@ def prefill(config: GPTConfig, params: Params, tokens_BP: Array) -> tuple[Array,
 
         def attend(q_BPNH: Array, k_BPNH: Array, v_BPNH: Array) -> Array:
             kept.extend((k_BPNH, v_BPNH))
-            return attention(q_BPNH, k_BPNH, v_BPNH)
+            return attention(q_BPNH, k_BPNH, v_BPNH, implementation=config.attention)
 
         return nnx.merge(graphdef, layer)(x_BPD, None, None, attend), kept
 

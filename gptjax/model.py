@@ -19,6 +19,7 @@ from flax import nnx
 from jax import Array
 from ml_collections import ConfigDict
 
+from gptjax import attention as attention_lib
 from gptjax.attention import attention
 from gptjax.config import compute_dtype
 
@@ -50,13 +51,20 @@ class GPTConfig:
     compute_dtype: str
     remat: str
     scan_unroll: int
+    attention: str = "xla"  # see gptjax/attention.py; `from_config` sets it, and never to `auto`
 
     @classmethod
     def from_config(cls, config: ConfigDict, vocab_size: int) -> "GPTConfig":
-        """Returns the shape in `config.model`, for a tokenizer of `vocab_size` pieces."""
+        """Returns the shape in `config.model`, for a tokenizer of `vocab_size` pieces.
+
+        `auto` becomes what this machine runs; what is named is kept, also where it cannot run here.
+        """
         keys = {field.name for field in dataclasses.fields(cls)} & set(config.model)
         values = {key: config.model[key] for key in keys}
-        return cls(**{**values, "vocab_size": vocab_size, "compute_dtype": compute_dtype(config)})
+        values |= {"vocab_size": vocab_size, "compute_dtype": compute_dtype(config)}
+        if values["attention"] == "auto":
+            values["attention"], _ = attention_lib.choose(config)
+        return cls(**values)
 
     @property
     def head_dim(self) -> int:
@@ -119,7 +127,9 @@ class SelfAttention(nnx.Module):
             y.reshape(heads) for y in jnp.split(self.c_attn(x_BTD), 3, axis=-1)
         )
         if attend is None:
-            y_BTNH = attention(q_BTNH, k_BTNH, v_BTNH, segment_ids_BT)
+            y_BTNH = attention(
+                q_BTNH, k_BTNH, v_BTNH, segment_ids_BT, implementation=self.config.attention
+            )
         else:
             y_BTNH = attend(q_BTNH, k_BTNH, v_BTNH)
         return self.c_proj(y_BTNH.reshape(x_BTD.shape))

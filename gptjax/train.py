@@ -15,8 +15,8 @@ from data_pipeline.packing import PackedRows
 from data_pipeline.pipeline import BatchIterator
 from data_pipeline.prepare import prepare
 from data_pipeline.token_store import TOKENIZER, TokenStore
+from gptjax import attention, generate, model, plan
 from gptjax import config as config_lib
-from gptjax import generate, model, plan
 from gptjax.checkpoint import Checkpoints, Progress
 from gptjax.evaluate import Validation
 from gptjax.metrics import Clock, Window, format_seconds, peak_flops
@@ -48,6 +48,7 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
     workdir = Path(config.workdir)
     gpt = GPTConfig.from_config(config, store.tokenizer.vocab_size)
     _log.info("%s", plan.describe(plan.make_plan(config, gpt, store)))
+    _log.info("Attention: %s (%s).", *attention.choose(config))
 
     mesh = make_mesh(config.mesh.fsdp)
     steps = StepFunctions(config, gpt, store.tokenizer.token_bytes, mesh)

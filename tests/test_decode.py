@@ -19,6 +19,7 @@ CONFIG = GPTConfig(
     dropout=0.1,  # never applied here
     bias=True,
     compute_dtype="float32",
+    attention="xla",
     remat="none",
     scan_unroll=1,
 )

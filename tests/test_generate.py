@@ -183,6 +183,7 @@ def tiny(vocab_size):
         dropout=0.0,
         bias=True,
         compute_dtype="float32",
+        attention="xla",
         remat="none",
         scan_unroll=1,
     )

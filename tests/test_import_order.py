@@ -32,6 +32,7 @@ ORDER = [
     "data_pipeline.browse",
     "gptjax",
     "gptjax.config",
+    "gptjax.attention_chunked",
     "gptjax.attention",
     "gptjax.model",
     "gptjax.loss",

@@ -14,7 +14,6 @@ from jax.extend.core import jaxprs_in_params
 
 from configs import rtx4070, rtx4070_110m
 from gptjax import loss, model
-from gptjax.attention import attention
 from gptjax.model import GPTConfig
 
 TINY = GPTConfig(
@@ -79,50 +78,7 @@ def assert_trees_close(a, b, **tolerance):
         np.testing.assert_allclose(x, y, **tolerance, err_msg=jax.tree_util.keystr(path))
 
 
-# --- attention and causality ---
-
-
-def naive_attention(q_BTNH, k_BTNH, v_BTNH, segment_ids_BT):
-    out_BTNH = np.zeros_like(q_BTNH)
-    n_batch, length, n_head, width = q_BTNH.shape
-    for b, t, n in itertools.product(range(n_batch), range(length), range(n_head)):
-        seen = [s for s in range(t + 1) if segment_ids_BT[b, s] == segment_ids_BT[b, t]]
-        scores = np.array([q_BTNH[b, t, n] @ k_BTNH[b, s, n] for s in seen]) / math.sqrt(width)
-        weights = np.exp(scores - scores.max())
-        weights /= weights.sum()
-        out_BTNH[b, t, n] = sum(w * v_BTNH[b, s, n] for w, s in zip(weights, seen, strict=True))
-    return out_BTNH
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_equals_a_naive_softmax(masked):
-    rng = np.random.default_rng(2)
-    q, k, v = rng.normal(size=(3, 2, 9, 3, 4))
-    segment_ids = np.sort(rng.integers(1, 4, (2, 9))).astype(np.int32)
-    segment_ids[1, -2:] = 0  # filling
-    assert len(set(segment_ids[0])) > 1
-    found = attention(
-        *(jnp.float32(a) for a in (q, k, v)), jnp.asarray(segment_ids) if masked else None
-    )
-    expected = naive_attention(q, k, v, segment_ids if masked else np.ones_like(segment_ids))
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_attention_in_bfloat16_has_a_float32_softmax():
-    rng = np.random.default_rng(2)
-    q, k, v = (jnp.bfloat16(a) for a in 3 * rng.normal(size=(3, 1, 64, 2, 8)))
-    found = attention(q, k, v)
-    assert found.dtype == jnp.bfloat16
-    expected = naive_attention(*(np.float64(a) for a in (q, k, v)), np.ones((1, 64)))
-    # Weights and result are rounded to 8 bits; a softmax in bfloat16 would be wrong by far more.
-    np.testing.assert_allclose(np.float64(found), expected, rtol=0, atol=2**-8 * np.abs(v).max())
-    exponentials = {
-        variable.aval.dtype
-        for equation in equations(jax.make_jaxpr(attention)(q, k, v).jaxpr)
-        if equation.primitive.name == "exp"
-        for variable in equation.invars
-    }
-    assert exponentials == {jnp.dtype("float32")}
+# --- causality ---
 
 
 def position_gradients(params, positions, segment_ids):
