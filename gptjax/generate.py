@@ -150,11 +150,11 @@ def _main(_: list[str]) -> None:
         raise UserError("--stop= is empty: every text would end before it began.")
     gpt, params, tokenizer = load(Path(values.workdir))
     names = (field.name for field in dataclasses.fields(Sampling))
-    sampling = Sampling(**{name: values[name].value for name in names})
+    how: dict[str, Any] = {name: values[name].value for name in names}
     prompts = [prompt for prompt in values.prompt for _ in range(values.num_samples)]
     seeds = [values.seed + i for _ in values.prompt for i in range(values.num_samples)]
     pieces = continue_texts(
-        Sampler(gpt, params), tokenizer, prompts, sampling, seeds=seeds, stop=values.stop
+        Sampler(gpt, params), tokenizer, prompts, Sampling(**how), seeds=seeds, stop=values.stop
     )
     for piece in _in_turn(pieces, prompts):
         sys.stdout.write(piece)

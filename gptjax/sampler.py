@@ -185,7 +185,7 @@ class Sampler:
         block_size = self.config.block_size
         windows = [list(prompt[-block_size:]) for prompt in prompts]
         keys = jax.vmap(jax.random.key)(np.array([seed % 2**32 for seed in seeds], np.uint32))
-        draw = _Draw(keys, np.float32(sampling.temperature), np.float32(sampling.top_p))
+        draw = _Draw(keys, jnp.float32(sampling.temperature), jnp.float32(sampling.top_p))
         static = {"config": self.config, "top_k": sampling.top_k, "n_top": n_top}
         number, n_cached, chunk = 0, block_size, 1
         cache: decode.Cache = []

@@ -48,6 +48,8 @@ ORDER = [
     "gptjax.decode",
     "gptjax.sampler",
     "gptjax.generate",
+    "gptjax.completions",
+    "gptjax.serve",
     "gptjax.train",
     "gptjax.main",
 ]
@@ -56,7 +58,8 @@ ORDER = [
 PROGRAMS = {
     "data_pipeline.browse": set(),
     "data_pipeline.prepare": {"data_pipeline.browse", "gptjax.train"},
-    "gptjax.generate": {"gptjax.train"},
+    "gptjax.generate": {"gptjax.completions", "gptjax.serve", "gptjax.train"},
+    "gptjax.serve": set(),
     "gptjax.main": set(),
 }
 
