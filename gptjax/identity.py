@@ -37,18 +37,21 @@ BATCH = frozenset(["train.batch_size", "train.gradient_accumulation_steps"])
 DATA = frozenset(
     """
     data.source data.val_fraction data.on_damage tokenizer.vocab_size tokenizer.sample_bytes
+    tokenizer.file
     """.split()
 )
 # How fast, how often, how much is told and kept, and where: logged when it changes.
 FREE = frozenset(
     """
-    workdir compilation_cache data.store_dir data.prepare_workers data.prefetch_batches
-    model.compute_dtype model.remat model.scan_unroll model.loss_chunk
+    workdir init_from compilation_cache data.store_dir data.prepare_workers data.prefetch_batches
+    model.compute_dtype model.attention model.remat model.scan_unroll model.loss_chunk
     train.log_interval train.max_passes train.max_bad_steps train.max_loss_spike train.max_hours
     eval.eval_interval eval.eval_iters
     checkpoint.always_save_checkpoint checkpoint.keep_latest checkpoint.keep_best
     sample.prompts sample.max_new_tokens sample.temperature sample.top_k sample.top_p
     log.tensorboard log.wandb log.wandb_project mesh.fsdp
+    claims.n_params claims.source_tokens claims.passes claims.steps_per_sec claims.days
+    claims.expected_tokens claims.batch_fits
     """.split()
 )
 _SHOWN = 12  # differences of the data in an error

@@ -28,6 +28,9 @@ Params = dict[str, Any]  # nested dict of float32 arrays
 _INIT_STD = 0.02  # GPT-2 (Radford et al. 2019)
 LAYER_NORM_EPS = 1e-5
 
+# Queries, keys and values (B, T, N, H) -> what the attention makes of them; see gptjax/decode.py.
+Attend = Callable[[Array, Array, Array], Array]
+
 _REMAT_POLICIES: dict[str, Callable[..., bool]] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -116,14 +119,19 @@ class SelfAttention(nnx.Module):
         self.c_attn = Linear(config, config.n_embd, 3 * config.n_embd, rngs=rngs)
         self.c_proj = Linear(config, config.n_embd, config.n_embd, rngs=rngs, std=residual_std)
 
-    def __call__(self, x_BTD: Array, segment_ids_BT: Array | None) -> Array:
+    def __call__(
+        self, x_BTD: Array, segment_ids_BT: Array | None, attend: Attend | None = None
+    ) -> Array:
         heads = (*x_BTD.shape[:2], self.config.n_head, self.config.head_dim)
         q_BTNH, k_BTNH, v_BTNH = (
             y.reshape(heads) for y in jnp.split(self.c_attn(x_BTD), 3, axis=-1)
         )
-        y_BTNH = attention(
-            q_BTNH, k_BTNH, v_BTNH, segment_ids_BT, implementation=self.config.attention
-        )
+        if attend is None:
+            y_BTNH = attention(
+                q_BTNH, k_BTNH, v_BTNH, segment_ids_BT, implementation=self.config.attention
+            )
+        else:
+            y_BTNH = attend(q_BTNH, k_BTNH, v_BTNH)
         return self.c_proj(y_BTNH.reshape(x_BTD.shape))
 
 
@@ -149,9 +157,15 @@ class Block(nnx.Module):
         self.ln_2 = layer_norm(config, rngs=rngs)
         self.mlp = MLP(config, rngs=rngs)
 
-    def __call__(self, x_BTD: Array, segment_ids_BT: Array | None, key: Array | None) -> Array:
+    def __call__(
+        self,
+        x_BTD: Array,
+        segment_ids_BT: Array | None,
+        key: Array | None,
+        attend: Attend | None = None,
+    ) -> Array:
         attn_key, mlp_key = (None, None) if key is None else jax.random.split(key)
-        y_BTD = self.attn(self.ln_1(x_BTD), segment_ids_BT)
+        y_BTD = self.attn(self.ln_1(x_BTD), segment_ids_BT, attend)
         x_BTD = x_BTD + dropout(y_BTD, self.dropout, attn_key)
         y_BTD = self.mlp(self.ln_2(x_BTD))
         return x_BTD + dropout(y_BTD, self.dropout, mlp_key)
@@ -174,6 +188,13 @@ class GPT(nnx.Module):
         )
         self.ln_f = layer_norm(config, rngs=nnx.Rngs(ln_f_key))
 
+    def embed(self, tokens_BT: Array, positions_BT: Array | None) -> Array:
+        wpe = self.wpe[...]
+        embedded_positions = (
+            wpe[None, : tokens_BT.shape[1]] if positions_BT is None else wpe[positions_BT]
+        )
+        return (self.wte[...][tokens_BT] + embedded_positions).astype(self.config.compute_dtype)
+
     def __call__(
         self,
         tokens_BT: Array,
@@ -182,11 +203,7 @@ class GPT(nnx.Module):
         dropout_key: Array | None,
     ) -> Array:
         config = self.config
-        wpe = self.wpe[...]
-        embedded_positions = (
-            wpe[None, : tokens_BT.shape[1]] if positions_BT is None else wpe[positions_BT]
-        )
-        x_BTD = (self.wte[...][tokens_BT] + embedded_positions).astype(config.compute_dtype)
+        x_BTD = self.embed(tokens_BT, positions_BT)
         keys_L = None
         if dropout_key is not None:
             embedding_key, dropout_key = jax.random.split(dropout_key)
@@ -211,6 +228,11 @@ class GPT(nnx.Module):
 def _graphdef(config: GPTConfig) -> Any:
     build = functools.partial(GPT, config)
     return nnx.split(nnx.eval_shape(lambda: build(key=jax.random.key(0))))[0]
+
+
+def merge(config: GPTConfig, params: Params) -> GPT:
+    """Returns the module with these parameters, as a stateless thing to call under `jax.jit`."""
+    return nnx.merge(_graphdef(config), params)
 
 
 def init(config: GPTConfig, key: Array) -> Params:
@@ -240,7 +262,7 @@ def hidden_states(
     Returns:
         x_BTD after the final LayerNorm, in the compute dtype. Logits are `x_BTD @ head(params).T`.
     """
-    model = nnx.merge(_graphdef(config), params)
+    model = merge(config, params)
     return model(tokens_BT, positions_BT, segment_ids_BT, dropout_key)
 
 

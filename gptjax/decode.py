@@ -1,0 +1,135 @@
+"""The model with a key-value cache: a whole prompt at once, then one token at a time.
+
+Each layer's keys and values of earlier tokens are kept, so that a new token costs one row of every
+matrix product in place of the whole window. The cache is a plain tree of arrays, given and
+returned: a list over layers of (keys, values), each (B, N, S, H) with S = block_size. Rows of a
+batch may have different lengths: what lies behind a row's own position is never seen.
+
+The results equal those of `model.hidden_states` up to the rounding of float32: a product with one
+row and one with many are summed in another order. Nothing is approximated.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from gptjax import model
+from gptjax.attention import attention
+from gptjax.model import GPTConfig, Params
+
+Cache = list[tuple[Array, Array]]  # for each layer k_BNSH, v_BNSH, in the compute dtype
+
+
+def split_layers(config: GPTConfig, params: Params) -> list[Any]:
+    """Returns each block's parameters as arrays of their own, matrices in the compute dtype.
+
+    A scan over stacked layers copies each layer out of the stack for every token, which takes as
+    long as using it.
+    """
+
+    def one(layer: int) -> Any:
+        block = jax.tree.map(lambda x_L: x_L[layer], params["blocks"])
+        matrices = {name: block[name] for name in ("attn", "mlp")}
+        return block | jax.tree.map(lambda x: x.astype(config.compute_dtype), matrices)
+
+    return [one(layer) for layer in range(config.n_layer)]
+
+
+def prefill(config: GPTConfig, params: Params, tokens_BP: Array) -> tuple[Array, Cache]:
+    """Runs the model on prompts, the same way as in training.
+
+    Args:
+        config: the model's shape.
+        params: its parameters.
+        tokens_BP: int32 prompts, P <= block_size, padded at their ends with anything.
+
+    Returns:
+        (x_BPD after the final LayerNorm, the cache). At and behind a row's padding both are
+        rubbish, which decoding overwrites before it is seen.
+    """
+    gpt = model.merge(config, params)
+    graphdef, params_L = nnx.split(gpt.blocks)
+
+    def run_block(x_BPD: Array, layer: Any) -> tuple[Array, list[Array]]:
+        kept: list[Array] = []
+
+        def attend(q_BPNH: Array, k_BPNH: Array, v_BPNH: Array) -> Array:
+            kept.extend((k_BPNH, v_BPNH))
+            return attention(q_BPNH, k_BPNH, v_BPNH, implementation=config.attention)
+
+        return nnx.merge(graphdef, layer)(x_BPD, None, None, attend), kept
+
+    x_BPD, kept_L = jax.lax.scan(
+        run_block, gpt.embed(tokens_BP, None), params_L, unroll=config.scan_unroll
+    )
+    free = config.block_size - tokens_BP.shape[1]
+    k_LBNSH, v_LBNSH = (
+        jnp.pad(y_LBPNH.swapaxes(2, 3), ((0, 0), (0, 0), (0, 0), (0, free), (0, 0)))
+        for y_LBPNH in kept_L
+    )
+    return gpt.ln_f(x_BPD), [(k_LBNSH[i], v_LBNSH[i]) for i in range(config.n_layer)]
+
+
+def decode(
+    config: GPTConfig,
+    params: Params,
+    layers: list[Any],
+    cache: Cache,
+    tokens_B: Array,
+    positions_B: Array,
+) -> tuple[Array, Cache]:
+    """Runs the model on one more token of each row.
+
+    Args:
+        config: the model's shape.
+        params: its parameters; those of the blocks are not used.
+        layers: the blocks' parameters, from `split_layers`.
+        cache: holds the tokens before; donate it, and it is changed in place.
+        tokens_B: int32.
+        positions_B: int32 places of these tokens in their rows, < block_size.
+
+    Returns:
+        (float32 logits_BV of the tokens after these, the cache with these).
+    """
+    gpt = model.merge(config, params)
+    graphdef, _ = nnx.split(gpt.blocks)
+    x_B1D = gpt.embed(tokens_B[:, None], positions_B[:, None])
+    new_cache = []
+    for layer, (k_BNSH, v_BNSH) in zip(layers, cache, strict=True):
+        kept: list[Array] = []
+
+        def attend(
+            q_B1NH: Array,
+            k_B1NH: Array,
+            v_B1NH: Array,
+            cached: tuple[Array, Array] = (k_BNSH, v_BNSH),
+            kept: list[Array] = kept,
+        ) -> Array:
+            new = (k_B1NH, v_B1NH)
+            kept.extend(_write(c, y, positions_B) for c, y in zip(cached, new, strict=True))
+            return _attend_cached(q_B1NH, kept[0], kept[1], positions_B)
+
+        x_B1D = nnx.merge(graphdef, layer)(x_B1D, None, None, attend)
+        new_cache.append((kept[0], kept[1]))
+    return model.logits(config, params, gpt.ln_f(x_B1D)[:, 0]), new_cache
+
+
+def _write(cache_BNSH: Array, new_B1NH: Array, positions_B: Array) -> Array:
+    """Puts each row's new key or value at the row's position."""
+    update = jax.vmap(lambda c_NSH, y_N1H, s: jax.lax.dynamic_update_slice(c_NSH, y_N1H, (0, s, 0)))
+    return update(cache_BNSH, new_B1NH.swapaxes(1, 2), positions_B)
+
+
+def _attend_cached(q_B1NH: Array, k_BNSH: Array, v_BNSH: Array, positions_B: Array) -> Array:
+    """`attention` for one query a row, which sees the keys up to its position."""
+    scale = q_B1NH.shape[-1] ** -0.5
+    scores_BNS = scale * jnp.einsum(
+        "bnh,bnsh->bns", q_B1NH[:, 0], k_BNSH, preferred_element_type=jnp.float32
+    )
+    seen_BS = jnp.arange(k_BNSH.shape[2])[None, :] <= positions_B[:, None]
+    weights_BNS = jax.nn.softmax(jnp.where(seen_BS[:, None], scores_BNS, -jnp.inf))
+    y_BNH = jnp.einsum("bns,bnsh->bnh", weights_BNS.astype(q_B1NH.dtype), v_BNSH)
+    return y_BNH[:, None]
