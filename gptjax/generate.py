@@ -9,12 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import app, flags
 
 from configs.flags import UserError, call
 from data_pipeline.tokenizer import StreamDecoder, Tokenizer
-from gptjax import model
 from gptjax.load import load_run
 from gptjax.model import GPTConfig
 from gptjax.sampler import Sampler, Sampling

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-
 import numpy as np
 from numpy.typing import ArrayLike
 

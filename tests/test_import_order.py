@@ -91,11 +91,23 @@ ORDER = [
 # Programs, and who else uses them as modules.
 PROGRAMS = {
     "data_pipeline.browse": set(),
-    "data_pipeline.prepare": {"data_pipeline.browse", "gptjax.evaluate", "gptjax.planning", "gptjax.train"},
+    "data_pipeline.prepare": {
+        "data_pipeline.browse",
+        "gptjax.evaluate",
+        "gptjax.planning",
+        "gptjax.train",
+    },
     "gptjax.checkpoint": {"gptjax.import_hf", "gptjax.load", "gptjax.saver", "gptjax.train"},
     "gptjax.evaluate": {"gptjax.train"},
     "gptjax.export": set(),
-    "gptjax.generate": {"gptjax.completions", "gptjax.export", "gptjax.initial", "gptjax.lm_eval_adapter", "gptjax.serve", "gptjax.train"},
+    "gptjax.generate": {
+        "gptjax.completions",
+        "gptjax.export",
+        "gptjax.initial",
+        "gptjax.lm_eval_adapter",
+        "gptjax.serve",
+        "gptjax.train",
+    },
     "gptjax.import_hf": set(),
     "gptjax.lm_eval_adapter": set(),
     "gptjax.main": set(),
