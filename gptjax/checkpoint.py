@@ -173,7 +173,7 @@ class Checkpoints:
         """Removes what is neither among the latest nor the best, nor wanted to extend the run."""
         steps = files.list_steps(self._folder)
         kept = set(steps[-self._config.checkpoint.keep_latest :])
-        losses = {step: _val_loss(self._folder / str(step)) for step in steps}
+        losses = {step: files.val_loss(self._folder / str(step)) for step in steps}
         by_loss = sorted((loss, -step) for step, loss in losses.items() if loss is not None)
         kept |= {-step for _, step in by_loss[: self._config.checkpoint.keep_best]}
         optim = self._config.optim
@@ -297,7 +297,7 @@ def restore_params(workdir: Path, shapes: Any) -> tuple[Any, int]:
     if not folder.is_dir():
         raise UserError(f"{workdir} has no checkpoints yet: train first, with gptjax.main.")
     found = files.list_steps(folder)
-    losses = {step: _val_loss(folder / str(step)) for step in found}
+    losses = {step: files.val_loss(folder / str(step)) for step in found}
     one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     placed = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one_device), shapes
@@ -306,7 +306,8 @@ def restore_params(workdir: Path, shapes: Any) -> tuple[Any, int]:
         try:
             arrays, _ = files.read(folder / str(step), ["params"])
         except Damaged as error:
-            _log.error("%s is DAMAGED and not used: %s", folder / str(step), error)
+            if (folder / str(step)).exists():  # else the run has removed it meanwhile
+                _log.error("%s is DAMAGED and not used: %s", folder / str(step), error)
             continue
         return files.place(arrays["params"], placed, folder / str(step)), step
     raise UserError(
@@ -331,14 +332,6 @@ def verify(workdir: Path) -> dict[int, str]:
     if not found:
         raise UserError(f"{workdir} holds no finished checkpoint.")
     return found
-
-
-def _val_loss(folder: Path) -> float | None:
-    """Returns the val loss of a checkpoint; None where it has none, or is damaged."""
-    try:
-        return files.read_meta(folder)["val_loss"]
-    except (Damaged, UserError):
-        return None
 
 
 def _free_space(folder: Path) -> str:

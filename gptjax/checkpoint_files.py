@@ -103,7 +103,17 @@ def read_meta(folder: Path) -> dict[str, Any]:
         )
     if meta["step"] != int(folder.name):
         raise Damaged(f"it holds step {meta['step']}")
+    if bad := [item for item in meta["arrays"] if not re.fullmatch("[a-z_]+", item)]:
+        raise Damaged(f"{bad[0]!r} is no name of an item")  # it could lead out of the folder
     return meta
+
+
+def val_loss(folder: Path) -> float | None:
+    """Returns the val loss in a checkpoint's meta; None where it has none, or cannot be read."""
+    try:
+        return read_meta(folder)["val_loss"]
+    except (Damaged, UserError):
+        return None
 
 
 def read(

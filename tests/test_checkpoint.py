@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from configs.flags import UserError
+from data_pipeline.token_store import hash_json
 from gptjax import checkpoint, digests
 from gptjax import checkpoint_files as files
 from gptjax.checkpoint import Checkpoints, NotFinite, Progress
@@ -223,6 +224,17 @@ def test_a_checkpoint_of_another_format_is_refused_not_set_aside(restore, workdi
     with pytest.raises(UserError, match="format 1 and this program reads 2"):
         restore(workdir)
     assert not (workdir / "checkpoints" / "damaged").exists()
+
+
+@pytest.mark.parametrize("name", ["../../../secret", "/tmp", "..", ".", "", "a/b"])
+def test_an_item_cannot_lead_out_of_the_folder(workdir, name):
+    """Whoever writes a checkpoint can give it the digests that belong to it."""
+    path = workdir / "checkpoints" / "3" / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    del meta["sha256"]
+    meta["arrays"][name] = {}
+    path.write_text(json.dumps(meta | {"sha256": hash_json(meta)}))
+    assert checkpoint.verify(workdir)[3] == f"{name!r} is no name of an item"
 
 
 def corrupt(folder, rng):

@@ -53,6 +53,7 @@ ORDER = [
     "gptjax.checkpoint_files",
     "gptjax.checkpoint",
     "gptjax.saver",
+    "gptjax.skipped",
     "gptjax.generate",
     "gptjax.train",
     "gptjax.main",
