@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from configs.flags import UserError
@@ -28,13 +26,15 @@ from gptjax.model import GPTConfig
 from gptjax.saver import Saver
 from gptjax.sharding import make_mesh, place_batch
 from gptjax.signals import StopSignal
+<<<<<<< HEAD
 from gptjax.targets import peak_flops
+=======
+from gptjax.skipped import SkippedSteps
+>>>>>>> robust
 from gptjax.train_step import StepFunctions, TrainState
 from gptjax.writers import START, Console, MetricsWriter, training_line
 
 _log = logging.getLogger(__name__)
-
-_SHOWN = 20  # documents of a skipped step on the console; metrics.jsonl has all
 
 
 def train_and_evaluate(config: ConfigDict) -> TrainState:
@@ -148,8 +148,6 @@ class Run:
         )
         self._tokens_seen = progress.tokens_seen
         self._best_val_loss = progress.best_val_loss
-        self._skipped = int(optax.tree.get(state.opt_state, "skipped"))
-        self._skipped_in_a_row = int(optax.tree.get(state.opt_state, "in_a_row"))
         self._clock = Clock(progress.trained_seconds)
         peak = peak_flops(jax.devices()[0].device_kind)
         self._window = Window(
@@ -161,6 +159,7 @@ class Run:
         self._seconds_per_step: float | None = None
         self._hook_seconds = 0.0  # of the last time that hooks were due
         self._writer = MetricsWriter(Path(config.workdir), config, self.step)
+        self._skipped = SkippedSteps(config, self._rows, self._writer, state.opt_state)
         self._console = Console(config.train.max_iters, self.step)
         if self.step < config.train.max_iters:
             self._writer.write(self.step, {START: self.step})
@@ -227,25 +226,10 @@ class Run:
         found = jax.device_get(unread.metrics)
         nats_A = found.pop("nats_A")
         values = {name: float(value) for name, value in found.items()}
-        loss = values["nats"] / values["n_targets"]
-        skipped = int(values["skipped"]) > self._skipped
-        self._skipped_in_a_row = in_a_row = int(values["skipped_in_a_row"])
+        skipped = self._skipped.look(step, unread.first_row, values, nats_A)
         self._tokens_seen += int(values["n_targets"])
         self._window.add(values, skipped=skipped, timed=unread.timed)
-        self._console.advance(step, loss)
-        if skipped:
-            self._skipped = int(values["skipped"])
-            self._report_skipped(unread, nats_A, loss, values["grad_norm"])
-            if in_a_row >= self._config.train.max_bad_steps:
-                raise UserError(
-                    f"step {step} is number {in_a_row} in a row that had to be skipped "
-                    f"(train.max_bad_steps): loss {loss:g}, gradient norm {values['grad_norm']:g}. "
-                    f"This state was not saved, and from the checkpoints before it training comes "
-                    f"here again: start in another workdir with a lower "
-                    f"--config.optim.learning_rate or a longer --config.optim.warmup_iters; where "
-                    f"these are spikes, go on with a higher --config.train.max_loss_spike. The "
-                    f"documents are in metrics.jsonl (skipped/documents)."
-                )
+        self._console.advance(step, values["nats"] / values["n_targets"])
         if step % self._config.train.log_interval == 0:
             self._write_window(step)
 
@@ -254,7 +238,7 @@ class Run:
         rows_seen = step * train.batch_size * train.gradient_accumulation_steps
         values = {
             **self._window.scalars(),
-            "optim/skipped_steps": self._skipped,
+            "optim/skipped_steps": self._skipped.total,
             "data/tokens_seen": self._tokens_seen,
             "data/epoch": rows_seen / self._rows.rows_per_epoch,
         }
@@ -270,35 +254,6 @@ class Run:
         steps_left = self._config.train.max_iters - step
         hooks_left = steps_left / self._config.eval.eval_interval
         return steps_left * self._seconds_per_step + hooks_left * self._hook_seconds
-
-    def _report_skipped(
-        self, unread: Unread, nats_A: np.ndarray, loss: float, grad_norm: float
-    ) -> None:
-        """Tells which documents were in the batch, or in its micro-batches of no finite loss."""
-        size = self._config.train.batch_size
-        micro_steps = np.flatnonzero(~np.isfinite(nats_A))
-        if not micro_steps.size:
-            micro_steps = np.arange(nats_A.size)
-        rows = (unread.first_row + a * size + b for a in micro_steps.tolist() for b in range(size))
-        documents = self._rows.document_ids(rows)
-        _log.warning(
-            "Step %d was skipped: loss %g, gradient norm %g; %d in all. Documents: %s%s",
-            unread.step,
-            loss,
-            grad_norm,
-            self._skipped,
-            ", ".join(documents[:_SHOWN]),
-            f", ... {len(documents)} in all" if documents[_SHOWN:] else "",
-        )
-        self._writer.write(
-            unread.step,
-            {
-                "skipped/loss": loss,
-                "skipped/grad_norm": grad_norm,
-                "skipped/micro_steps": micro_steps.tolist(),
-                "skipped/documents": documents,
-            },
-        )
 
     def _between_steps(self, hooks: list[Hook]) -> None:
         with self._clock.paused():
@@ -331,7 +286,7 @@ class Run:
             self._save(loss)
 
     def _save(self, val_loss: float | None = None) -> None:
-        if self._skipped_in_a_row:  # a state that may be ruined must not displace good ones
+        if self._skipped.in_a_row:  # a state that may be ruined must not displace good ones
             _log.warning("Step %d was skipped: its checkpoint waits for a good step.", self.step)
             self._saver.owe()
         else:

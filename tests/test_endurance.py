@@ -1,0 +1,51 @@
+"""Days in small: what a process holds does not grow with its steps."""
+
+import copy
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# In a process of its own, where nothing else allocates.
+PROGRAM = """
+import json, os, sys
+from configs import debug, flags
+from gptjax import train
+config = debug.get_config()
+config.workdir, config.data.store_dir = sys.argv[1:]
+config.train.max_iters = 6000
+config.eval.eval_interval = 50
+config.sample.prompts = ()
+config.log.tensorboard = True
+resident = {}
+dispatch = train.Run._dispatch
+def watch(run):
+    with open("/proc/self/statm") as file:
+        resident[run.step] = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return dispatch(run)
+train.Run._dispatch = watch
+flags.call(train.train_and_evaluate, config)
+print(json.dumps(list(resident.values())))
+"""
+
+
+@pytest.mark.slow
+def test_memory_stays_within_a_percent_over_5000_steps(debug_config, tmp_path):
+    config = copy.deepcopy(debug_config)
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "run"), config.data.store_dir],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    resident = json.loads(result.stdout.splitlines()[-1])
+    # Medians: a save holds a copy for a moment. The first thousand steps fill pools and caches.
+    first, last = (statistics.median(resident[i - 200 : i]) for i in (1000, 6000))
+    print(f"{first / 2**20:.1f} MiB at step 1,000, {last / 2**20:.1f} MiB at step 6,000")
+    assert last < 1.01 * first
