@@ -2,8 +2,9 @@
 
 Each layer's keys and values of earlier tokens are kept, so that a new token costs one row of every
 matrix product in place of the whole window. The cache is a plain tree of arrays, given and
-returned: a list over layers of (keys, values), each (B, N, S, H) with S = block_size. Rows of a
-batch may have different lengths: what lies behind a row's own position is never seen.
+returned: a list over layers of (keys, values), each (M, S, H) with M = B N, the heads of all rows,
+and S = block_size. (With B an axis of its own, XLA copies a single row's cache for every token.)
+Rows may have different lengths: what lies behind a row's own position is never seen.
 
 The results equal those of `model.hidden_states` up to the rounding of float32: a product with one
 row and one with many are summed in another order. Nothing is approximated.
@@ -20,7 +21,7 @@ from gptjax import model
 from gptjax.attention import attention
 from gptjax.model import GPTConfig, Params
 
-Cache = list[tuple[Array, Array]]  # for each layer k_BNSH, v_BNSH, in the compute dtype
+Cache = list[tuple[Array, Array]]  # for each layer k_MSH, v_MSH, in the compute dtype
 
 
 def split_layers(config: GPTConfig, params: Params) -> list[Any]:
@@ -66,11 +67,12 @@ def prefill(config: GPTConfig, params: Params, tokens_BP: Array) -> tuple[Array,
         run_block, gpt.embed(tokens_BP, None), params_L, unroll=config.scan_unroll
     )
     free = config.block_size - tokens_BP.shape[1]
-    k_LBNSH, v_LBNSH = (
-        jnp.pad(y_LBPNH.swapaxes(2, 3), ((0, 0), (0, 0), (0, 0), (0, free), (0, 0)))
+    heads = (config.n_layer, len(tokens_BP) * config.n_head, -1, config.head_dim)
+    k_LMSH, v_LMSH = (
+        jnp.pad(y_LBPNH.swapaxes(2, 3).reshape(heads), ((0, 0), (0, 0), (0, free), (0, 0)))
         for y_LBPNH in kept_L
     )
-    return gpt.ln_f(x_BPD), [(k_LBNSH[i], v_LBNSH[i]) for i in range(config.n_layer)]
+    return gpt.ln_f(x_BPD), [(k_LMSH[i], v_LMSH[i]) for i in range(config.n_layer)]
 
 
 def decode(
@@ -98,14 +100,14 @@ def decode(
     graphdef, _ = nnx.split(gpt.blocks)
     x_B1D = gpt.embed(tokens_B[:, None], positions_B[:, None])
     new_cache = []
-    for layer, (k_BNSH, v_BNSH) in zip(layers, cache, strict=True):
+    for layer, (k_MSH, v_MSH) in zip(layers, cache, strict=True):
         kept: list[Array] = []
 
         def attend(
             q_B1NH: Array,
             k_B1NH: Array,
             v_B1NH: Array,
-            cached: tuple[Array, Array] = (k_BNSH, v_BNSH),
+            cached: tuple[Array, Array] = (k_MSH, v_MSH),
             kept: list[Array] = kept,
         ) -> Array:
             new = (k_B1NH, v_B1NH)
@@ -117,19 +119,22 @@ def decode(
     return model.logits(config, params, gpt.ln_f(x_B1D)[:, 0]), new_cache
 
 
-def _write(cache_BNSH: Array, new_B1NH: Array, positions_B: Array) -> Array:
+def _write(cache_MSH: Array, new_B1NH: Array, positions_B: Array) -> Array:
     """Puts each row's new key or value at the row's position."""
-    update = jax.vmap(lambda c_NSH, y_N1H, s: jax.lax.dynamic_update_slice(c_NSH, y_N1H, (0, s, 0)))
-    return update(cache_BNSH, new_B1NH.swapaxes(1, 2), positions_B)
+    n_head = new_B1NH.shape[2]
+    heads_M = jnp.arange(len(cache_MSH))
+    new_MH = new_B1NH.reshape(len(cache_MSH), -1)
+    return cache_MSH.at[heads_M, jnp.repeat(positions_B, n_head)].set(new_MH)
 
 
-def _attend_cached(q_B1NH: Array, k_BNSH: Array, v_BNSH: Array, positions_B: Array) -> Array:
+def _attend_cached(q_B1NH: Array, k_MSH: Array, v_MSH: Array, positions_B: Array) -> Array:
     """`attention` for one query a row, which sees the keys up to its position."""
-    scale = q_B1NH.shape[-1] ** -0.5
-    scores_BNS = scale * jnp.einsum(
-        "bnh,bnsh->bns", q_B1NH[:, 0], k_BNSH, preferred_element_type=jnp.float32
+    n_head, width = q_B1NH.shape[2:]
+    q_MH = q_B1NH.reshape(-1, width)
+    scores_MS = width**-0.5 * jnp.einsum(
+        "mh,msh->ms", q_MH, k_MSH, preferred_element_type=jnp.float32
     )
-    seen_BS = jnp.arange(k_BNSH.shape[2])[None, :] <= positions_B[:, None]
-    weights_BNS = jax.nn.softmax(jnp.where(seen_BS[:, None], scores_BNS, -jnp.inf))
-    y_BNH = jnp.einsum("bns,bnsh->bnh", weights_BNS.astype(q_B1NH.dtype), v_BNSH)
-    return y_BNH[:, None]
+    last_M = jnp.repeat(positions_B, n_head)
+    seen_MS = jnp.arange(k_MSH.shape[1])[None, :] <= last_M[:, None]
+    weights_MS = jax.nn.softmax(jnp.where(seen_MS, scores_MS, -jnp.inf))
+    return jnp.einsum("ms,msh->mh", weights_MS.astype(q_MH.dtype), v_MSH).reshape(q_B1NH.shape)
