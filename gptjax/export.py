@@ -17,7 +17,7 @@ from absl import app, flags
 from configs.flags import UserError, call
 from data_pipeline.files import fsync_folder, write_atomically
 from data_pipeline.token_store import TOKENIZER
-from gptjax import generate, gguf_file, hf_tokenizer, hf_weights
+from gptjax import gguf_file, hf_tokenizer, hf_weights
 
 
 def export_hf(workdir: Path, out: Path) -> None:
@@ -34,7 +34,7 @@ def export_hf(workdir: Path, out: Path) -> None:
     """
     save = _package("safetensors.numpy").save
     with _new(out) as folder:
-        config, params, tokenizer = generate.load(workdir)
+        _, config, params, tokenizer, _ = load_run(workdir)
         folder.mkdir()
         tensors = hf_weights.to_hf(config, params, tokenizer.vocab_size)
         weights = save(tensors, metadata={"format": "pt"})
@@ -54,7 +54,7 @@ def export_gguf(workdir: Path, out: Path) -> None:
     """Writes the file `out` for llama.cpp; arguments and errors are those of `export_hf`."""
     _package("gguf")
     with _new(out) as path:
-        config, params, tokenizer = generate.load(workdir)
+        _, config, params, tokenizer, _ = load_run(workdir)
         gguf_file.write(path, config, params, tokenizer, name=workdir.name)
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from configs.flags import UserError
 from data_pipeline.token_store import TokenStore
-from gptjax import generate
+from gptjax.load import load_run
 from gptjax.train_step import StepFunctions, TrainState
 
 _log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ def initial_state(config: ConfigDict, steps: StepFunctions, store: TokenStore) -
     state: TrainState = steps.init_state()
     if not config.init_from:
         return state
-    gpt, params, tokenizer = generate.load(Path(config.init_from))
+    _, gpt, params, tokenizer, _ = load_run(Path(config.init_from))
     pairs = [(f"model.{key}", getattr(gpt, key), getattr(steps.gpt, key)) for key in _SHAPE]
     pairs.append(("the tokenizer", tokenizer.hash[:12], store.tokenizer.hash[:12]))
     if found := [

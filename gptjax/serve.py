@@ -20,7 +20,7 @@ from absl import app, flags
 
 from configs.flags import UserError, call
 from data_pipeline.tokenizer import Tokenizer
-from gptjax import completions, generate
+from gptjax import completions
 from gptjax.completions import APIError, Completion, Piece
 from gptjax.sampler import Sampler, Sampling
 
@@ -276,7 +276,7 @@ def _main(_: list[str]) -> None:
     values = flags.FLAGS
     token = _access(values.host, values.public, values.token_file)
     workdir = Path(values.workdir)
-    gpt, params, tokenizer = generate.load(workdir)
+    _, gpt, params, tokenizer, _ = load_run(workdir)
     with _listen(values.host, values.port) as listener:
         engine = Engine(Sampler(gpt, params), tokenizer, workdir.resolve().name)
         engine.warm_up()

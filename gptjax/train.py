@@ -26,11 +26,8 @@ from gptjax.model import GPTConfig
 from gptjax.saver import Saver
 from gptjax.sharding import make_mesh, place_batch
 from gptjax.signals import StopSignal
-<<<<<<< HEAD
-from gptjax.targets import peak_flops
-=======
 from gptjax.skipped import SkippedSteps
->>>>>>> robust
+from gptjax.targets import peak_flops
 from gptjax.train_step import StepFunctions, TrainState
 from gptjax.writers import START, Console, MetricsWriter, training_line
 
