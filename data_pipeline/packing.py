@@ -31,6 +31,9 @@ class Documents(Protocol):
     def read(self, doc: int, start: int, stop: int) -> np.ndarray:
         """Returns tokens [start:stop) of a document."""
 
+    def doc_id(self, doc: int) -> str:
+        """Returns where a document comes from, as `file.parquet:row`."""
+
 
 class Row(NamedTuple):
     """One row of T tokens."""
@@ -144,7 +147,7 @@ class PackedRows:
         return pieces
 
     def document_ids(self, rows: Iterable[int]) -> list[str]:
-        """Returns where the documents of `rows` come from, each once: see `Split.doc_id`."""
+        """Returns where the documents of `rows` come from, each once: see `Documents.doc_id`."""
         documents = dict.fromkeys(piece.document for g in rows for piece in self.pieces(g))
         return [self._split.doc_id(document) for document in documents]
 

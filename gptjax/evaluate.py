@@ -111,6 +111,7 @@ class Texts:
         drawn = set(permutation(info.n_documents, 0, 0)[:limit].tolist())
         bos = np.array([tokenizer.bos_id], "<u2")
         documents: list[np.ndarray] = []
+        self._ids: list[str] = []
         first = 0  # number of the row group's first row in the file
         reading = Progress(name, "documents", len(drawn), info.n_row_groups)
         with contextlib.closing(reading):
@@ -120,6 +121,7 @@ class Texts:
                     if first + document.row in wanted:
                         ids = b"".join(tokenizer.encode_utf8(document.utf8))
                         documents.append(np.concatenate([bos, np.frombuffer(ids, "<u2")]))
+                        self._ids.append(f"{path.name}:{first + document.row}")
                 first += size
                 reading.advance(len(wanted))
         if not documents:
@@ -132,6 +134,10 @@ class Texts:
     def read(self, doc: int, start: int, stop: int) -> np.ndarray:
         """Returns tokens [start:stop) of document `doc`, uint16."""
         return self._documents[doc][start:stop]
+
+    def doc_id(self, doc: int) -> str:
+        """Returns where document `doc` comes from, as `file.parquet:row` (rows count from 0)."""
+        return self._ids[doc]
 
 
 def evaluate_documents(run: Run, documents: Documents, name: str | None = None) -> dict[str, Any]:

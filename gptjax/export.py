@@ -18,6 +18,7 @@ from configs.flags import UserError, call
 from data_pipeline.files import fsync_folder, write_atomically
 from data_pipeline.token_store import TOKENIZER
 from gptjax import gguf_file, hf_tokenizer, hf_weights
+from gptjax.load import load_run
 
 
 def export_hf(workdir: Path, out: Path) -> None:

@@ -112,16 +112,6 @@ def generate_text(
         yield piece
 
 
-def load(workdir: Path) -> tuple[GPTConfig, Any, Tokenizer]:
-    """Returns (model shape, parameters, tokenizer) of a run's best checkpoint.
-
-    Raises:
-        UserError: if the folder is no workdir or holds no checkpoint.
-    """
-    _, gpt, params, tokenizer, _ = load_run(workdir)
-    return gpt, params, tokenizer
-
-
 def _in_turn(pieces: Iterable[tuple[int, str]], prompts: Sequence[str]) -> Iterator[str]:
     """Yields the texts one after the other, the first as it is drawn."""
     waiting = list(prompts)
@@ -141,7 +131,7 @@ def _main(_: list[str]) -> None:
         raise UserError(f"--top_p={values.top_p} must be in (0, 1].")
     if "" in values.stop:
         raise UserError("--stop= is empty: every text would end before it began.")
-    gpt, params, tokenizer = load(Path(values.workdir))
+    _, gpt, params, tokenizer, _ = load_run(Path(values.workdir))
     names = (field.name for field in dataclasses.fields(Sampling))
     how: dict[str, Any] = {name: values[name].value for name in names}
     prompts = [prompt for prompt in values.prompt for _ in range(values.num_samples)]

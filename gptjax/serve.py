@@ -22,6 +22,7 @@ from configs.flags import UserError, call
 from data_pipeline.tokenizer import Tokenizer
 from gptjax import completions
 from gptjax.completions import APIError, Completion, Piece
+from gptjax.load import load_run
 from gptjax.sampler import Sampler, Sampling
 
 _log = logging.getLogger(__name__)

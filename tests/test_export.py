@@ -19,9 +19,10 @@ from test_tokenizer import HOSTILE
 from configs import workdir as workdir_config
 from configs.flags import UserError
 from data_pipeline.tokenizer import MAX_WORD, SPACE, Tokenizer
-from gptjax import export, generate, gguf_file, hf_tokenizer, hf_weights, model, train
+from gptjax import export, gguf_file, hf_tokenizer, hf_weights, model, train
 from gptjax import initial as initial_lib
 from gptjax.hf_weights import from_hf, to_hf
+from gptjax.load import load_run
 
 
 @pytest.fixture(scope="session")
@@ -213,7 +214,7 @@ def test_the_exported_folder(workdir, tmp_path):
     pytest.importorskip("safetensors", reason="needs the extra `export`")
     out = tmp_path / "out"
     export.export_hf(workdir, out)
-    gpt, params, tokenizer = generate.load(workdir)
+    gpt, params, tokenizer = load_run(workdir)[1:4]
     tensors = read_safetensors(out / "model.safetensors")
     assert_same(tensors, to_hf(gpt, params, tokenizer.vocab_size))
     config = json.loads((out / "config.json").read_text())
@@ -265,7 +266,7 @@ def test_a_run_starts_with_the_parameters_and_tokenizer_of_another(workdir, tmp_
 
     monkeypatch.setattr(train, "initial_state", spy)
     state = train.train_and_evaluate(config)
-    _, params, tokenizer = generate.load(workdir)
+    _, params, tokenizer = load_run(workdir)[1:4]
     (start,) = starts
     assert_same(start.params, params)
     assert (int(start.step), int(state.step)) == (0, 2)

@@ -22,6 +22,7 @@ from data_pipeline.parquet import DataError
 from data_pipeline.tokenizer import MAX_SLICE, SPACE, WORD, Tokenizer
 from gptjax import export, generate, model, train
 from gptjax.import_hf import import_hf
+from gptjax.load import load_run
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +78,7 @@ def workdir(debug_config, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(workdir):
-    return generate.load(workdir)
+    return load_run(workdir)[1:4]
 
 
 def our_logits(run, ids_BT: np.ndarray) -> np.ndarray:
@@ -151,7 +152,7 @@ def test_an_export_is_taken_back(workdir, tmp_path):
     pytest.importorskip("safetensors", reason="needs the extra `export`")
     export.export_hf(workdir, tmp_path / "hf")
     import_hf(tmp_path / "hf", tmp_path / "back")
-    before, after = generate.load(workdir), generate.load(tmp_path / "back")
+    before, after = load_run(workdir)[1:4], load_run(tmp_path / "back")[1:4]
     assert before[0] == after[0]
     for a, b in zip(jax.tree.leaves(before[1]), jax.tree.leaves(after[1]), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -261,7 +262,7 @@ def imported(gpt2_source, tmp_path_factory) -> Path:
 def test_an_imported_gpt2_computes_what_transformers_does(gpt2_source, imported):
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
-    run = generate.load(imported)
+    run = load_run(imported)[1:4]
     assert run[0].bias and run[0].vocab_size == 50_257
     ids_BT = batch_of(run)
     gpt2 = transformers.AutoModelForCausalLM.from_pretrained(gpt2_source)
@@ -279,7 +280,7 @@ def test_half_precision_is_read(gpt2_source, dtype, tmp_path):
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / "half" / name).write_bytes((gpt2_source / name).read_bytes())
     import_hf(tmp_path / "half", tmp_path / "run")
-    params = generate.load(tmp_path / "run")[1]
+    params = load_run(tmp_path / "run")[2]
     np.testing.assert_array_equal(params["wpe"], gpt2.transformer.wpe.weight.float().detach())
 
 
@@ -335,7 +336,7 @@ def test_a_run_trains_from_an_imported_gpt2_and_is_exported_again(imported, tmp_
     lines = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()]
     losses = [line["train/loss"] for line in lines if "train/loss" in line]
     assert losses[-1] < losses[0] - 0.1
-    run = generate.load(tuned)
+    run = load_run(tuned)[1:4]
     program("gptjax.export", f"--workdir={tuned}", "--format=hf", f"--out={tmp_path / 'hf'}")
     theirs = Transformers(tmp_path / "hf")
     ids_BT = batch_of(run)

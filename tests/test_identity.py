@@ -56,21 +56,27 @@ def test_every_key_has_its_place():
 OTHER = {"auto": "bfloat16", "none": "full", "cosine": "wsd", "stop": "keep_before"}
 
 
-def another(value):
-    """A value of the same type that differs."""
+def another(key):
+    """The value of a key, and another one of the same type."""
+    group = config = debug.get_config()
+    *groups, leaf = key.split(".")
+    for name in groups:
+        group = group[name]
+    value = get(config, key)
+    if value is None:
+        return value, {bool: True, int: 7, float: 2.5}[group.get_type(leaf)]
     if isinstance(value, bool):
-        return not value
+        return value, not value
     if isinstance(value, str):
-        return OTHER.get(value, value + "-other")
+        return value, OTHER.get(value, value + "-other")
     if isinstance(value, tuple):
-        return (*value, "Another ")
-    return value * 2 + 1
+        return value, (*value, "Another ")
+    return value, value * 2 + 1
 
 
 @pytest.mark.parametrize("key", sorted(identity.FIXED))
 def test_a_fixed_key_is_refused_with_both_values(run, key):
-    old = get(debug.get_config(), key)
-    new = another(old)
+    old, new = another(key)
     there, here = at(8, run()), run(**{key: new})
     assert refusals(there, here) == [f"{key}: {old} there, {new} here"]
 
@@ -78,8 +84,7 @@ def test_a_fixed_key_is_refused_with_both_values(run, key):
 @pytest.mark.parametrize("key", sorted(identity.FREE | identity.DATA))
 def test_a_free_key_may_change_and_is_told(run, key):
     """Of data, what matters is the store: the same one may lie elsewhere, or be made otherwise."""
-    old = get(debug.get_config(), key)
-    new = another(old)
+    old, new = another(key)
     there, here = at(8, run()), run(**{key: new})
     assert refusals(there, here) == []
     assert changes(there, here) and all(text.startswith(key) for text in changes(there, here))
