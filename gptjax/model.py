@@ -216,9 +216,11 @@ class GPT(nnx.Module):
             return nnx.merge(graphdef, params)(x_BTD, segment_ids_BT, key), None
 
         if config.remat != "none":
-            # The scan already keeps XLA from undoing the recomputation, so CSE need not be barred.
+            # A loop keeps XLA from undoing the recomputation; without one, CSE must be barred.
             run_block = jax.checkpoint(
-                run_block, policy=_REMAT_POLICIES[config.remat], prevent_cse=False
+                run_block,
+                policy=_REMAT_POLICIES[config.remat],
+                prevent_cse=config.scan_unroll >= config.n_layer,
             )
         x_BTD, _ = jax.lax.scan(run_block, x_BTD, (params_L, keys_L), unroll=config.scan_unroll)
         return self.ln_f(x_BTD)

@@ -179,8 +179,21 @@ def test_unrolling_the_layers_changes_nothing(loss_and_grads, plain):
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
-def test_remat_changes_nothing(loss_and_grads, plain, remat):
-    assert_trees_close(loss_and_grads(remat=remat), plain, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("scan_unroll", [1, TINY.n_layer])
+def test_remat_changes_nothing(loss_and_grads, plain, remat, scan_unroll):
+    found = loss_and_grads(remat=remat, scan_unroll=scan_unroll)
+    assert_trees_close(found, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scan_unroll", [1, 2, TINY.n_layer])
+def test_xla_cannot_undo_remat(params, tokens_BT, scan_unroll):
+    """Without a loop both passes stand in one computation, where equal matmuls would be merged."""
+    config = dataclasses.replace(TINY, remat="full", scan_unroll=scan_unroll)
+    everything = equations(
+        jax.make_jaxpr(jax.grad(functools.partial(mean_loss, config, tokens_BT)))(params).jaxpr
+    )
+    barred = {e.params["prevent_cse"] for e in everything if "prevent_cse" in e.params}
+    assert barred == {scan_unroll == TINY.n_layer}
 
 
 def test_remat_is_really_on(params, tokens_BT):
