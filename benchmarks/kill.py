@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 # Lines of the log, and what a process does in the moments after them.
 _MOMENTS = (
-    ("Plan:", "restoring or initialising"),
+    ("Plan for", "restoring or initialising"),
     ("Continuing from", "compiling the step"),
     ("First step", "after the first step"),
     ("train loss", "stepping or evaluating"),
@@ -34,6 +34,7 @@ _MOMENTS = (
     ("Sample:", "at the end"),
 )
 _TIMED = ("time", "perf/", "data/wait_frac")  # what depends on the time of day
+_START = "run/start_step"  # a line of each start: how often a run was killed
 
 # Processes are forked from one that has imported everything, and started no thread.
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -159,8 +160,9 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
 
 
 def read_lines(workdir: Path) -> list[dict[str, Any]]:
-    """Returns the lines of metrics.jsonl, without what depends on the time of day."""
-    lines = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
+    """Returns the lines of metrics.jsonl but those of starts, without what depends on the time of day."""
+    texts = (workdir / "metrics.jsonl").read_text().splitlines()
+    lines = [json.loads(text) for text in texts if _START not in text]
     return [{k: v for k, v in line.items() if not k.startswith(_TIMED)} for line in lines]
 
 
@@ -182,7 +184,7 @@ def read_events(folder: Path) -> list[tuple[int, str, float]]:
             found += [
                 (event.step, value.tag, value.simple_value)
                 for value in event.summary.value
-                if not value.tag.startswith(_TIMED)
+                if not value.tag.startswith((*_TIMED, _START))
             ]
     return found
 

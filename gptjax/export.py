@@ -33,9 +33,12 @@ def export_hf(workdir: Path, out: Path) -> None:
     Raises:
         UserError: `out` exists, the workdir has no checkpoint, or a package is missing.
     """
-    save = _package("safetensors.numpy").save
+    try:
+        from safetensors.numpy import save
+    except ImportError as error:
+        raise _missing("safetensors") from error
     with _new(out) as folder:
-        _, config, params, tokenizer, _ = load_run(workdir)
+        _, config, params, tokenizer, _step = load_run(workdir)
         folder.mkdir()
         tensors = hf_weights.to_hf(config, params, tokenizer.vocab_size)
         weights = save(tensors, metadata={"format": "pt"})
@@ -53,22 +56,20 @@ def export_hf(workdir: Path, out: Path) -> None:
 
 def export_gguf(workdir: Path, out: Path) -> None:
     """Writes the file `out` for llama.cpp; arguments and errors are those of `export_hf`."""
-    _package("gguf")
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise _missing("gguf") from error
     with _new(out) as path:
-        _, config, params, tokenizer, _ = load_run(workdir)
+        _, config, params, tokenizer, _step = load_run(workdir)
         gguf_file.write(path, config, params, tokenizer, name=workdir.name)
 
 
-def _package(name: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(
-            f"this needs the package {name.partition('.')[0]}, which is not installed: install the "
-            f"extra (pip install 'gptjax[export]')."
-        ) from error
+def _missing(package: str) -> UserError:
+    return UserError(
+        f"this needs the package {package}, which is not installed: install the extra "
+        f"(pip install 'gptjax[export]')."
+    )
 
 
 @contextlib.contextmanager

@@ -131,7 +131,7 @@ def _main(_: list[str]) -> None:
         raise UserError(f"--top_p={values.top_p} must be in (0, 1].")
     if "" in values.stop:
         raise UserError("--stop= is empty: every text would end before it began.")
-    _, gpt, params, tokenizer, _ = load_run(Path(values.workdir))
+    _, gpt, params, tokenizer, _step = load_run(Path(values.workdir))
     names = (field.name for field in dataclasses.fields(Sampling))
     how: dict[str, Any] = {name: values[name].value for name in names}
     prompts = [prompt for prompt in values.prompt for _ in range(values.num_samples)]

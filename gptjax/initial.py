@@ -25,7 +25,7 @@ def initial_state(config: ConfigDict, steps: StepFunctions, store: TokenStore) -
     state: TrainState = steps.init_state()
     if not config.init_from:
         return state
-    _, gpt, params, tokenizer, _ = load_run(Path(config.init_from))
+    _, gpt, params, tokenizer, _step = load_run(Path(config.init_from))
     pairs = [(f"model.{key}", getattr(gpt, key), getattr(steps.gpt, key)) for key in _SHAPE]
     pairs.append(("the tokenizer", tokenizer.hash[:12], store.tokenizer.hash[:12]))
     if found := [

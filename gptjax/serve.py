@@ -277,7 +277,7 @@ def _main(_: list[str]) -> None:
     values = flags.FLAGS
     token = _access(values.host, values.public, values.token_file)
     workdir = Path(values.workdir)
-    _, gpt, params, tokenizer, _ = load_run(workdir)
+    _, gpt, params, tokenizer, _step = load_run(workdir)
     with _listen(values.host, values.port) as listener:
         engine = Engine(Sampler(gpt, params), tokenizer, workdir.resolve().name)
         engine.warm_up()

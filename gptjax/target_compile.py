@@ -6,7 +6,6 @@ differ in details from the one that the card itself would tune; its buffers are 
 """
 
 import dataclasses
-import importlib.util
 import re
 import time
 from typing import Any
@@ -24,7 +23,6 @@ from gptjax.sharding import make_mesh
 from gptjax.step_cost import abstract_step, cudnn_assumed
 from gptjax.targets import CARDS, Card, Target
 
-PLUGIN = "jax_cuda12_plugin"
 # Instructions that XLA's rematerialization has made, by the name it gives them.
 _REMATERIALIZED = re.compile(r"^\s*(?:ROOT )?%?[\w.-]*\.remat\d*[\w.]* =", re.MULTILINE)
 
@@ -88,12 +86,14 @@ def compile_step(config: ConfigDict, gpt: GPTConfig, target: Target) -> Compiled
 
 def _card_mesh(card: Card) -> Mesh:
     """Returns a mesh of one such card."""
-    if importlib.util.find_spec(PLUGIN) is None:
+    try:
+        import jax_cuda12_plugin  # noqa: F401
+    except ImportError as error:
         raise UserError(
             "compiling for a card that is not here needs JAX's compiler for CUDA: install the "
             "extra `target` (pip install 'gptjax[target]'; no GPU is needed), or leave --compile "
             "out."
-        )
+        ) from error
     topology = topologies.get_topology_desc(
         platform="cuda", target_config=describe(card), topology="1x1x1"
     )

@@ -1,6 +1,7 @@
 """The estimate of memory, against what XLA assigned when it compiled the same step for a card."""
 
 import importlib.util
+import sys
 
 import jax
 import pytest
@@ -10,7 +11,6 @@ from configs.flags import UserError
 from gptjax import memory, step_cost, target_compile, targets
 from gptjax.model import GPTConfig
 from gptjax.planning import on_target
-from gptjax.target_compile import PLUGIN
 
 MIB = 2**20
 
@@ -34,7 +34,7 @@ COMPILED = {
 }
 
 needs_plugin = pytest.mark.skipif(
-    importlib.util.find_spec(PLUGIN) is None, reason="needs the extra `target`"
+    importlib.util.find_spec("jax_cuda12_plugin") is None, reason="needs the extra `target`"
 )
 
 
@@ -100,7 +100,7 @@ def test_a_step_that_xla_squeezes_in_is_told():
 
 
 def test_without_the_compiler_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "jax_cuda12_plugin", None)
     config, gpt = configured(list(COMPILED)[0])
     with pytest.raises(UserError, match=r"gptjax\[target\]"):
         target_compile.compile_step(config, gpt, targets.find("rtx4070"))
