@@ -160,7 +160,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
 
 
 def read_lines(workdir: Path) -> list[dict[str, Any]]:
-    """Returns the lines of metrics.jsonl but those of starts, without what depends on the time of day."""
+    """Returns the lines of metrics.jsonl but for starts, and what depends on the time of day."""
     texts = (workdir / "metrics.jsonl").read_text().splitlines()
     lines = [json.loads(text) for text in texts if _START not in text]
     return [{k: v for k, v in line.items() if not k.startswith(_TIMED)} for line in lines]
