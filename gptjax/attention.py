@@ -1,7 +1,8 @@
 """Causal self-attention, optionally confined to documents: one function, four implementations.
 
 - `xla`: what `jax.nn` composes of matmuls and a softmax; builds the T x T scores. The reference.
-- `chunked`: gptjax/attention_chunked.py; any device, memory grows with T only.
+- `chunked`: gptjax/attention_chunked.py; any device, no T x T array. On a GPU memory grows with T
+  only; a CPU schedules its chunks side by side.
 - `cudnn`: NVIDIA's flash attention; fastest, half precision only, and it takes no document mask.
 - `pallas`: JAX's flash attention in Triton; NVIDIA GPUs, document masks too.
 """

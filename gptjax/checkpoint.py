@@ -158,9 +158,8 @@ class Checkpoints:
         except NotFinite:
             raise
         except Exception as error:  # Orbax and tensorstore raise nearly every kind
-            line = str(error).splitlines()[0][:300] if str(error) else "no message"
             raise SaveFailed(
-                f"the checkpoint of step {step} could not be saved ({type(error).__name__}: {line}"
+                f"the checkpoint of step {step} could not be saved ({files.summary(error)}"
                 f"{_free_space(self._folder)}). Those before it are as they were."
             ) from error
         try:

@@ -206,8 +206,13 @@ def _read(folder: Path, **items: Any) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # Orbax raises nearly every kind, the bare one included
-        line = str(error).splitlines()[0][:200] if str(error) else "no message"
-        raise Damaged(f"{type(error).__name__}: {line}") from error
+        raise Damaged(summary(error)) from error
+
+
+def summary(error: Exception) -> str:
+    """Returns kind and first line of an error, for libraries tell much."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"
 
 
 def _checkpointer(items: Iterable[str]) -> ocp.Checkpointer:

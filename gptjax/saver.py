@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from configs.flags import UserError
 from gptjax.checkpoint import Checkpoints, Progress
+from gptjax.checkpoint_files import summary
 from gptjax.metrics import format_seconds
 from gptjax.train_step import TrainState
 
@@ -102,7 +103,7 @@ class Saver:
             "The checkpoint of step %d could not be saved (%s). Training goes on, and earlier "
             "checkpoints are untouched; the next try is in %s.",
             self._step,
-            _summary(error),
+            summary(error),
             format_seconds(delay),
         )
 
@@ -123,18 +124,13 @@ class Saver:
             except UserError:
                 raise
             except Exception as error:
-                _log.error("The last state could not be saved (%s).", _summary(error))
+                _log.error("The last state could not be saved (%s).", summary(error))
                 if not tries_left:
                     newest = self._checkpoints.latest_step
                     there = "none" if newest is None else f"that of step {newest}"
                     raise UserError(
                         f"the state of step {step} could not be saved, {_LAST_TRIES} times "
-                        f"({_summary(error)}). The newest good checkpoint is {there}: mend the "
+                        f"({summary(error)}). The newest good checkpoint is {there}: mend the "
                         f"disk or the folder and run the same command again, which continues there."
                     ) from error
                 time.sleep(_LAST_DELAY)
-
-
-def _summary(error: Exception) -> str:
-    text = str(error).splitlines()
-    return f"{type(error).__name__}: {text[0][:300] if text else 'no message'}"
