@@ -5,6 +5,10 @@
 prints parameters, data, compute, memory and time, and ends with status 1 where the run does not
 fit. Memory is estimated, in seconds; with --compile it is read off the compiled step, in a minute,
 for a card that is not here with the extra `target`. Training prints the short form before each run.
+
+    python -m gptjax.plan --config=configs/rtx4070_best.py --target=rtx4070 --suggest --days=5
+
+proposes the size of the model, the batch and the steps for the data and the time that there are.
 """
 
 import dataclasses
@@ -17,7 +21,7 @@ from ml_collections import ConfigDict
 from configs.flags import UserError, define_config, run
 from data_pipeline.token_store import TokenStore
 from gptjax import config as config_lib
-from gptjax import memory, plan_text, planning, targets
+from gptjax import memory, plan_text, planning, suggest, targets
 from gptjax.planning import Data, Plan
 
 
@@ -51,18 +55,29 @@ def short_form(plan: Plan, store: TokenStore) -> str:
     return plan_text.describe(dataclasses.replace(plan, data=planning.stored(store)), full=False)
 
 
-def main(config: ConfigDict, *, target_name: str, compile_step: bool) -> None:
-    """Prints the plan in full; ends the program with status 1 where the run does not fit."""
+def main(
+    config: ConfigDict,
+    *,
+    target_name: str,
+    compile_step: bool = False,
+    days: float | None = None,
+    tflops: float | None = None,
+) -> None:
+    """Prints the plan in full, or sizes for so many `days`; status 1 where the run does not fit."""
     if target_name != targets.LOCAL:  # a GPU that is here has nothing to do with it
         jax.config.update("jax_platforms", "cpu")
     target = targets.find(target_name)
     config_lib.validate(config, target.n_devices)
+    data = planning.find_data(config)
+    if days is not None:
+        speed, origin = suggest.sustained_flops(config, target, tflops)
+        found, best = suggest.suggest(config, target, data, days=days, flops_per_sec=speed)
+        words = f"{speed / 1e12:.3g} TFLOP/s ({origin})"
+        print(suggest.describe(found, best, days=days, speed=words))
+        return
+    vocab_size = config.tokenizer.vocab_size
     plan = planning.make_plan(
-        config,
-        target,
-        planning.find_data(config),
-        vocab_size=config.tokenizer.vocab_size,
-        compile_step=compile_step,
+        config, target, data, vocab_size=vocab_size, compile_step=compile_step
     )
     print(plan_text.describe(plan, full=True))
     if not plan.fits:
@@ -76,8 +91,15 @@ if __name__ == "__main__":
         "target", targets.LOCAL, f"Where it is to run: local, or one of {', '.join(targets.CARDS)}."
     )
     flags.DEFINE_bool("compile", False, "Read memory off the compiled step, in a minute.")
+    flags.DEFINE_bool("suggest", False, "Propose model size, batch and steps for --days instead.")
+    flags.DEFINE_float("days", 5.0, "Of training, for --suggest.")
+    flags.DEFINE_float("tflops", None, "Model TFLOP/s of all devices, measured; for --suggest.")
     run(
         lambda config: main(
-            config, target_name=flags.FLAGS.target, compile_step=flags.FLAGS.compile
+            config,
+            target_name=flags.FLAGS.target,
+            compile_step=flags.FLAGS.compile,
+            days=flags.FLAGS.days if flags.FLAGS.suggest else None,
+            tflops=flags.FLAGS.tflops,
         )
     )

@@ -1,7 +1,8 @@
 """A plan in words: the summary, claims beside what is so, warnings with remedies."""
 
 from gptjax.metrics import format_seconds
-from gptjax.planning import Plan, effective_tokens
+from gptjax.planning import Plan
+from gptjax.scaling_law import effective_tokens
 
 _GIB = 2**30
 _MFUS = (0.3, 0.4, 0.5)  # shares of the peak to reckon with: what steps of this size may reach

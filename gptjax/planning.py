@@ -104,18 +104,6 @@ class Plan:
         return flops / (mfu * self.target.peak_flops * self.target.n_devices)
 
 
-def effective_tokens(unique: float, passes: float) -> float:
-    """Returns what `passes` over `unique` tokens are worth, in tokens read once.
-
-    Muennighoff et al. 2023, "Scaling Data-Constrained Language Models", equation 5:
-    U + U R* (1 - exp(-R / R*)) with R = passes - 1 repetitions and the fitted R* = 15.39.
-    """
-    if passes <= 1:
-        return unique * passes
-    repeats_worth = 15.39
-    return unique * (1 + repeats_worth * (1 - math.exp(-(passes - 1) / repeats_worth)))
-
-
 def make_plan(
     config: ConfigDict, target: Target, data: Data, *, vocab_size: int, compile_step: bool = False
 ) -> Plan:
@@ -153,7 +141,7 @@ def make_plan(
         estimate=estimate_at(batch_size),
         compiled=compiled,
         largest_batch=largest,
-        measured_tokens_per_sec=_measured(Path(config.workdir)) if target.is_local else None,
+        measured_tokens_per_sec=measured(Path(config.workdir)) if target.is_local else None,
     )
 
 
@@ -256,7 +244,7 @@ def _split(config: ConfigDict, tokens: int, origin: str) -> Data:
     return Data(tokens - val_tokens, val_tokens, origin)
 
 
-def _measured(workdir: Path) -> float | None:
+def measured(workdir: Path) -> float | None:
     """Returns the tokens per second of the run's last line of metrics, None without one."""
     path = workdir / "metrics.jsonl"
     if not path.is_file():

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import json
-import math
 import os
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from configs import base, rtx4070
 from configs.flags import UserError
 from gptjax import memory, plan, plan_text, planning, step_cost, targets
 from gptjax.memory import Memory
-from gptjax.planning import Data, effective_tokens
+from gptjax.planning import Data
 from gptjax.target_compile import CompiledStep
 
 GIB = 2**30
@@ -93,15 +92,6 @@ def test_bfloat16_and_cudnn_are_what_auto_becomes_on_a_card():
     config.data.document_mask, config.model.compute_dtype = False, "float32"
     assert planning.on_target(config, target).model.attention == "pallas"
     assert config.model.attention == "auto"  # the configuration itself is left alone
-
-
-def test_effective_tokens():
-    assert effective_tokens(100, 0.5) == 50
-    assert effective_tokens(100, 1) == 100
-    # Up to 4 passes nearly as good as new; 15.39 repetitions give 1 - 1/e of all there is to gain.
-    assert effective_tokens(100, 4) == pytest.approx(400, rel=0.1)
-    assert effective_tokens(100, 1 + 15.39) == pytest.approx(100 + 1539 * (1 - 1 / math.e))
-    assert effective_tokens(100, 1e6) == pytest.approx(1639)
 
 
 class FakeCompiler:
@@ -212,8 +202,8 @@ def test_what_the_workdir_measured(tmp_path, recipe):
     lines += [{"step": 2, "val/loss": 3.0}]
     text = "\n".join(map(json.dumps, lines)) + '\n{"step": 3, "perf/to'
     (tmp_path / "metrics.jsonl").write_text(text)
-    assert planning._measured(tmp_path) == 4e4
-    assert planning._measured(tmp_path / "elsewhere") is None
+    assert planning.measured(tmp_path) == 4e4
+    assert planning.measured(tmp_path / "elsewhere") is None
     measured = dataclasses.replace(recipe, measured_tokens_per_sec=4e4)
     assert "40,000 tokens/s (27.6% of the peak)" in plan_text.describe(measured, full=False)
 
