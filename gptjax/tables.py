@@ -268,8 +268,8 @@ def _scores(run: History) -> Iterator[tuple[str, Results]]:
     step = 0
     for at, values in run.lines:
         for name, value in values.items():
-            if name.startswith(BENCHMARK):
-                task, _, key = name.removeprefix(BENCHMARK).partition("/")
+            task, _, key = name.removeprefix(BENCHMARK).partition("/")
+            if name.startswith(BENCHMARK) and task in TASKS:
                 last.setdefault(task, {})[key] = value
                 step = at
     if last:
