@@ -75,6 +75,9 @@ def get_config() -> ConfigDict:
     config.eval = config_dict.create(
         eval_interval=500,  # optimizer steps between evaluations on the val split (and one at the end)
         eval_iters=200,  # batches of batch_size rows, the same rows each time; fewer where the split is smaller
+        benchmarks=(),  # JSON-lines files, plain or .gz, or folders of them, to measure the model on during training; (): none
+        benchmark_interval=5000,  # optimizer steps between benchmarks (and one at the end); 0: only at the end
+        benchmark_limit=500,  # items of each benchmark (of each paradigm of BLiMP), the same ones each time; 0: all
     )
 
     config.checkpoint = config_dict.create(
@@ -84,11 +87,16 @@ def get_config() -> ConfigDict:
     )
 
     config.sample = config_dict.create(
-        prompts=("The ",),  # printed with their continuations at the end of the run and written to samples/
+        prompts=("The ",),  # printed with their continuations and written to samples/
+        interval=0,  # optimizer steps between samples (and some at the end); 0: only at the end
         max_new_tokens=120,
         temperature=0.8,  # 0: greedy
         top_k=200,  # most likely tokens to draw from; 0: all
         top_p=1.0,  # smallest set of tokens with this probability; 1: all
+    )
+
+    config.report = config_dict.create(
+        interval=0,  # optimizer steps between rewritings of report.html in the workdir (and one at the end); 0: off
     )
 
     config.log = config_dict.create(

@@ -1,10 +1,9 @@
-"""Runs benchmarks from local JSON-lines files, and sets the scores beside those of other models."""
+"""Runs benchmarks from local JSON-lines files."""
 
 import collections
 import dataclasses
 import gzip
 import json
-import logging
 import math
 import re
 import zlib
@@ -18,16 +17,11 @@ from configs.flags import UserError
 from data_pipeline.packing import permutation
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.metrics import ratio
-from gptjax.model import GPTConfig
-from gptjax.published import PUBLISHED
-from gptjax.scoring import Score, Scorer, encode_request
+from gptjax.published import Results
+from gptjax.scoring import Request, Score, Scorer, encode_request
 from gptjax.tasks import TASKS, Item, Task
 
-_log = logging.getLogger(__name__)
-
 _SUFFIXES = (".jsonl", ".jsonl.gz")
-
-Results = dict[str, dict[str, Any]]  # by benchmark: n, chance, and each metric with its _stderr
 
 
 def find_files(paths: Sequence[Path]) -> dict[str, list[Path]]:
@@ -40,10 +34,32 @@ def find_files(paths: Sequence[Path]) -> dict[str, list[Path]]:
         UserError: if a path does not exist or is no known benchmark, a folder holds none, or
             several files (other than BLiMP's paradigms) are of the same one.
     """
+    found, wrong = _find(paths)
+    if wrong:
+        raise UserError("--benchmarks: " + "\n".join(wrong))
+    return found
+
+
+def problems(paths: Sequence[Path]) -> list[str]:
+    """Returns all that is wrong with `paths` (see `find_files`) and with what the files hold."""
+    found, wrong = _find(paths)
+    for name, files in found.items():
+        for file in files:
+            try:
+                read_items(TASKS[name], [file])
+            except UserError as error:
+                wrong.append(str(error))
+    return wrong
+
+
+def _find(paths: Sequence[Path]) -> tuple[dict[str, list[Path]], list[str]]:
+    """Returns the files of each benchmark, and what is wrong with `paths`."""
     found: dict[str, list[Path]] = collections.defaultdict(list)
+    wrong = []
     for path in paths:
         if not path.exists():
-            raise UserError(f"--benchmarks: there is no file or folder {path}.")
+            wrong.append(f"there is no file or folder {path}.")
+            continue
         files = [path] if path.is_file() else sorted(_json_lines_in(path))
         above = path.absolute().parent.parent if path.is_file() else path.absolute().parent
         known = [(f, n) for f in files if (n := recognise(f.absolute().relative_to(above)))]
@@ -51,17 +67,17 @@ def find_files(paths: Sequence[Path]) -> dict[str, list[Path]]:
             found[name].append(file)
         if not known:
             what = "names no" if path.is_file() else "holds no file whose path names a"
-            raise UserError(
-                f"--benchmarks: {path} {what} benchmark that is known: {', '.join(TASKS)}. Files "
-                f"end in {' or '.join(_SUFFIXES)}, such as hellaswag_val.jsonl."
+            wrong.append(
+                f"{path} {what} benchmark that is known: {', '.join(TASKS)}. Files end in "
+                f"{' or '.join(_SUFFIXES)}, such as hellaswag_val.jsonl."
             )
     for name, files in found.items():
         if name != "blimp" and len(files) > 1:
-            raise UserError(
-                f"--benchmarks: {len(files)} files are of {name}: {', '.join(map(str, files))}. "
-                f"Name the one to use: --benchmarks={files[0]}"
+            wrong.append(
+                f"{len(files)} files are of {name}: {', '.join(map(str, files))}. Name the one to "
+                f"use, such as {files[0]}."
             )
-    return {name: found[name] for name in TASKS if name in found}
+    return {name: found[name] for name in TASKS if name in found}, wrong
 
 
 def _json_lines_in(folder: Path) -> Iterator[Path]:
@@ -140,15 +156,6 @@ class Outcome:
         return float(np.argmax(log_likelihoods) == self.item.gold)
 
 
-def score_items(
-    scorer: Scorer, tokenizer: Tokenizer, items: Sequence[Item], name: str | None = None
-) -> list[Outcome]:
-    """Returns each item with its scores; `name` is for progress, see `Scorer.score`."""
-    requests = [encode_request(tokenizer, *pair) for item in items for pair in item.requests]
-    scores = iter(scorer.score(requests, name))
-    return [Outcome(item, tuple(next(scores) for _ in item.requests)) for item in items]
-
-
 def summarise(outcomes: Sequence[Outcome], metrics: Sequence[str]) -> dict[str, Any]:
     """Returns `n`, `chance` (None for an open question) and each metric with its standard error.
 
@@ -168,42 +175,57 @@ def summarise(outcomes: Sequence[Outcome], metrics: Sequence[str]) -> dict[str, 
     return summary
 
 
-def run_files(
-    scorer: Scorer,
-    tokenizer: Tokenizer,
-    files: Mapping[str, Sequence[Path]],
-    *,
-    limit: int | None = None,
-    progress: bool = True,
-) -> Results:
-    """Returns the results of each benchmark; of BLiMP also of each paradigm, as `blimp/PARADIGM`.
+class Suite:
+    """The items of some benchmarks, read and encoded once, for any number of models."""
 
-    BLiMP's own accuracy is the mean of its paradigms'.
+    def __init__(
+        self, tokenizer: Tokenizer, files: Mapping[str, Sequence[Path]], limit: int | None = None
+    ):
+        """Reads the files.
 
-    Args:
-        scorer: of the model.
-        tokenizer: the one it was trained with.
-        files: from `find_files`.
-        limit: items of each benchmark or paradigm, at most; None for all.
-        progress: whether it is shown.
+        Args:
+            tokenizer: the one the models were trained with.
+            files: from `find_files`.
+            limit: items of each benchmark or paradigm, at most; None for all.
 
-    Raises:
-        UserError: if any of the files cannot be used; before anything is scored.
-    """
-    read = {name: read_items(TASKS[name], paths, limit) for name, paths in files.items()}
-    results: Results = {}
-    for name, items in read.items():
-        outcomes = score_items(scorer, tokenizer, items, name if progress else None)
-        metrics = TASKS[name].metrics
-        groups: dict[str, list[Outcome]] = collections.defaultdict(list)
-        for outcome in outcomes:
-            groups[outcome.item.group].append(outcome)
-        results[name] = summarise(outcomes, metrics)
-        if name == "blimp":
-            parts = {f"{name}/{g}": summarise(of, metrics) for g, of in sorted(groups.items())}
-            results[name] |= _mean_of(list(parts.values()))
-            results |= parts
-    return results
+        Raises:
+            UserError: if any of the files cannot be used.
+        """
+        self.items = {name: read_items(TASKS[name], of, limit) for name, of in files.items()}
+        self._tokenizer = tokenizer
+        self._requests: dict[str, list[Request]] = {}
+
+    def score(self, name: str, scorer: Scorer, *, progress: bool = False) -> list[Outcome]:
+        """Returns each item of the benchmark `name` with its scores."""
+        items = self.items[name]
+        if name not in self._requests:
+            pairs = [pair for item in items for pair in item.requests]
+            self._requests[name] = [encode_request(self._tokenizer, *pair) for pair in pairs]
+        scores = iter(scorer.score(self._requests[name], name if progress else None))
+        return [Outcome(item, tuple(next(scores) for _ in item.requests)) for item in items]
+
+    def run(self, scorer: Scorer, *, progress: bool) -> Results:
+        """Returns the results of each benchmark; of BLiMP also of each paradigm, as `blimp/NAME`.
+
+        BLiMP's own accuracy is the mean of its paradigms'.
+
+        Args:
+            scorer: of the model.
+            progress: whether it is shown.
+        """
+        results: Results = {}
+        for name in self.items:
+            outcomes = self.score(name, scorer, progress=progress)
+            metrics = TASKS[name].metrics
+            groups: dict[str, list[Outcome]] = collections.defaultdict(list)
+            for outcome in outcomes:
+                groups[outcome.item.group].append(outcome)
+            results[name] = summarise(outcomes, metrics)
+            if name == "blimp":
+                parts = {f"{name}/{g}": summarise(of, metrics) for g, of in sorted(groups.items())}
+                results[name] |= _mean_of(list(parts.values()))
+                results |= parts
+        return results
 
 
 def _mean_of(parts: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
@@ -213,66 +235,3 @@ def _mean_of(parts: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
         "acc": math.fsum(part["acc"] for part in parts) / len(parts),
         "acc_stderr": None if None in stderrs else math.hypot(*stderrs) / len(parts),
     }
-
-
-def run_benchmarks(
-    gpt: GPTConfig,
-    params: Any,
-    tokenizer: Tokenizer,
-    files: Mapping[str, Sequence[Path]],
-    limit: int | None,
-) -> dict[str, float]:
-    """Returns `task/metric` -> value of each benchmark, silently: a hook for the training loop.
-
-    Args:
-        gpt: the model's shape.
-        params: its parameters, wherever they are.
-        tokenizer: the one it is trained with.
-        files: from `find_files`.
-        limit: items of each benchmark or paradigm, the same ones each time; None for all.
-
-    Raises:
-        UserError: if any of the files cannot be used.
-    """
-    results = run_files(Scorer(gpt, params), tokenizer, files, limit=limit, progress=False)
-    return {
-        f"{name}/{metric}": results[name][metric]
-        for name in files
-        for metric in TASKS[name].metrics
-    }
-
-
-def table(results: Results, model_name: str) -> str:
-    """Returns the results beside published ones, with sources, and BLiMP's paradigms below."""
-    header = ["", "items", "chance", model_name, *(p.model for p in PUBLISHED)]
-    lines = [header]
-    for name, values in results.items():
-        for metric in TASKS[name].metrics if name in TASKS else ():
-            others = [_number(p.figures.get(f"{name}/{metric}"), metric) for p in PUBLISHED]
-            chance = "" if values["chance"] is None else _number(values["chance"], metric)
-            lines.append(
-                [f"{name} {metric}", f"{values['n']:,}", chance, _own(values, metric), *others]
-            )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    text = []
-    for first, *others in lines:
-        cells = [cell.rjust(w) for cell, w in zip(others, widths[1:], strict=True)]
-        text.append("  ".join([first.ljust(widths[0]), *cells]))
-    text += ["", "Accuracies in %, zero-shot as in lm-eval, ± one standard error over items."]
-    text += [f"{p.model}: {p.source}." for p in PUBLISHED]
-    if paradigms := {name: values for name, values in results.items() if name not in TASKS}:
-        width = max(map(len, paradigms))
-        text += ["", *(f"{n.ljust(width)}  {_own(v, 'acc')}" for n, v in paradigms.items())]
-    return "\n".join(line.rstrip() for line in text)
-
-
-def _number(value: float | None, metric: str) -> str:
-    if value is None:
-        return "n/a"
-    if metric == "perplexity":
-        return f"{value:.2f}" if value < 10_000 else f"{value:.2e}"
-    return f"{100 * value:.1f}"
-
-
-def _own(values: Mapping[str, Any], metric: str) -> str:
-    return f"{_number(values[metric], metric)} ± {_number(values[f'{metric}_stderr'], metric)}"

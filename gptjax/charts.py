@@ -3,10 +3,12 @@
 import dataclasses
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 from gptjax.history import History, is_number
-from gptjax.writers import START
+from gptjax.tasks import TASKS
+from gptjax.writers import BENCHMARK, START
 
 _MAX_POINTS = 2000  # of a curve: a wide screen has no more columns
 
@@ -58,12 +60,14 @@ def page_data(histories: list[History]) -> dict[str, Any]:
         for history in histories
         for _, values in history.lines
         for name in values.keys() - _NOT_DRAWN
-        if is_number(values, name)
+        if is_number(values, name) and not name.startswith(BENCHMARK)
     }
+    scores = list(_scores(histories))
     drawn = {name for chart in _CHARTS for name in chart.names}
     others = [Chart(name, "", (name,), main=False) for name in sorted(names - drawn)]
+    names.update(name for chart in scores for name in chart.names)
     return {
-        "charts": [dataclasses.asdict(chart) for chart in (*_CHARTS, *others)],
+        "charts": [dataclasses.asdict(chart) for chart in (*_CHARTS, *scores, *others)],
         "means": sorted(_MEANS),
         "runs": [
             {
@@ -75,6 +79,16 @@ def page_data(histories: list[History]) -> dict[str, Any]:
             for history in histories
         ],
     }
+
+
+def _scores(histories: list[History]) -> Iterator[Chart]:
+    """Yields a chart for each metric of each benchmark that was measured during training."""
+    for task in TASKS.values():
+        for i, metric in enumerate(task.metrics):
+            name = f"{BENCHMARK}{task.name}/{metric}"
+            if any(history.last(name) is not None for history in histories):
+                unit = "" if metric == "perplexity" else "share of the items answered rightly"
+                yield Chart(f"{task.name} {metric}", unit, (name,), main=i == 0)
 
 
 def _tables(history: History, names: set[str]) -> list[dict[str, Any]]:

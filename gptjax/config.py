@@ -1,6 +1,7 @@
 """What a configuration must satisfy, and how it is kept in the workdir."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -14,8 +15,14 @@ from data_pipeline.token_store import TokenStore
 _FILE = "config.json"
 
 
-def validate(config: ConfigDict, n_devices: int) -> None:
-    """Raises UserError with every contradiction of `config` at once; reads no file and no data."""
+def validate(config: ConfigDict, n_devices: int, further: Sequence[str] = ()) -> None:
+    """Raises UserError with every contradiction of `config` at once; reads no file and no data.
+
+    Args:
+        config: see configs/base.py.
+        n_devices: of the run, over all processes.
+        further: problems that others found, to be told with these.
+    """
     model, optim, train, data = config.model, config.optim, config.train, config.data
     problems = unknown_keys(leaves(config))
 
@@ -51,7 +58,9 @@ def validate(config: ConfigDict, n_devices: int) -> None:
         "train": ("max_loss_spike",),
         "data": ("prepare_workers",),
         "checkpoint": ("keep_best",),
-        "sample": ("max_new_tokens", "temperature", "top_k"),
+        "eval": ("benchmark_interval", "benchmark_limit"),
+        "sample": ("interval", "max_new_tokens", "temperature", "top_k"),
+        "report": ("interval",),
     }
     for group, keys in not_negative.items():
         for key in keys:
@@ -132,7 +141,15 @@ def validate(config: ConfigDict, n_devices: int) -> None:
         f"train.max_hours = {train.max_hours} must be positive",
     )
     require(config.seed >= 0, f"seed = {config.seed} must not be negative")
-    _raise(problems)
+    require(
+        not config.sample.interval or bool(config.sample.prompts),
+        f"sample.interval = {config.sample.interval} needs sample.prompts to continue",
+    )
+    require(
+        all(config.eval.benchmarks),
+        'eval.benchmarks names an empty path: --config.eval.benchmarks="()" is none',
+    )
+    _raise([*problems, *further])
 
 
 def validate_store(config: ConfigDict, store: TokenStore) -> None:

@@ -47,7 +47,9 @@ FREE = frozenset(
     model.compute_dtype model.attention model.remat model.scan_unroll model.loss_chunk
     train.log_interval train.max_passes train.max_bad_steps train.max_loss_spike train.max_hours
     eval.eval_interval eval.eval_iters
+    eval.benchmarks eval.benchmark_interval eval.benchmark_limit
     checkpoint.always_save_checkpoint checkpoint.keep_latest checkpoint.keep_best
+    sample.interval report.interval
     sample.prompts sample.max_new_tokens sample.temperature sample.top_k sample.top_p
     log.tensorboard log.wandb log.wandb_project mesh.fsdp
     claims.n_params claims.source_tokens claims.passes claims.steps_per_sec claims.days

@@ -45,3 +45,13 @@ def host_copy(tree: Any) -> Any:
         if isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
             leaf.copy_to_host_async()
     return jax.tree.map(copy, tree)
+
+
+def on_one_device(tree: Any) -> Any:
+    """Returns the whole arrays of a tree on one device of this process; all processes call it.
+
+    What is there already is not copied: use it before the arrays are donated.
+    """
+    if all(x.is_fully_replicated for x in jax.tree.leaves(tree)):
+        return jax.tree.map(lambda x: x.addressable_data(0), tree)
+    return jax.device_put(host_copy(tree), jax.local_devices()[0])

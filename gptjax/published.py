@@ -3,9 +3,16 @@
 Accuracies are shares. A figure that no source states for this very protocol is left out: HellaSwag
 in completion style, for one, is two points lower for the same model. ARC, PIQA and WinoGrande items
 are those of lm-eval's splits: test for ARC, validation for the others.
+
+Here too is the table that sets our own results beside them, as the programs and the report show it.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from gptjax.tasks import TASKS
+
+Results = dict[str, dict[str, Any]]  # by benchmark: n, chance, and each metric with its _stderr
 
 
 class Published(NamedTuple):
@@ -93,3 +100,74 @@ PUBLISHED = (
         "github.com/EleutherAI/gpt-neo, README.md, Model Evaluations",
     ),
 )
+
+NOTES = (
+    "Accuracies in %, zero-shot as in lm-eval, ± one standard error over items.",
+    *(f"{other.model}: {other.source}." for other in PUBLISHED),
+)
+
+
+def comparison(columns: Mapping[str, Results]) -> list[list[str]]:
+    """Returns the rows of a table, its head first: a row for each metric of a benchmark.
+
+    Beside its name stand the number of items and the chance level; the results, a column for each
+    of `columns`; and the published figures, a column for each model.
+    """
+    rows = [["", "items", "chance", *columns, *(other.model for other in PUBLISHED)]]
+    for name, task in TASKS.items():
+        found = [results.get(name, {}) for results in columns.values()]
+        for metric in task.metrics if any(found) else ():
+            key = f"{name}/{metric}"
+            items = dict.fromkeys(f"{n:,}" for v in found if isinstance(n := v.get("n"), int))
+            chances = [chance for v in found if (chance := v.get("chance")) is not None]
+            rows.append(
+                [
+                    f"{name} {metric}",
+                    " / ".join(items),  # others, where fewer were asked for
+                    _figure(chances[0], metric) if chances else "",
+                    *(_with_error(values, metric) for values in found),
+                    *(_figure(other.figures.get(key), metric) for other in PUBLISHED),
+                ]
+            )
+    return rows
+
+
+def text_table(results: Results, model_name: str) -> str:
+    """Returns `comparison` of one model as text, with sources, and BLiMP's paradigms below."""
+    rows = comparison({model_name: results})
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [cell.rjust(w) for cell, w in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    lines += ["", *NOTES]
+    if paradigms := {name: values for name, values in results.items() if name not in TASKS}:
+        width = max(map(len, paradigms))
+        lines.append("")
+        lines += [f"{n.ljust(width)}  {_with_error(v, 'acc')}" for n, v in paradigms.items()]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def short_line(results: Results) -> str:
+    """Returns the figures of whole benchmarks in one line, for a log."""
+    return " | ".join(
+        f"{name} {metric} {_with_error(results[name], metric)}"
+        for name, task in TASKS.items()
+        for metric in (task.metrics if name in results else ())
+    )
+
+
+def _with_error(values: Mapping[str, Any], metric: str) -> str:
+    """Returns a figure ± its standard error; "n/a" where there is none."""
+    if metric not in values:
+        return "n/a"
+    return f"{_figure(values[metric], metric)} ± {_figure(values.get(f'{metric}_stderr'), metric)}"
+
+
+def _figure(value: Any, metric: str) -> str:
+    """Returns a share in %, a perplexity as it is; what a damaged file may hold is "n/a"."""
+    if not (isinstance(value, int | float) and abs(value) < 1e300):
+        return "n/a"
+    if metric == "perplexity":
+        return f"{value:.2f}" if value < 10_000 else f"{value:.2e}"
+    return f"{100 * value:.1f}"

@@ -7,7 +7,7 @@ import datetime
 import html
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,9 @@ import numpy as np
 from configs import base
 from gptjax.history import History, leaves_of
 from gptjax.metrics import format_seconds
-from gptjax.writers import START
+from gptjax.published import NOTES, Results, comparison
+from gptjax.tasks import TASKS
+from gptjax.writers import BENCHMARK, START
 
 _MAX_SAMPLES = 24  # texts of a run on the page; of more, evenly spread ones
 _MAX_RESULTS = 5  # files of eval/ in a run's table: the last ones
@@ -220,6 +222,10 @@ def _results(runs: list[History]) -> str:
 
 def _with_errors(result: dict[str, Any]) -> dict[str, str]:
     """Returns the numbers of a result as text, each with its standard error if it has one."""
+    scores = result.get("benchmarks")
+    if isinstance(scores, dict):  # those of TASKS have a table of their own
+        scores = {name: score for name, score in scores.items() if name not in TASKS}
+        result = result | {"benchmarks": scores}
     numbers = dict(leaves_of(result))
     numbers = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
     return {
@@ -233,6 +239,41 @@ def _with_errors(result: dict[str, Any]) -> dict[str, str]:
 def _at_step(name: str) -> str:
     """Returns `step 1,000` for the file name 1000, other names as they are."""
     return f"step {int(name):,}" if name.isdecimal() else name
+
+
+def benchmarks(runs: list[History]) -> str:
+    """What was scored on benchmarks, in training and by `gptjax.evaluate`, beside other models."""
+    columns = {
+        (f"{run.name}, " if len(runs) > 1 else "") + name: results
+        for run in runs
+        for name, results in list(_scores(run))[-_MAX_RESULTS:]
+    }
+    if not columns:
+        return ""
+    head, *rows = comparison(columns)
+    table = _table(head, rows, "numbers")
+    notes = "".join(f'<p class="notes">{html.escape(note)}</p>' for note in NOTES)
+    return f"<h2>Benchmarks</h2>{table}{notes}"
+
+
+def _scores(run: History) -> Iterator[tuple[str, Results]]:
+    """Yields the results of the files of eval/, and the last ones of each task in training."""
+    for name, result in run.evaluations.items():
+        scores = result.get("benchmarks")
+        if isinstance(scores, dict):
+            known = {task: scores[task] for task in TASKS if isinstance(scores.get(task), dict)}
+            if known:
+                yield _at_step(name), known
+    last: Results = {}
+    step = 0
+    for at, values in run.lines:
+        for name, value in values.items():
+            task, _, key = name.removeprefix(BENCHMARK).partition("/")
+            if name.startswith(BENCHMARK) and task in TASKS:
+                last.setdefault(task, {})[key] = value
+                step = at
+    if last:
+        yield f"in training, step {step:,}", last
 
 
 def skipped(runs: list[History]) -> str:
@@ -294,4 +335,4 @@ def config(runs: list[History]) -> str:
     return f"<h2>Resolved configuration</h2>{content}" if content else ""
 
 
-SECTIONS = (differences, evaluations, skipped, samples, config)
+SECTIONS = (differences, evaluations, benchmarks, skipped, samples, config)

@@ -1,9 +1,8 @@
-"""The run: build, restore, loop, sample. The loop orchestrates, the step computes, hooks decide."""
+"""The run: build, restore, loop. The loop orchestrates, the step computes, hooks decide."""
 
 import logging
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +15,10 @@ from data_pipeline.packing import PackedRows
 from data_pipeline.pipeline import BatchIterator
 from data_pipeline.prepare import prepare
 from data_pipeline.token_store import TOKENIZER, TokenStore
-from gptjax import attention, generate, model, plan
+from gptjax import attention, hooks, model, plan
 from gptjax import config as config_lib
 from gptjax.checkpoint import Checkpoints, Progress
-from gptjax.evaluate import Validation
+from gptjax.hooks import Hook
 from gptjax.initial import initial_state
 from gptjax.metrics import Clock, Window, format_seconds
 from gptjax.model import GPTConfig
@@ -29,13 +28,14 @@ from gptjax.signals import StopSignal
 from gptjax.skipped import SkippedSteps
 from gptjax.targets import peak_flops
 from gptjax.train_step import StepFunctions, TrainState
+from gptjax.validation import Validation
 from gptjax.writers import START, Console, MetricsWriter, training_line
 
 _log = logging.getLogger(__name__)
 
 
 def train_and_evaluate(config: ConfigDict) -> TrainState:
-    """Prepares the data, trains on to `train.max_iters` from where the workdir stands, samples.
+    """Prepares the data and trains on to `train.max_iters` from where the workdir stands.
 
     Args:
         config: see configs/base.py.
@@ -48,7 +48,7 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
             Or later, if too many steps in a row had to be skipped, or the last state could not be
             saved.
     """
-    config_lib.validate(config, jax.device_count())
+    config_lib.validate(config, jax.device_count(), hooks.problems(config))
     run_plan = plan.refuse_unfit(config)
     store = TokenStore.open(prepare(config))
     config_lib.validate_store(config, store)
@@ -77,8 +77,6 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
             run.close()
     finally:
         checkpoints.close()
-    if run.step == config.train.max_iters:
-        _print_samples(config, gpt, run.state, store.tokenizer)
     return run.state
 
 
@@ -87,13 +85,6 @@ def _write_description(config: ConfigDict, store: TokenStore) -> None:
     workdir = Path(config.workdir)
     config_lib.save(config, workdir)
     write_atomically(workdir / TOKENIZER, (store.path / TOKENIZER).read_bytes())
-
-
-class Hook(NamedTuple):
-    """Something that is done between steps, while the training clock stands still."""
-
-    interval: int  # optimizer steps; it is also done at the end of the run
-    run: Callable[[], None]
 
 
 class Unread(NamedTuple):
@@ -120,7 +111,6 @@ class Run:
         """Puts the parts together; reads the validation rows and starts reading ahead."""
         self.state = state
         self.step = int(state.step)
-        self.hooks = [Hook(config.eval.eval_interval, self._evaluate_and_save)]
         self._config = config
         self._steps = steps
         self._saver = Saver(checkpoints, self._prepare_to_save)
@@ -154,8 +144,13 @@ class Run:
             state=progress.window,
         )
         self._seconds_per_step: float | None = None
-        self._hook_seconds = 0.0  # of the last time that hooks were due
+        self._hook_seconds: dict[Hook, float] = {}  # of the last time that each was due
         self._writer = MetricsWriter(Path(config.workdir), config, self.step)
+        self.hooks = [
+            *hooks.measurements(config, steps.gpt, store.tokenizer, self._writer),
+            Hook(config.eval.eval_interval, self._evaluate_and_save),
+            *hooks.reports(config),
+        ]
         self._skipped = SkippedSteps(config, self._rows, self._writer, state.opt_state)
         self._console = Console(config.train.max_iters, self.step)
         if self.step < config.train.max_iters:
@@ -171,13 +166,14 @@ class Run:
         train = self._config.train
         if self.step >= train.max_iters:
             _log.info("Nothing left to train: %d of %d steps are done.", self.step, train.max_iters)
+            self._between_steps([hook for hook in self.hooks if hook.again])
             return
         stop_time = None if train.max_hours is None else time.monotonic() + 3600 * train.max_hours
         with StopSignal(self._announce_stop) as stop:
             unread: Unread | None = self._first_step()
             while True:
                 at_end = self.step >= train.max_iters
-                due = [hook for hook in self.hooks if at_end or self.step % hook.interval == 0]
+                due = [hook for hook in self.hooks if hook.due(self.step, at_end=at_end)]
                 if due or self._saver.due():
                     self._read(unread)
                     unread = None
@@ -245,35 +241,37 @@ class Run:
         self._window.restart()
 
     def _eta(self, step: int) -> float | None:
-        """Returns seconds until the end, at the speed of now; hooks count as the last ones did."""
+        """Returns seconds until the end, at the speed of now; hooks take what they last took."""
         if self._seconds_per_step is None:
             return None
         steps_left = self._config.train.max_iters - step
-        hooks_left = steps_left / self._config.eval.eval_interval
-        return steps_left * self._seconds_per_step + hooks_left * self._hook_seconds
+        hook_seconds = sum(
+            seconds * (steps_left / hook.interval if hook.interval else 1)
+            for hook, seconds in self._hook_seconds.items()
+        )
+        return steps_left * self._seconds_per_step + hook_seconds
 
-    def _between_steps(self, hooks: list[Hook]) -> None:
+    def _between_steps(self, due: list[Hook]) -> None:
         with self._clock.paused():
-            start = time.monotonic()
-            for hook in hooks:
-                hook.run()
-            if hooks:
-                self._hook_seconds = time.monotonic() - start
+            for hook in due:
+                start = time.monotonic()
+                hook.run(self.step, self.state.params)
+                self._hook_seconds[hook] = time.monotonic() - start
             if self._saver.due():
                 self._save()
 
-    def _evaluate_and_save(self) -> None:
+    def _evaluate_and_save(self, step: int, params: Any) -> None:
         start = time.monotonic()
-        values = self._validation.run(self.state.params)
+        values = self._validation.run(params)
         loss = values["loss"]
         finite = math.isfinite(loss)
         is_best = finite and (self._best_val_loss is None or loss < self._best_val_loss)
         if is_best:
             self._best_val_loss = loss
-        self._writer.write(self.step, {f"val/{name}": value for name, value in values.items()})
+        self._writer.write(step, {f"val/{name}": value for name, value in values.items()})
         seconds = format_seconds(time.monotonic() - start)
         self._console.line(
-            self.step,
+            step,
             f"val loss {loss:.4f} | bits/byte {values['bits_per_byte']:.4f}"
             f"{' | best so far' if is_best else ''} | {seconds}",
         )
@@ -320,18 +318,3 @@ class Run:
         self._batches.close()
         self._console.close()
         self._writer.close()
-
-
-def _print_samples(config: ConfigDict, gpt: GPTConfig, state: TrainState, tokenizer: Any) -> None:
-    """Prints a continuation of each of `sample.prompts` and keeps them in workdir/samples."""
-    sampling = {name: value for name, value in config.sample.items() if name != "prompts"}
-    texts = []
-    for prompt in config.sample.prompts:
-        pieces = generate.generate_text(
-            gpt, state.params, tokenizer, prompt, seed=config.seed, **sampling
-        )
-        texts.append(prompt + "".join(pieces))
-        _log.info("Sample:\n%s\n", texts[-1])
-    path = Path(config.workdir) / "samples" / f"{int(state.step)}.txt"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("\n\n---\n\n".join(texts) + "\n")

@@ -21,6 +21,7 @@ from gptjax.metrics import format_seconds
 _log = logging.getLogger(__name__)
 
 START = "run/start_step"  # written when a run starts or goes on, and at no other time
+BENCHMARK = "benchmark/"  # + task/metric, task/metric_stderr, task/n and task/chance
 
 
 class AppendedFile:

@@ -13,7 +13,7 @@ import pytest
 
 from configs.flags import UserError
 from gptjax import benchmarks, model, published, scoring
-from gptjax.benchmarks import Outcome, find_files, read_items, run_benchmarks, run_files, summarise
+from gptjax.benchmarks import Outcome, Suite, find_files, problems, read_items, summarise
 from gptjax.model import GPTConfig
 from gptjax.scoring import Score, Scorer, encode_request
 from gptjax.tasks import TASKS, Item
@@ -376,8 +376,20 @@ def test_files_that_cannot_be_told_apart_are_refused(tmp_path):
             find_files([path])
     for split in ("train", "val"):
         write(tmp_path / "sets" / f"hellaswag_{split}.jsonl", [{}])
-    with pytest.raises(UserError, match=r"2 files are of hellaswag.*--benchmarks="):
+    with pytest.raises(UserError, match=r"--benchmarks: 2 files are of hellaswag.*such as"):
         find_files([other.parent])
+
+
+def test_all_problems_of_files_are_told_at_once(tmp_path):
+    good = write(tmp_path / "piqa.jsonl", [{"goal": "g", "sol1": "a", "sol2": "b", "label": 1}])
+    bad = write(tmp_path / "lambada.jsonl", [{"text": "one"}])
+    told = problems([tmp_path / "none", tmp_path / "other.jsonl", good, bad])
+    assert [t.split(str(tmp_path))[1].split(" ")[0].strip(".,") for t in told] == [
+        "/none",
+        "/other.jsonl",
+        "/lambada.jsonl",
+    ]
+    assert problems([good]) == []
 
 
 # --- metrics ---
@@ -428,7 +440,7 @@ def sets(tmp_path_factory):
 def test_a_uniform_model_has_closed_forms(gpt, params, tokenizer, sets):
     """Where all logits are equal, a token costs log V, and shorter texts win."""
     zero = jax.tree.map(np.zeros_like, params)
-    results = run_files(Scorer(gpt, zero), tokenizer, sets, progress=False)
+    results = Suite(tokenizer, sets).run(Scorer(gpt, zero), progress=False)
     tokens = [len(tokenizer.encode(f" {i + 1}")) for i in range(5)]
     expected = gpt.vocab_size ** np.mean(tokens)
     assert results["lambada"]["perplexity"] == pytest.approx(expected, rel=1e-5)
@@ -436,7 +448,7 @@ def test_a_uniform_model_has_closed_forms(gpt, params, tokenizer, sets):
 
 
 def test_blimp_is_the_mean_of_its_paradigms(gpt, params, tokenizer, sets):
-    results = run_files(Scorer(gpt, params), tokenizer, sets, progress=False)
+    results = Suite(tokenizer, sets).run(Scorer(gpt, params), progress=False)
     assert list(results) == ["lambada", "blimp", "blimp/u0", "blimp/u1"]
     parts = [results["blimp/u0"], results["blimp/u1"]]
     assert [part["n"] for part in parts] == [4, 3]
@@ -445,14 +457,16 @@ def test_blimp_is_the_mean_of_its_paradigms(gpt, params, tokenizer, sets):
     assert results["blimp"]["acc_stderr"] == pytest.approx(expected)
 
 
-def test_the_hook_returns_the_same_figures_silently(gpt, params, tokenizer, sets, capsys, caplog):
-    hook = run_benchmarks(gpt, params, tokenizer, sets, 3)
-    results = run_files(Scorer(gpt, params), tokenizer, sets, limit=3, progress=False)
-    assert hook == {
-        "lambada/acc": results["lambada"]["acc"],
-        "lambada/perplexity": results["lambada"]["perplexity"],
-        "blimp/acc": results["blimp"]["acc"],
-    }
+def test_a_suite_encodes_once_and_scores_silently(
+    gpt, params, tokenizer, sets, capsys, caplog, monkeypatch
+):
+    suite = Suite(tokenizer, sets, limit=3)
+    first = suite.run(Scorer(gpt, params), progress=False)
+    monkeypatch.setattr(benchmarks, "encode_request", None)
+    assert suite.run(Scorer(gpt, params), progress=False) == first
+    assert first["lambada"]["n"] == 3 and first["blimp"]["n"] == 6  # 3 of each paradigm
+    zero = jax.tree.map(np.zeros_like, params)
+    assert suite.run(Scorer(gpt, zero), progress=False) != first
     assert capsys.readouterr() == ("", "") and not caplog.records
 
 
@@ -479,13 +493,13 @@ def test_published_figures_are_of_metrics_that_are_reported():
 
 
 def test_the_table_has_other_models_sources_and_paradigms(gpt, params, tokenizer, sets):
-    results = run_files(Scorer(gpt, params), tokenizer, sets, progress=False)
+    results = Suite(tokenizer, sets).run(Scorer(gpt, params), progress=False)
     results["piqa"] = {
         "n": 1838,
         "chance": 0.5,
         **{"acc": 0.6, "acc_stderr": 0.0114, "acc_norm": 0.59, "acc_norm_stderr": None},
     }
-    text = benchmarks.table(results, "ours")
+    text = published.text_table(results, "ours")
     lines = {line.split("  ")[0]: line.split() for line in text.splitlines()}
     header = text.splitlines()[0].split("  ")
     models = [cell.strip() for cell in header if cell.strip()]

@@ -124,7 +124,8 @@ POSITIVE = """
 NOT_NEGATIVE = """
     optim.min_lr optim.warmup_iters optim.decay_iters optim.weight_decay optim.grad_clip
     model.loss_chunk data.prepare_workers checkpoint.keep_best sample.max_new_tokens
-    sample.temperature sample.top_k train.max_loss_spike
+    sample.temperature sample.top_k train.max_loss_spike sample.interval report.interval
+    eval.benchmark_interval eval.benchmark_limit
 """.split()
 RULES = [
     *((name, {name: 0}, f"{name} = 0(.0)? must be positive") for name in POSITIVE),
@@ -156,6 +157,12 @@ RULES = [
         {"optim.schedule": "wsd", "optim.warmup_iters": 10, "optim.decay_iters": 11},
         r"warmup_iters \+ optim.decay_iters = 21 exceed train.max_iters = 20",
     ),
+    (
+        "samples of nothing",
+        {"sample.interval": 5, "sample.prompts": ()},
+        "sample.interval = 5 needs sample.prompts",
+    ),
+    ("no path", {"eval.benchmarks": ("",)}, "eval.benchmarks names an empty path"),
     ("vocab", {"tokenizer.vocab_size": 65_537}, "vocab_size = 65,537 exceeds 65,536"),
 ]
 

@@ -19,12 +19,13 @@ from data_pipeline.token_store import TOKENIZER
 from gptjax import config as config_lib
 from gptjax import evaluate, model
 from gptjax.checkpoint import Checkpoints, Progress
-from gptjax.evaluate import Texts, Validation, evaluate_documents, validation_documents
+from gptjax.evaluate import Texts, evaluate_documents, validation_documents
 from gptjax.load import Run, load_run
 from gptjax.metrics import ratio
 from gptjax.model import GPTConfig
 from gptjax.sharding import make_mesh
 from gptjax.train_step import StepFunctions
+from gptjax.validation import Validation
 
 ROOT = Path(__file__).parent.parent
 

@@ -44,6 +44,7 @@ ORDER = [
     "gptjax.sharding",
     "gptjax.train_step",
     "gptjax.metrics",
+    "gptjax.validation",
     "gptjax.events",
     "gptjax.writers",
     "gptjax.signals",
@@ -87,6 +88,7 @@ ORDER = [
     "gptjax.charts",
     "gptjax.tables",
     "gptjax.report",
+    "gptjax.hooks",
     "gptjax.train",
     "gptjax.main",
 ]
@@ -101,14 +103,14 @@ PROGRAMS = {
         "gptjax.train",
     },
     "gptjax.checkpoint": {"gptjax.import_hf", "gptjax.load", "gptjax.saver", "gptjax.train"},
-    "gptjax.evaluate": {"gptjax.train"},
+    "gptjax.evaluate": set(),
     "gptjax.export": set(),
-    "gptjax.generate": {"gptjax.completions", "gptjax.lm_eval_adapter", "gptjax.train"},
+    "gptjax.generate": {"gptjax.completions", "gptjax.hooks", "gptjax.lm_eval_adapter"},
     "gptjax.import_hf": set(),
     "gptjax.lm_eval_adapter": set(),
     "gptjax.main": set(),
     "gptjax.plan": {"gptjax.train"},
-    "gptjax.report": set(),
+    "gptjax.report": {"gptjax.hooks"},
     "gptjax.serve": set(),
 }
 

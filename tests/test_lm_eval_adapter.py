@@ -147,13 +147,13 @@ def assert_equal(gpt, params, tokenizer, folder, theirs, *, rel):
     scorer = Scorer(gpt, params)
     files = benchmarks.find_files([folder])
     assert set(files) == {name.partition("/")[0] for name in YAML}
-    ours = benchmarks.run_files(scorer, tokenizer, files, progress=False)
+    ours = benchmarks.Suite(tokenizer, files).run(scorer, progress=False)
     for name in YAML:
         task = TASKS[name.partition("/")[0]]
-        items = benchmarks.read_items(task, [folder / f"{name}.jsonl"])
-        outcomes = benchmarks.score_items(scorer, tokenizer, items)
+        suite = benchmarks.Suite(tokenizer, {task.name: [folder / f"{name}.jsonl"]})
+        outcomes = suite.score(task.name, scorer)
         in_order = sorted(samples[name], key=lambda sample: sample["doc_id"])
-        assert len(in_order) == len(items) >= 3
+        assert len(in_order) == len(outcomes) >= 3
         for outcome, sample in zip(outcomes, in_order, strict=True):
             requests = [tuple(request) for request in sample["arguments"]]
             assert list(outcome.item.requests) == requests, name

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from gptjax.evaluate import Validation
 from gptjax.metrics import Clock, Window, average, bits_per_byte, format_seconds
 from gptjax.model import GPTConfig
 from gptjax.sharding import make_mesh
 from gptjax.train_step import StepFunctions
+from gptjax.validation import Validation
 
 
 @pytest.fixture(scope="module", params=[(False, 5), (True, 3)], ids=["plain", "document_mask"])

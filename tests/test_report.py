@@ -20,6 +20,7 @@ from configs.flags import UserError
 from data_pipeline.token_store import TOKENIZER
 from gptjax import config as config_lib
 from gptjax import history
+from gptjax.published import PUBLISHED
 from gptjax.report import write_report
 from gptjax.writers import START
 
@@ -268,7 +269,7 @@ def test_samples_evaluations_and_configuration(tmp_path):
     for step in (10, 20, 30, 40, 50, 1000):
         result = {"val": {"loss": step / 8, "loss_stderr": None}, "by": "us"}
         if step == 1000:
-            result["benchmarks"] = {"piqa": {"n": 1838, "acc": 0.625, "acc_stderr": 0.01129}}
+            result |= {"n_params": 1838, "other": {"loss": 0.625, "loss_stderr": 0.01129}}
         (workdir / f"eval/{step}.json").write_text(json.dumps(result))
     (workdir / "eval/broken.json").write_text('{"piqa":')
     (workdir / "eval/list.json").write_text("[1]")
@@ -280,14 +281,52 @@ def test_samples_evaluations_and_configuration(tmp_path):
     head = next(row for row in page.rows if "step 1,000" in row)
     assert head[1:] == ["step 20", "step 30", "step 40", "step 50", "step 1,000"]
     assert page.row("val.loss") == ["2.5", "3.75", "5", "6.25", "125"]
-    assert page.row("benchmarks.piqa.acc") == ["–"] * 4 + ["0.625 ± 0.011"]
-    assert page.row("benchmarks.piqa.n")[-1] == "1,838"
+    assert page.row("other.loss") == ["–"] * 4 + ["0.625 ± 0.011"]
+    assert page.row("n_params")[-1] == "1,838"
     assert "1 earlier ones are in eval/." in page.texts
     assert "by" not in {row[0] for row in page.rows}
     assert sum("eval/" in text and "left out" in text for text in page.texts) == 1
     assert sum("eval/broken.json could not be read" in text for text in page.texts) == 1
     assert page.row("train.max_iters") == ["200", "250000"]  # set, and the default
     assert page.row("seed") == ["1337", ""]
+
+
+def test_benchmarks_stand_beside_published_figures(tmp_path):
+    """The last ones in training and those of gptjax.evaluate, and a curve for each metric."""
+    lines = run_lines()
+    for step, acc in ((50, 0.5), (100, 0.5625)):
+        scores = {"n": 500, "chance": 0.5, "acc": acc, "acc_stderr": 0.0222, "acc_norm": None}
+        scores |= {"acc_norm_stderr": None}
+        lines.append({"step": step, **{f"benchmark/piqa/{k}": v for k, v in scores.items()}})
+    lines.append({"step": 100, "benchmark/lambada/perplexity": 12345.0})
+    lines.append({"step": 100, "benchmark/nobody/knows": 1.0, "benchmark/blimp/acc": [HOSTILE]})
+    workdir = make_run(tmp_path / "run", lines)
+    (workdir / "eval").mkdir()
+    whole = {"n": 1838, "chance": 0.5, "acc": 0.625, "acc_stderr": 0.01129}
+    odd = {"n": HOSTILE, "chance": [], "acc": 10**400}
+    scores = {"piqa": whole, "blimp/u0": {"n": 3, "acc": 0.25}, "winogrande": odd, "blimp": 7}
+    (workdir / "eval/1000.json").write_text(json.dumps({"benchmarks": scores}))
+    (workdir / "eval/2000.json").write_text(json.dumps({"benchmarks": [HOSTILE]}))
+    page = report(workdir)
+    head = next(row for row in page.rows if "GPT-2 124M" in row)
+    assert head[:5] == ["", "items", "chance", "step 1,000", "in training, step 100"]
+    others = [other.figures.get("piqa/acc") for other in PUBLISHED]
+    assert head[5:] == [other.model for other in PUBLISHED] and None not in others
+    theirs = [f"{100 * figure:.1f}" for figure in others]
+    ours = ["1,838 / 500", "50.0", "62.5 ± 1.1", "56.2 ± 2.2"]
+    assert page.row("piqa acc") == [*ours, *theirs]
+    assert page.row("piqa acc_norm")[2:4] == ["n/a", "n/a ± n/a"]
+    assert page.row("lambada perplexity")[2:4] == ["n/a", "1.23e+04 ± n/a"]
+    assert page.row("winogrande acc")[:4] == ["", "n/a", "n/a ± n/a", "n/a"]
+    assert all(any(other.source in text for text in page.texts) for other in PUBLISHED)
+    assert page.curve("benchmark/piqa/acc")[1] == [0.5, 0.5625]
+    drawn = {name for chart in page.data["charts"] for name in chart["names"]}
+    assert {name for name in drawn if name.startswith("benchmark/")} == {
+        "benchmark/piqa/acc",
+        "benchmark/lambada/perplexity",
+    }
+    assert page.row("benchmarks.blimp/u0.acc") == ["0.25", "–"]  # with the other figures
+    assert "benchmarks.piqa.acc" not in {row[0] for row in page.rows}
 
 
 HOSTILE = "</script></pre><script>alert(1)</script><img src=x onerror=alert(2)>\u2028'\"&amp;"
