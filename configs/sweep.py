@@ -1,4 +1,4 @@
-"""How a sweep is declared: settings x seeds of one configuration, in a file of benchmarks/sweeps/."""
+"""How a sweep is declared: settings x seeds of one configuration, in a file."""
 
 from collections.abc import Callable, Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""A part of the training documents: the same for all seeds, and each part lies in any larger one."""
+"""A part of the training documents: the same for all seeds, each within any larger one."""
 
 import numpy as np
 

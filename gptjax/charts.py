@@ -49,9 +49,9 @@ _CHARTS = (
 def page_data(histories: list[History]) -> dict[str, Any]:
     """Returns the JSON that the script reads: `charts`, `means` and `runs`.
 
-    Of a run: `name`, `flops_per_token`, and `tables` of metrics written at the same steps, with the
-    columns `step`, `tokens`, `seconds` (None where not known) and one for each metric; `restarts`
-    has the same three columns.
+    Of a run: `name`, `group` (number of its setting: its colour), `flops_per_token`, and `tables`
+    of metrics written at the same steps, with the columns `step`, `tokens`, `seconds` (None where
+    not known) and one for each metric; `restarts` has the same three columns.
     """
     names = {
         name
@@ -60,6 +60,7 @@ def page_data(histories: list[History]) -> dict[str, Any]:
         for name in values.keys() - _NOT_DRAWN
         if is_number(values, name)
     }
+    settings = list(dict.fromkeys(history.setting for history in histories))
     drawn = {name for chart in _CHARTS for name in chart.names}
     others = [Chart(name, "", (name,), main=False) for name in sorted(names - drawn)]
     return {
@@ -68,6 +69,7 @@ def page_data(histories: list[History]) -> dict[str, Any]:
         "runs": [
             {
                 "name": history.name,
+                "group": settings.index(history.setting),
                 "flops_per_token": history.flops_per_token,
                 "restarts": _places(history, history.restarts),
                 "tables": _tables(history, names),

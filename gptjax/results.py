@@ -79,7 +79,7 @@ def measured(workdir: Path) -> Row | None:
         "n_params": n_params,
         "n_params_non_embedding": n_params_non_embedding,
         "tokens": tokens[-1],
-        "passes": (run.position("data/epoch", [end]) or [None])[0],
+        "passes": passes[0] if (passes := run.position("data/epoch", [end])) else None,
         "seconds": seconds[-1],
         "flops": tokens[-1] * model.flops_per_token(gpt),
         "val_loss": run.last("val/loss"),
