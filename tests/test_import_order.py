@@ -103,6 +103,7 @@ PROGRAMS = {
         "gptjax.evaluate",
         "gptjax.planning",
         "gptjax.train",
+        "gptjax.trials",
     },
     "gptjax.checkpoint": {"gptjax.import_hf", "gptjax.load", "gptjax.saver", "gptjax.train"},
     "gptjax.evaluate": {"gptjax.train"},

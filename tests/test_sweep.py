@@ -185,7 +185,12 @@ from configs.sweep import sweep
 def get_config():
     return sweep(
         base=debug.get_config(),
-        common={"data.store_dir": %r, "train.log_interval": 10, "optim.beta2": 0.95},
+        common={
+            "data.source": %r,
+            "data.store_dir": %r,
+            "train.log_interval": 10,
+            "optim.beta2": 0.95,
+        },
         settings={
             "good": {},
             "bad": {"optim.learning_rate": 1e30, "train.max_bad_steps": 3},
@@ -199,7 +204,9 @@ def get_config():
 def made(debug_config, tmp_path_factory):
     """A sweep that was killed when it had a row, and run again; (folder, rows, outputs)."""
     home = tmp_path_factory.mktemp("sweep")
-    (home / "tiny.py").write_text(FILE % debug_config.data.store_dir)
+    (home / "tiny.py").write_text(
+        FILE % (str(ROOT / debug_config.data.source), debug_config.data.store_dir)
+    )
     jobs = min(2, len(os.sched_getaffinity(0)))
     command = [sys.executable, "-m", "gptjax.sweep", "--sweep=tiny.py"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -210,6 +217,7 @@ def made(debug_config, tmp_path_factory):
     give_up = time.monotonic() + 200
     while not table.exists() and killed.poll() is None and time.monotonic() < give_up:
         time.sleep(0.01)
+    assert killed.poll() is None, "it ended before it could be killed"
     os.killpg(killed.pid, signal.SIGKILL)  # and the run that is under way
     killed.wait()
     first = table.read_text()
