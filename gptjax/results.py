@@ -3,8 +3,9 @@
 A row holds `date`, `commit`, `sweep`, `setting`, `seed`, `overrides` (of configs/base.py), `status`
 (done or failed) and, of a run that is done, `n_params`, `n_params_non_embedding`, `tokens`,
 `passes`, `seconds` (of training), `flops`, `val_loss` (nats a token), `bits_per_byte`,
-`best_bits_per_byte`, `skipped_steps` and `curve`: [step, tokens, seconds, bits_per_byte] of each
-evaluation. A run that failed has its `reason` instead.
+`best_bits_per_byte`, `skipped_steps`, `checkpoints_kept` and `curve`: [step, tokens, seconds,
+bits_per_byte] of each evaluation. A run that failed has its `reason` instead. `commit` is what is
+checked out; `code`, a digest of the sources as they are, differs where they were changed since.
 """
 
 import json

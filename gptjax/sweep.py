@@ -151,7 +151,7 @@ class Sweep:
             row |= {"status": "failed", "reason": _reason(trial.workdir / _LOG, status)}
             told = f"FAILED: {row['reason']}"
         else:
-            row |= {"status": "done", **found}
+            row |= {"status": "done", "checkpoints_kept": self._keep, **found}
             told = (
                 f"{found['bits_per_byte']:.4f} bits per byte | {found['tokens']:,} tokens in "
                 f"{found['seconds']:.1f} s of training, {wall:.1f} s in all"
@@ -213,6 +213,9 @@ def main(
             trials.refuse_others(declared, rows)
             kept = {key for key, row in rows.items() if row["status"] == "done" or not retry}
             waiting = [trial for trial in declared if (trial.setting, trial.seed) not in kept]
+            for trial in declared:  # a kill may have come between a row and its cleaning up
+                if rows.get((trial.setting, trial.seed), {}).get("checkpoints_kept") is False:
+                    _remove_checkpoints(trial)
             _log.info("%s: %d runs, %d to be made.", name, len(declared), len(waiting))
             trials.prepare_data(waiting)
             runs = Sweep(waiting, name=name, table=table, jobs=jobs, keep=keep_checkpoints)
