@@ -91,7 +91,9 @@ class Sweep:
         self._total = len(waiting)
         self._running: list[_Running] = []
         self._name, self._table, self._keep = name, table, keep
-        # Processes are forked from one that has imported everything, and started no thread.
+        # Processes are forked from one that has imported everything, and started no thread: so all
+        # runs are of the sources as they are now.
+        self._code = {"commit": commit(), "code": code_digest()}
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["gptjax.main"])
 
@@ -140,8 +142,7 @@ class Sweep:
             return
         row: Row = {
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "commit": commit(),
-            "code": code_digest(),
+            **self._code,
             "sweep": self._name,
             "setting": trial.setting,
             "seed": trial.seed,
