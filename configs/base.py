@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
         source="data/fineweb_one_shard",  # a parquet file, or a folder: all *.parquet files in it are used, in the order of their names
         store_dir="data/stores",  # prepared token stores, one folder per (source, settings)
         val_fraction=0.005,  # share of documents, chosen by a hash of `id`, never trained on
+        max_train_tokens=0,  # train on this many tokens only, of documents that are the same for every seed; the val split stays whole; 0: all
         document_mask=False,  # True: a token attends only inside its own document
         on_damage="stop",  # damaged row group: stop, or keep_before (the documents before the damage; the rest is lost, and listed)
         prepare_workers=0,  # processes that tokenise; 0: one per CPU core

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict, config_flags
 
 from configs import base
 
+_FOLDERS = {"config": "configs", "sweep": "benchmarks/sweeps"}  # of files, by the flag
 _OVERRIDE = re.compile(r"--?config\.([\w.]+)")
 
 
@@ -20,19 +21,19 @@ class UserError(ValueError):
     """A mistake that the user can mend: programs print its one paragraph, without a traceback."""
 
 
-def define_config() -> None:
+def define_config(
+    name: str = "config", text: str = "Configuration file, such as configs/quickstart.py."
+) -> None:
     """Defines `--config`; call it beside the program's other flags, before `run`."""
-    config_flags.DEFINE_config_file(
-        "config", None, "Configuration file, such as configs/quickstart.py.", lock_config=True
-    )
-    flags.mark_flag_as_required("config")
+    config_flags.DEFINE_config_file(name, None, text, lock_config=True)
+    flags.mark_flag_as_required(name)
     # absl's --help tells of the program's own flags, and would count this one as the library's.
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
 
-def run(main: Callable[[ConfigDict], None]) -> None:
+def run(main: Callable[[ConfigDict], None], name: str = "config") -> None:
     """Parses the command line and calls `main(config)`; a `UserError` ends it with status 1."""
-    app.run(lambda _: call(main, flags.FLAGS.config), flags_parser=_parse)
+    app.run(lambda _: call(main, flags.FLAGS[name].value), flags_parser=_parse)
 
 
 def call(main: Callable[..., None], *args: object) -> None:
@@ -81,12 +82,13 @@ def _parse(argv: list[str]) -> list[str]:
     """Parses the flags, after looking for mistakes that absl would meet with a traceback."""
     problems = unknown_keys([m[1] for m in map(_OVERRIDE.match, argv) if m])
     for argument in argv:
-        value, _, given = argument.partition("=")[2].partition(":")
-        if not argument.lstrip("-").startswith("config="):
+        name, _, rest = argument.lstrip("-").partition("=")
+        value, _, given = rest.partition(":")
+        if name not in _FOLDERS:
             continue
         if not Path(value).is_file():
-            files = ", ".join(sorted(f.as_posix() for f in Path("configs").glob("[a-z]*.py")))
-            problems.append(f"--config={value} is no file (here are: {files or 'none'})")
+            files = sorted(f.as_posix() for f in Path(_FOLDERS[name]).glob("[a-z]*.py"))
+            problems.append(f"--{name}={value} is no file (here are: {', '.join(files) or 'none'})")
         elif Path(value).name == "workdir.py" and not (Path(given) / "config.json").is_file():
             problems.append(
                 f"--config={value}:{given} must name the workdir of a run, which has a config.json "

@@ -18,9 +18,10 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs.flags import UserError, define_config, run
-from data_pipeline.packing import PackedRows
+from data_pipeline.packing import Documents, PackedRows
 from data_pipeline.prepare import prepare, summary
-from data_pipeline.token_store import SPLITS, Split, TokenStore
+from data_pipeline.subset import training_documents
+from data_pipeline.token_store import SPLITS, TokenStore
 from data_pipeline.tokenizer import Tokenizer
 
 # Text of the web may hold codes that move the cursor: they are shown, not obeyed.
@@ -76,7 +77,7 @@ class Reader:
     """Turns rows of a split into text."""
 
     def __init__(
-        self, split: Split, rows: PackedRows, tokenizer: Tokenizer, look: Look, *, tokens: bool
+        self, split: Documents, rows: PackedRows, tokenizer: Tokenizer, look: Look, *, tokens: bool
     ):
         """`tokens`: whether the ends of tokens are marked."""
         self._split, self._rows, self._tokenizer, self._look = split, rows, tokenizer, look
@@ -135,7 +136,9 @@ def report(
     """
     if split not in SPLITS:
         raise UserError(f"--split={split}: the splits are {' and '.join(SPLITS)}.")
-    documents = store.split(split)
+    documents: Documents = store.split(split)
+    if split == "train":
+        documents = training_documents(store, config.data.max_train_tokens)
     packed = PackedRows(
         documents,
         block_size=config.model.block_size,

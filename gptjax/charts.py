@@ -51,9 +51,9 @@ _CHARTS = (
 def page_data(histories: list[History]) -> dict[str, Any]:
     """Returns the JSON that the script reads: `charts`, `means` and `runs`.
 
-    Of a run: `name`, `flops_per_token`, and `tables` of metrics written at the same steps, with the
-    columns `step`, `tokens`, `seconds` (None where not known) and one for each metric; `restarts`
-    has the same three columns.
+    Of a run: `name`, `group` (number of its setting: its colour), `flops_per_token`, and `tables`
+    of metrics written at the same steps, with the columns `step`, `tokens`, `seconds` (None where
+    not known) and one for each metric; `restarts` has the same three columns.
     """
     names = {
         name
@@ -63,6 +63,7 @@ def page_data(histories: list[History]) -> dict[str, Any]:
         if is_number(values, name) and not name.startswith(BENCHMARK)
     }
     scores = list(_scores(histories))
+    settings = list(dict.fromkeys(history.setting for history in histories))
     drawn = {name for chart in _CHARTS for name in chart.names}
     others = [Chart(name, "", (name,), main=False) for name in sorted(names - drawn)]
     names.update(name for chart in scores for name in chart.names)
@@ -72,6 +73,7 @@ def page_data(histories: list[History]) -> dict[str, Any]:
         "runs": [
             {
                 "name": history.name,
+                "group": settings.index(history.setting),
                 "flops_per_token": history.flops_per_token,
                 "restarts": _places(history, history.restarts),
                 "tables": _tables(history, names),

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from configs import base
 from configs.flags import UserError, leaves, unknown_keys
 from data_pipeline.files import write_atomically
+from data_pipeline.subset import training_documents
 from data_pipeline.token_store import TokenStore
 
 _FILE = "config.json"
@@ -56,7 +57,7 @@ def validate(config: ConfigDict, n_devices: int, further: Sequence[str] = ()) ->
         "optim": ("min_lr", "warmup_iters", "decay_iters", "weight_decay", "grad_clip"),
         "model": ("loss_chunk",),
         "train": ("max_loss_spike",),
-        "data": ("prepare_workers",),
+        "data": ("max_train_tokens", "prepare_workers"),
         "checkpoint": ("keep_best",),
         "eval": ("benchmark_interval", "benchmark_limit"),
         "sample": ("interval", "max_new_tokens", "temperature", "top_k"),
@@ -155,12 +156,16 @@ def validate(config: ConfigDict, n_devices: int, further: Sequence[str] = ()) ->
 def validate_store(config: ConfigDict, store: TokenStore) -> None:
     """Raises UserError where the data is too small for `config`: all such problems at once."""
     problems = []
-    for name in ("train", "val"):
-        n_tokens = store.split(name).n_tokens
-        if n_tokens < config.model.block_size:
+    limit = config.data.max_train_tokens
+    for name, documents in (
+        ("train", training_documents(store, limit)),
+        ("val", store.split("val")),
+    ):
+        if documents.n_tokens < config.model.block_size:
             problems.append(
-                f"model.block_size = {config.model.block_size:,} exceeds the {n_tokens:,} tokens "
-                f"of the {name} split (data.val_fraction = {config.data.val_fraction})"
+                f"model.block_size = {config.model.block_size:,} exceeds the "
+                f"{documents.n_tokens:,} tokens of the {name} split (data.val_fraction = "
+                f"{config.data.val_fraction}, data.max_train_tokens = {limit:,})"
             )
     _raise(problems)
 

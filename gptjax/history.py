@@ -7,6 +7,7 @@ cannot be read is left out and told in `History.notes`.
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ METRICS = "metrics.jsonl"
 Line = tuple[int, dict[str, Any]]  # step, and values by name; None: not known
 
 
+_SEED = re.compile(r"-s\d+$")  # ends the names of a sweep's workdirs
+
+
 @dataclasses.dataclass(frozen=True)
 class History:
     """A run as its workdir tells it."""
@@ -43,6 +47,11 @@ class History:
         """Returns the steps at which the number `name` was written, and its values."""
         rows = [(step, values[name]) for step, values in self.lines if is_number(values, name)]
         return [step for step, _ in rows], [value for _, value in rows]
+
+    @property
+    def setting(self) -> str:
+        """The name without the seed that a sweep adds to it: runs that differ in the seed only."""
+        return _SEED.sub("", self.name)
 
     @property
     def restarts(self) -> list[int]:
@@ -78,6 +87,12 @@ class History:
 def is_number(values: dict[str, Any], name: str) -> bool:
     """Whether `name` is among the values of a line, as a number or one that is not known."""
     return name in values and isinstance(values[name], int | float | None)
+
+
+def workdirs(folder: Path) -> list[Path]:
+    """Returns `folder`, or, where it is that of a sweep, the workdirs in it that have metrics."""
+    inside = sorted(path.parent for path in folder.glob(f"*/{METRICS}"))
+    return inside if inside and not (folder / METRICS).is_file() else [folder]
 
 
 def read(workdir: Path) -> History:

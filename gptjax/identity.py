@@ -19,7 +19,7 @@ from gptjax.optimizer import decay_start, schedule
 # Another value makes another run.
 FIXED = frozenset(
     """
-    seed data.document_mask
+    seed data.max_train_tokens data.document_mask
     model.block_size model.n_layer model.n_head model.n_embd model.dropout model.bias
     optim.weight_decay optim.beta1 optim.beta2 optim.eps optim.grad_clip
     """.split()

@@ -52,7 +52,9 @@ def refuse_unfit(config: ConfigDict) -> Plan:
 
 def short_form(plan: Plan, store: TokenStore) -> str:
     """Returns what training prints before step 0."""
-    return plan_text.describe(dataclasses.replace(plan, data=planning.stored(store)), full=False)
+    return plan_text.describe(
+        dataclasses.replace(plan, data=planning.stored(plan.config, store)), full=False
+    )
 
 
 def main(

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from data_pipeline.parquet import DataError
 from data_pipeline.prepare import locate
+from data_pipeline.subset import training_documents
 from data_pipeline.token_store import TokenStore
 from gptjax import attention, memory, model, step_cost, target_compile
 from gptjax.memory import Memory
@@ -219,7 +220,7 @@ def find_data(config: ConfigDict) -> Data:
     try:
         store_path, shards = locate(config)
         if store_path.exists():
-            return stored(TokenStore.open(store_path))
+            return stored(config, TokenStore.open(store_path))
     except DataError as error:
         if expected is None:
             return Data(None, None, f"not known: {str(error).partition('. ')[0]}")
@@ -234,14 +235,16 @@ def find_data(config: ConfigDict) -> Data:
     return _split(config, round(tokens), origin)
 
 
-def stored(store: TokenStore) -> Data:
-    """Returns the tokens of a store."""
-    return Data(store.split("train").n_tokens, store.split("val").n_tokens, "in the store")
+def stored(config: ConfigDict, store: TokenStore) -> Data:
+    """Returns the tokens of a store that `config` uses."""
+    train = training_documents(store, config.data.max_train_tokens)
+    return Data(train.n_tokens, store.split("val").n_tokens, "in the store")
 
 
 def _split(config: ConfigDict, tokens: int, origin: str) -> Data:
     val_tokens = round(config.data.val_fraction * tokens)
-    return Data(tokens - val_tokens, val_tokens, origin)
+    train_tokens = min(tokens - val_tokens, config.data.max_train_tokens or tokens)
+    return Data(train_tokens, val_tokens, origin)
 
 
 def measured(workdir: Path) -> float | None:

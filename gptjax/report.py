@@ -1,6 +1,9 @@
 """One page about a run, or several side by side, from what they wrote: opens from disk, offline.
 
-python -m gptjax.report --workdir=runs/quickstart --compare runs/other runs/third
+    python -m gptjax.report --workdir=runs/quickstart --compare runs/other runs/third
+    python -m gptjax.report --workdir=runs/sweeps/example
+
+The folder of a sweep stands for all its runs; those that differ in the seed only share a colour.
 """
 
 import base64
@@ -27,14 +30,17 @@ def write_report(workdir: Path, compare: Sequence[Path] = (), out: Path | None =
 
     Args:
         workdir: of the run; it may be unfinished.
-        compare: workdirs of runs to put beside it.
+        compare: workdirs of runs to put beside it; here and there, the folder of a sweep stands for
+            the workdirs in it.
         out: the page; None: `workdir`/report.html.
 
     Raises:
         UserError: if one of the folders has no metrics.jsonl, or the page cannot be written.
     """
     out = out or workdir / "report.html"
-    page = render([history.read(folder) for folder in (workdir, *compare)])
+    page = render(
+        [history.read(path) for folder in (workdir, *compare) for path in history.workdirs(folder)]
+    )
     try:
         write_atomically(out, page.encode(errors="replace"))  # JSON can hold halves of characters
     except OSError as error:
@@ -92,8 +98,10 @@ def _main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Folder of a run; it may be unfinished.", required=True)
-    flags.DEFINE_multi_string("compare", [], "Folders of runs to put beside it.")
+    flags.DEFINE_string(
+        "workdir", None, "Folder of a run, finished or not, or of a sweep.", required=True
+    )
+    flags.DEFINE_multi_string("compare", [], "Folders of runs, or sweeps, to put beside it.")
     flags.FLAGS.set_gnu_getopt(True)  # other flags may follow the folders of --compare
     flags.DEFINE_string("out", None, "The page; without: report.html in the workdir.")
     app.run(lambda argv: call(_main, argv))

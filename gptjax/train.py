@@ -14,6 +14,7 @@ from data_pipeline.files import write_atomically
 from data_pipeline.packing import PackedRows
 from data_pipeline.pipeline import BatchIterator
 from data_pipeline.prepare import prepare
+from data_pipeline.subset import training_documents
 from data_pipeline.token_store import TOKENIZER, TokenStore
 from gptjax import attention, hooks, model, plan
 from gptjax import config as config_lib
@@ -117,7 +118,7 @@ class Run:
         self._validation = Validation(config, store, steps)
         self._store = store
         self._rows = PackedRows(
-            store.split("train"),
+            training_documents(store, config.data.max_train_tokens),
             block_size=config.model.block_size,
             seed=config.seed,
             bos_id=store.tokenizer.bos_id,

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(
     p.stem
     for p in (ROOT / "configs").glob("*.py")
-    if p.stem not in ("__init__", "flags", "workdir")
+    if p.stem not in ("__init__", "flags", "sweep", "workdir")
 )
 
 # The user's own numbers. They change when the user says so, and for no other reason.

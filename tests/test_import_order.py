@@ -18,6 +18,7 @@ ORDER = [
     "configs.debug",
     "configs.workdir",
     "configs.flags",
+    "configs.sweep",
     "data_pipeline",
     "data_pipeline.files",
     "data_pipeline.parquet",
@@ -30,6 +31,7 @@ ORDER = [
     "data_pipeline.workers",
     "data_pipeline.prepare",
     "data_pipeline.packing",
+    "data_pipeline.subset",
     "data_pipeline.pipeline",
     "data_pipeline.browse",
     "gptjax",
@@ -91,6 +93,10 @@ ORDER = [
     "gptjax.hooks",
     "gptjax.train",
     "gptjax.main",
+    "gptjax.code_version",
+    "gptjax.trials",
+    "gptjax.results",
+    "gptjax.sweep",
 ]
 
 # Programs, and who else uses them as modules.
@@ -101,6 +107,7 @@ PROGRAMS = {
         "gptjax.evaluate",
         "gptjax.planning",
         "gptjax.train",
+        "gptjax.trials",
     },
     "gptjax.checkpoint": {"gptjax.import_hf", "gptjax.load", "gptjax.saver", "gptjax.train"},
     "gptjax.evaluate": set(),
@@ -108,10 +115,11 @@ PROGRAMS = {
     "gptjax.generate": {"gptjax.completions", "gptjax.hooks", "gptjax.lm_eval_adapter"},
     "gptjax.import_hf": set(),
     "gptjax.lm_eval_adapter": set(),
-    "gptjax.main": set(),
+    "gptjax.main": {"gptjax.sweep"},
     "gptjax.plan": {"gptjax.train"},
     "gptjax.report": {"gptjax.hooks"},
     "gptjax.serve": set(),
+    "gptjax.sweep": set(),
 }
 
 # Functions that may print, besides the `main` of a program.

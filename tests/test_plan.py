@@ -162,7 +162,7 @@ def test_a_close_call_is_decided_by_compiling(monkeypatch, debug_config):
 
 def test_data_of_a_store(debug_config, store):
     data = planning.find_data(debug_config)
-    assert data == planning.stored(store)
+    assert data == planning.stored(debug_config, store)
     assert data.train_tokens == store.split("train").n_tokens
 
 

@@ -30,7 +30,7 @@ function axesOf(columns, flopsPerToken) {
 function curvesOf(chart) {
   const many = data.runs.length > 1;
   const curves = [];
-  data.runs.forEach((run, r) => {
+  data.runs.forEach((run) => {
     chart.names.forEach((name, n) => {
       const table = run.tables.find((t) => Object.hasOwn(t.values, name));
       if (!table) return;
@@ -41,7 +41,7 @@ function curvesOf(chart) {
         linesPerPoint: table.lines_per_point,
         smoothable: data.means.includes(name),
         label: many ? (part ? `${run.name} ${part}` : run.name) : part || name.split("/").pop(),
-        style: colour(many ? r : n) + (name.startsWith("val/") ? " val" : ""),
+        style: colour(many ? run.group : n) + (name.startsWith("val/") ? " val" : ""),
         hidden: false,
       });
     });
@@ -189,10 +189,10 @@ class ChartCard {
   }
 
   drawRestarts(root) {
-    data.runs.forEach((run, r) => {
+    data.runs.forEach((run) => {
       (axesOf(run.restarts, run.flops_per_token)[view.x] ?? []).forEach((at, i) => {
         if (at < this.x.low || at > this.x.high) return;
-        const line = this.drawRule(root, at, `restart ${data.runs.length > 1 ? colour(r) : "c7"}`);
+        const line = this.drawRule(root, at, `restart ${data.runs.length > 1 ? colour(run.group) : "c7"}`);
         svg("title", {}, line, `${run.name} was continued from step ${run.restarts.step[i]}`);
       });
     });

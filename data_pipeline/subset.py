@@ -1,0 +1,43 @@
+"""A part of the training documents: the same for all seeds, each within any larger one."""
+
+import numpy as np
+
+from data_pipeline.packing import Documents, permutation
+from data_pipeline.token_store import TokenStore
+
+
+class Subset:
+    """The first `n_tokens` of a split, its documents laid in a fixed order; see `Documents`.
+
+    The order is drawn once for all, not from a run's seed. The last document may be cut.
+    """
+
+    def __init__(self, split: Documents, n_tokens: int):
+        """Chooses documents; `n_tokens` is at least 1 and at most what the split has."""
+        order = permutation(split.n_docs, 0, 0)
+        ends = np.cumsum(split.doc_lengths.take(order), dtype=np.int64)
+        self.n_docs = int(np.searchsorted(ends, n_tokens)) + 1
+        self.n_tokens = n_tokens
+        self.doc_lengths = split.doc_lengths.take(order[: self.n_docs])
+        self.doc_lengths[-1] -= ends[self.n_docs - 1] - n_tokens
+        self._split, self._documents = split, order
+
+    def read(self, doc: int, start: int, stop: int) -> np.ndarray:
+        """Returns tokens [start:stop) of document `doc` of the subset, uint16.
+
+        Raises:
+            IndexError: the document, or a part of the range, does not exist.
+        """
+        if not (0 <= doc < self.n_docs and 0 <= start <= stop <= self.doc_lengths[doc]):
+            raise IndexError(f"tokens {start}:{stop} of document {doc} of a subset")
+        return self._split.read(int(self._documents[doc]), start, stop)
+
+    def doc_id(self, doc: int) -> str:
+        """Returns where document `doc` of the subset comes from, as `file.parquet:row`."""
+        return self._split.doc_id(int(self._documents[doc]))
+
+
+def training_documents(store: TokenStore, max_tokens: int) -> Documents:
+    """Returns what is trained on: the training split, or `max_tokens` of it (0: all)."""
+    split = store.split("train")
+    return Subset(split, max_tokens) if 0 < max_tokens < split.n_tokens else split

@@ -1,0 +1,183 @@
+"""The runs that a sweep declares: one a setting and seed, all checked before the first starts."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base
+from configs.flags import UserError, leaves, unknown_keys
+from configs.sweep import Change
+from data_pipeline.prepare import locate, prepare
+from data_pipeline.token_store import TokenStore
+from gptjax import config as config_lib
+from gptjax.history import leaves_of
+
+# What a sweep does not need; its `common` may say otherwise.
+LEAN = {
+    "sample.prompts": (),
+    "log.tensorboard": False,
+    "checkpoint.keep_latest": 1,
+    "checkpoint.keep_best": 0,
+    "train.max_passes": 1e9,  # many passes are a sweep's purpose, not an oversight
+}
+# What no result depends on: where things are, what is told and kept.
+_ASIDE = re.compile(
+    r"(workdir|compilation_cache|data\.(store_dir|prepare_workers|prefetch_batches)|"
+    r"train\.(log_interval|max_passes|max_hours)|(checkpoint|sample|log|claims)\..*)$"
+)
+_NAME = re.compile(r"\w[\w.,+=-]*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One run of a sweep."""
+
+    setting: str
+    seed: int
+    config: ConfigDict
+
+    @property
+    def name(self) -> str:
+        """The name of its workdir."""
+        return f"{self.setting}-s{self.seed}"
+
+    @property
+    def workdir(self) -> Path:
+        """The folder of the run."""
+        return Path(self.config.workdir)
+
+
+def declared_trials(sweep: ConfigDict, folder: Path) -> list[Trial]:
+    """Returns the runs of a sweep, first all settings with the first seed, then with the next.
+
+    Args:
+        sweep: from `configs.sweep.sweep`.
+        folder: of the sweep: each run gets a workdir in it.
+
+    Raises:
+        UserError: every key, value and contradiction that is wrong, of all settings, at once.
+    """
+    problems = []
+    if not sweep.settings or not sweep.seeds:
+        problems.append("there must be at least one setting and one seed")
+    if len(set(sweep.seeds)) < len(sweep.seeds):
+        problems.append(f"a seed is there twice: {list(sweep.seeds)}")
+    trials = []
+    for setting, change in sweep.settings.items():
+        if not _NAME.fullmatch(setting):
+            problems.append(f"the setting {setting!r} cannot be the name of a folder")
+        for seed in sweep.seeds:
+            config = base.get_config()
+            found: list[str] = []
+            for part in (_flat(sweep.base), LEAN, sweep.common, change, {"seed": seed}):
+                found += _apply(config, part)
+            trial = Trial(setting, seed, config)
+            config.workdir = str(folder / trial.name)
+            try:
+                config_lib.validate(config, 1)  # more devices: each run says so itself
+            except UserError as error:
+                found += [line.lstrip(" -") for line in str(error).splitlines()[1:]]
+            problems += [f"{setting}: {problem}" for problem in found]
+            trials.append(trial)
+    _refuse(problems)
+    return sorted(trials, key=lambda trial: sweep.seeds.index(trial.seed))
+
+
+def _flat(config: ConfigDict) -> dict[str, Any]:
+    return dict(leaves_of(config.to_dict()))
+
+
+def _apply(config: ConfigDict, change: Change) -> list[str]:
+    """Changes `config`; returns what could not be done."""
+    if callable(change):
+        change(config)
+        return []
+    if not isinstance(change, Mapping):
+        return [problem for part in change for problem in _apply(config, part)]
+    problems = unknown_keys(list(change))
+    for key, value in change.items():
+        if key in leaves(config):
+            try:
+                config.update_from_flattened_dict({key: value})
+            except (TypeError, ValueError) as error:
+                problems.append(f"{key} = {value!r}: {error}")
+    return problems
+
+
+def changes(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the leaves, of those that decide a result, that differ from configs/base.py: JSON.
+
+    A key that is added later thus changes nothing, as long as its default is what was done before.
+    """
+    tree = config.to_dict() if isinstance(config, ConfigDict) else config
+    defaults = _flat(base.get_config())
+    found = {
+        key: value
+        for key, value in leaves_of(json.loads(json.dumps(tree)))
+        if not _ASIDE.match(key) and value != defaults.get(key)
+    }
+    return {key: found[key] for key in sorted(found)}
+
+
+def refuse_others(trials: list[Trial], rows: Mapping[tuple[str, int], Mapping[str, Any]]) -> None:
+    """Raises UserError where a run of the same name was made, or begun, with other values.
+
+    Args:
+        trials: of the sweep as it is declared now.
+        rows: of the table, by setting and seed.
+    """
+    problems = []
+    for trial in trials:
+        here = changes(trial.config)
+        row = rows.get((trial.setting, trial.seed))
+        there = row and row["overrides"]
+        file = trial.workdir / "config.json"
+        if there is None and file.is_file():
+            there = changes(json.loads(file.read_text()))
+        if there is not None and there != here:
+            keys = sorted({k for k in {**there, **here} if there.get(k) != here.get(k)})
+            values = [
+                f"{k}: {there.get(k, 'default')} there, {here.get(k, 'default')} here" for k in keys
+            ]
+            problems.append(f"{trial.name} was run with {'; '.join(values)}")
+    if problems:
+        problems.append(
+            "give a changed setting another name, so that both stay in the table; or remove its "
+            "rows and workdirs"
+        )
+    _refuse(problems)
+
+
+def prepare_data(trials: list[Trial]) -> None:
+    """Prepares each token store once, and checks that every run has enough data.
+
+    Raises:
+        UserError: the data is unusable, or too small for some of the runs.
+    """
+    stores: dict[Path, TokenStore] = {}
+    problems = []
+    for trial in trials:
+        path = locate(trial.config)[0]
+        if path not in stores:
+            stores[path] = TokenStore.open(prepare(trial.config))
+        try:
+            config_lib.validate_store(trial.config, stores[path])
+        except UserError as error:
+            problems += [f"{trial.name}: {s.lstrip(' -')}" for s in str(error).splitlines()[1:]]
+    _refuse(problems)
+
+
+def by_setting(trials: list[Trial]) -> Iterator[str]:
+    """Yields the names of the settings, once each, in the order in which they are declared."""
+    yield from dict.fromkeys(trial.setting for trial in trials)
+
+
+def _refuse(problems: list[str]) -> None:
+    problems = list(dict.fromkeys(problems))  # of a setting, once for all seeds
+    if problems:
+        raise UserError("the sweep cannot run as it is declared:\n  - " + "\n  - ".join(problems))
