@@ -153,9 +153,7 @@ def edit_meta(folder, **changes):
 DAMAGES = {
     "a flipped bit of parameters": lambda f: flip(largest(f / "params")),
     "a flipped bit of the optimizer state": lambda f: flip(largest(f / "opt_state")),
-    "a flipped bit of the dropout key": lambda f: [
-        flip(p) for p in (f / "rng").rglob("*") if p.parent.name == "d"
-    ],
+    "a flipped bit of the dropout key": lambda f: flip(f / "rng" / "dropout_key" / "0", -1),
     "a truncated array": lambda f: os.truncate(largest(f / "params"), 10_000),
     "an empty array": lambda f: largest(f / "params").write_bytes(b""),
     "a missing array": lambda f: largest(f / "opt_state").unlink(),
