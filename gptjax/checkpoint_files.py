@@ -26,7 +26,7 @@ from gptjax import digests
 FORMAT = 1  # raise it when the meaning of what is saved changes
 DAMAGED = "damaged"  # folder for checkpoints that were set aside
 _UNFINISHED = re.compile(r"\.\d+\.(saving|removing)\b.*")
-_SYNCS = 16  # at once, which a disk makes of one piece
+_SYNCS = 8  # files at a time: a journal commits them together
 _tries = itertools.count()
 
 

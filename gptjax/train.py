@@ -23,6 +23,7 @@ from gptjax.evaluate import Validation
 from gptjax.initial import initial_state
 from gptjax.metrics import Clock, Window, format_seconds
 from gptjax.model import GPTConfig
+from gptjax.processes import host_copy
 from gptjax.saver import Saver
 from gptjax.sharding import make_mesh, place_batch
 from gptjax.signals import StopSignal
@@ -84,6 +85,8 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
 
 def _write_description(config: ConfigDict, store: TokenStore) -> None:
     """Writes config.json and the tokenizer, without which checkpoints are of little use."""
+    if jax.process_index() > 0:
+        return
     workdir = Path(config.workdir)
     config_lib.save(config, workdir)
     write_atomically(workdir / TOKENIZER, (store.path / TOKENIZER).read_bytes())
@@ -324,11 +327,16 @@ class Run:
 
 def _print_samples(config: ConfigDict, gpt: GPTConfig, state: TrainState, tokenizer: Any) -> None:
     """Prints a continuation of each of `sample.prompts` and keeps them in workdir/samples."""
+    params = state.params
+    if jax.process_count() > 1:  # no process need hold them whole
+        params = host_copy(params)
+        if jax.process_index() > 0:
+            return
     sampling = {name: value for name, value in config.sample.items() if name != "prompts"}
     texts = []
     for prompt in config.sample.prompts:
         pieces = generate.generate_text(
-            gpt, state.params, tokenizer, prompt, seed=config.seed, **sampling
+            gpt, params, tokenizer, prompt, seed=config.seed, **sampling
         )
         texts.append(prompt + "".join(pieces))
         _log.info("Sample:\n%s\n", texts[-1])

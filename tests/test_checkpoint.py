@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from configs.flags import UserError
@@ -203,6 +204,22 @@ def test_two_damaged_ones_and_one_of_the_same_name(restore, workdir, initial, de
     restore(workdir)
     names = {p.name for p in (workdir / "checkpoints" / "damaged").iterdir()}
     assert names == {"2", "2-2", "3"}
+
+
+def test_items_in_the_layout_of_before_are_read_and_proved_like_others(restore, workdir, initial):
+    """OCDBT, Orbax's default: many arrays in one file."""
+    folder = workdir / "checkpoints" / "3"
+    state = state_of(initial, 3)
+    for name, tree in (("params", state.params), ("opt_state", state.opt_state)):
+        shutil.rmtree(folder / name)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)) as checkpointer:
+            checkpointer.save(folder / name, args=ocp.args.PyTreeSave(tree))
+        assert (folder / name / "manifest.ocdbt").exists()
+    assert checkpoint.verify(workdir) == {1: "", 2: "", 3: ""}
+    assert bits(restore(workdir)[0]) == bits(state)
+    flip(largest(folder / "params"))
+    assert [step for step, problem in checkpoint.verify(workdir).items() if problem] == [3]
+    assert int(restore(workdir)[0].step) == 2
 
 
 def test_where_all_are_damaged_nothing_is_moved_and_all_reasons_are_told(restore, workdir):
