@@ -303,15 +303,15 @@ def corruptions(saved, tmp_path, restore, initial, n, seed):
 def test_random_damage_never_restores_what_was_not_saved(saved, tmp_path, restore, initial):
     noticed, harmless = corruptions(saved, tmp_path, restore, initial, n=40, seed=0)
     assert sum(noticed.values()) + sum(harmless.values()) == 40
-    # About half are noticed; the others are in bytes that nothing reads.
-    assert sum(noticed.values()) >= 10
+    # The others are in bytes that nothing reads.
+    assert sum(noticed.values()) >= 30
 
 
 @pytest.mark.slow
 def test_much_random_damage(saved, tmp_path, restore, initial):
     noticed, harmless = corruptions(saved, tmp_path, restore, initial, n=2000, seed=1)
     print(f"noticed {noticed}, harmless {harmless}")
-    assert sum(noticed.values()) >= 1000
+    assert sum(noticed.values()) >= 1800
 
 
 def test_every_bit_of_the_small_files_matters_or_does_not(saved, tmp_path, restore, initial):
