@@ -209,7 +209,7 @@ def test_two_damaged_ones_and_one_of_the_same_name(restore, workdir, initial, de
 def test_items_in_the_layout_of_before_are_read_and_proved_like_others(restore, workdir, initial):
     """OCDBT, Orbax's default: many arrays in one file."""
     folder = workdir / "checkpoints" / "3"
-    state = state_of(initial, 3)
+    state = jax.tree.map(np.asarray, state_of(initial, 3))
     for name, tree in (("params", state.params), ("opt_state", state.opt_state)):
         shutil.rmtree(folder / name)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)) as checkpointer:
