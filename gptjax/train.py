@@ -83,6 +83,8 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
 
 def _write_description(config: ConfigDict, store: TokenStore) -> None:
     """Writes config.json and the tokenizer, without which checkpoints are of little use."""
+    if jax.process_index() > 0:
+        return
     workdir = Path(config.workdir)
     config_lib.save(config, workdir)
     write_atomically(workdir / TOKENIZER, (store.path / TOKENIZER).read_bytes())

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -87,7 +88,7 @@ class AppendedFile:
 
 
 class MetricsWriter:
-    """Writes scalars by step to every destination that the configuration names."""
+    """Writes scalars by step to every destination that the configuration names; process 0 does."""
 
     def __init__(self, workdir: Path, config: ConfigDict, start_step: int):
         """Opens the destinations; drops what a run cut short left in them beyond `start_step`.
@@ -98,11 +99,14 @@ class MetricsWriter:
         Raises:
             UserError: if `log.wandb` is set and the package is not installed.
         """
+        self._file: AppendedFile | None = None
+        self._events: AppendedFile | None = None
+        self._wandb: Any = None
+        if jax.process_index() > 0:
+            return
         path = workdir / "metrics.jsonl"
         lines = _drop_later_steps(path, start_step)
         self._file = AppendedFile(path)
-        self._events: AppendedFile | None = None
-        self._wandb: Any = None
         if config.log.tensorboard:
             from gptjax import events  # costs a second that runs without it need not pay
 
@@ -130,6 +134,8 @@ class MetricsWriter:
 
         Only numbers go beyond metrics.jsonl.
         """
+        if self._file is None:
+            return
         values = {name: _jsonable(value) for name, value in values.items()}
         line = {"step": step, "time": round(time.time(), 3), **values}
         self._file.append((json.dumps(line, allow_nan=False) + "\n").encode())
@@ -140,11 +146,13 @@ class MetricsWriter:
 
     def sync(self) -> None:
         """Makes what was written survive a power failure: before a checkpoint that is later."""
-        self._file.sync()
+        if self._file is not None:
+            self._file.sync()
 
     def close(self) -> None:
         """Flushes and closes every destination."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._events is not None:
             self._events.close()
         if self._wandb is not None:
@@ -177,17 +185,18 @@ def _drop_later_steps(path: Path, last_step: int) -> list[dict[str, Any]]:
 
 
 class Console:
-    """A live bar on a terminal, plain lines elsewhere."""
+    """A live bar on a terminal, plain lines elsewhere; process 0 shows them."""
 
     def __init__(self, max_iters: int, start_step: int):
         """Shows `start_step` of `max_iters`."""
         self._max_iters = max_iters
+        self._silent = jax.process_index() > 0
         self._bar = tqdm(
             total=max_iters,
             initial=start_step,
             unit="step",
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=self._silent or not sys.stderr.isatty(),
         )
 
     def advance(self, step: int, loss: float) -> None:
@@ -198,6 +207,8 @@ class Console:
 
     def line(self, step: int, text: str) -> None:
         """Prints a line about `step`, above the bar where there is one."""
+        if self._silent:
+            return
         text = f"step {step:>{len(str(self._max_iters))}}/{self._max_iters} | {text}"
         if self._bar.disable:
             _log.info("%s", text)

@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from configs.flags import UserError
@@ -153,9 +154,7 @@ def edit_meta(folder, **changes):
 DAMAGES = {
     "a flipped bit of parameters": lambda f: flip(largest(f / "params")),
     "a flipped bit of the optimizer state": lambda f: flip(largest(f / "opt_state")),
-    "a flipped bit of the dropout key": lambda f: [
-        flip(p) for p in (f / "rng").rglob("*") if p.parent.name == "d"
-    ],
+    "a flipped bit of the dropout key": lambda f: flip(f / "rng" / "dropout_key" / "0", -1),
     "a truncated array": lambda f: os.truncate(largest(f / "params"), 10_000),
     "an empty array": lambda f: largest(f / "params").write_bytes(b""),
     "a missing array": lambda f: largest(f / "opt_state").unlink(),
@@ -205,6 +204,22 @@ def test_two_damaged_ones_and_one_of_the_same_name(restore, workdir, initial, de
     restore(workdir)
     names = {p.name for p in (workdir / "checkpoints" / "damaged").iterdir()}
     assert names == {"2", "2-2", "3"}
+
+
+def test_items_in_the_layout_of_before_are_read_and_proved_like_others(restore, workdir, initial):
+    """OCDBT, Orbax's default: many arrays in one file."""
+    folder = workdir / "checkpoints" / "3"
+    state = jax.tree.map(np.asarray, state_of(initial, 3))
+    for name, tree in (("params", state.params), ("opt_state", state.opt_state)):
+        shutil.rmtree(folder / name)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)) as checkpointer:
+            checkpointer.save(folder / name, args=ocp.args.PyTreeSave(tree))
+        assert (folder / name / "manifest.ocdbt").exists()
+    assert checkpoint.verify(workdir) == {1: "", 2: "", 3: ""}
+    assert bits(restore(workdir)[0]) == bits(state)
+    flip(largest(folder / "params"))
+    assert [step for step, problem in checkpoint.verify(workdir).items() if problem] == [3]
+    assert int(restore(workdir)[0].step) == 2
 
 
 def test_where_all_are_damaged_nothing_is_moved_and_all_reasons_are_told(restore, workdir):
@@ -288,15 +303,15 @@ def corruptions(saved, tmp_path, restore, initial, n, seed):
 def test_random_damage_never_restores_what_was_not_saved(saved, tmp_path, restore, initial):
     noticed, harmless = corruptions(saved, tmp_path, restore, initial, n=40, seed=0)
     assert sum(noticed.values()) + sum(harmless.values()) == 40
-    # About half are noticed; the others are in bytes that nothing reads.
-    assert sum(noticed.values()) >= 10
+    # The others are in bytes that nothing reads.
+    assert sum(noticed.values()) >= 30
 
 
 @pytest.mark.slow
 def test_much_random_damage(saved, tmp_path, restore, initial):
     noticed, harmless = corruptions(saved, tmp_path, restore, initial, n=2000, seed=1)
     print(f"noticed {noticed}, harmless {harmless}")
-    assert sum(noticed.values()) >= 1000
+    assert sum(noticed.values()) >= 1800
 
 
 def test_every_bit_of_the_small_files_matters_or_does_not(saved, tmp_path, restore, initial):
