@@ -56,10 +56,13 @@ class StepFunctions:
         )
         self._schedule = schedule(config.optim, train.max_iters)
         self._token_bytes_V = token_bytes_V  # small: a constant of the compiled steps
-        self.state_shapes = jax.eval_shape(self._init_state)
+        # An argument, not a constant: what is compiled and kept serves every seed.
+        seed_key = np.asarray(jax.random.key_data(jax.random.key(config.seed)))
+        self.state_shapes = jax.eval_shape(self._init_state, seed_key)
         self.state_shardings = sharding.state_shardings(mesh, self.state_shapes)
         one = sharding.replicated(mesh)
-        self.init_state = jax.jit(self._init_state, out_shardings=self.state_shardings)
+        init_state = jax.jit(self._init_state, out_shardings=self.state_shardings)
+        self.init_state = lambda: init_state(seed_key)
         self.train_step = jax.jit(
             self._train_step,
             donate_argnums=0,
@@ -72,8 +75,8 @@ class StepFunctions:
             out_shardings=one,
         )
 
-    def _init_state(self) -> TrainState:
-        params_key, dropout_key = jax.random.split(jax.random.key(self._config.seed))
+    def _init_state(self, seed_key: Array) -> TrainState:
+        params_key, dropout_key = jax.random.split(jax.random.wrap_key_data(seed_key))
         params = model.init(self.gpt, params_key)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
