@@ -29,7 +29,7 @@ TOLERANCE = 0.1
 class Memory:
     """Bytes of one device at the peak of a step."""
 
-    state: int  # parameters, both moments of AdamW, accumulated gradients
+    state: int  # parameters, what the optimizer keeps of them, accumulated gradients, average
     batch: int  # token ids and masks of a step
     kept: int  # what the layers keep for the backward pass
     work: int  # gradients and temporaries at the fullest moment
@@ -78,7 +78,7 @@ def estimate(config: ConfigDict, gpt: GPTConfig, cost: StepCost, n_devices: int)
     kept = cost.kept_bytes / n_devices
     bytes_per_token = 4 + 4 + 1 + (8 if config.data.document_mask else 0)
     return Memory(
-        state=(3 + (micro_steps > 1)) * gradients // fsdp,
+        state=cost.state_bytes // fsdp,
         batch=round(micro_steps * tokens * bytes_per_token),
         kept=round(kept),
         work=round(max(loss, backward, update - kept)),

@@ -264,7 +264,7 @@ class Run:
 
     def _evaluate_and_save(self) -> None:
         start = time.monotonic()
-        values = self._validation.run(self.state.params)
+        values = self._validation.run(self.state.eval_params)
         loss = values["loss"]
         finite = math.isfinite(loss)
         is_best = finite and (self._best_val_loss is None or loss < self._best_val_loss)
@@ -328,7 +328,7 @@ def _print_samples(config: ConfigDict, gpt: GPTConfig, state: TrainState, tokeni
     texts = []
     for prompt in config.sample.prompts:
         pieces = generate.generate_text(
-            gpt, state.params, tokenizer, prompt, seed=config.seed, **sampling
+            gpt, state.eval_params, tokenizer, prompt, seed=config.seed, **sampling
         )
         texts.append(prompt + "".join(pieces))
         _log.info("Sample:\n%s\n", texts[-1])

@@ -53,7 +53,7 @@ def test_every_key_has_its_place():
     assert sorted(classified) == sorted(keys)  # each once, and no other
 
 
-OTHER = {"auto": "bfloat16", "none": "full", "cosine": "wsd", "stop": "keep_before"}
+OTHER = {"auto": "bfloat16", "none": "full", "adamw": "muon", "stop": "keep_before"}
 
 
 def another(key):

@@ -40,6 +40,7 @@ ORDER = [
     "gptjax.model",
     "gptjax.loss",
     "gptjax.guard",
+    "gptjax.muon",
     "gptjax.optimizer",
     "gptjax.sharding",
     "gptjax.train_step",

@@ -83,7 +83,7 @@ def test_what_layers_keep_for_the_backward_pass():
 def test_roofline_takes_the_nearer_roof_of_each_operation():
     slow_math = Operation("a", count=2, flops=100, bytes=10)
     slow_memory = Operation("b", count=3, flops=10, bytes=100)
-    cost = StepCost((slow_math, slow_memory), update_bytes=50, kept_bytes=0)
+    cost = StepCost((slow_math, slow_memory), update_bytes=50, kept_bytes=0, state_bytes=0)
     assert (cost.flops, cost.bytes) == (230, 370)
     assert cost.seconds(peak_flops=10, bandwidth=5) == 50 / 5 + 2 * 10 + 3 * 20
 
