@@ -49,17 +49,23 @@ def get_config() -> ConfigDict:
     )
 
     config.optim = config_dict.create(
-        learning_rate=6e-4,  # peak, reached after warmup_iters
+        optimizer="adamw",  # adamw, or muon (for matrices inside blocks; adamw for embeddings, head, norms and biases)
+        learning_rate=6e-4,  # peak, reached after warmup_iters; with muon, that of adamw's share
         min_lr=6e-5,  # floor, reached at lr_decay_iters (cosine) or train.max_iters (wsd), and kept
         schedule="cosine",  # after the warm-up: cosine, or wsd (stays at the peak, then falls fast: the run can be made longer until then)
         warmup_iters=2000,  # optimizer steps of linear warm-up
         lr_decay_iters=250_000,  # cosine: optimizer steps until min_lr, warm-up included
         decay_iters=25_000,  # wsd: optimizer steps of the fall, the last ones before train.max_iters
-        weight_decay=0.1,  # on matrices only: not on LayerNorm scales and biases
+        weight_decay=0.1,  # x learning rate a step, on matrices only: not on LayerNorm scales and biases
+        weight_decay_schedule="constant",  # constant, or linear (from weight_decay at the first step to weight_decay_end at train.max_iters)
+        weight_decay_end=0.0,  # linear only
         beta1=0.9,
         beta2=0.99,
         eps=1e-8,
+        muon_learning_rate=2e-3,  # peak for muon's matrices; follows the schedule of learning_rate. An update's RMS is 0.2 of it, as adamw's tends to be
+        muon_momentum=0.95,
         grad_clip=1.0,  # global L2 norm; 0: no clipping
+        ema_decay=0.0,  # moving average of the weights, kept beside them, to evaluate, sample and export with: share that it keeps a step; 0: none
     )
 
     config.train = config_dict.create(

@@ -1,8 +1,9 @@
 """The checkpoints of a workdir: which are kept, and which a run goes on from.
 
-A checkpoint named k holds the state after k optimizer updates: the items `params`, `opt_state` and
-`rng`, and `meta` (data position, clock, configuration, hashes). All of it is proved by digests when
-it is read; a damaged one is set aside, never deleted, and the one before it is used.
+A checkpoint named k holds the state after k optimizer updates: the items `params`, `opt_state`,
+`rng` and, where the run keeps one, `ema_params`; and `meta` (data position, clock, configuration,
+hashes). All of it is proved by digests when it is read; a damaged one is set aside, never deleted,
+and the one before it is used.
 
 python -m gptjax.checkpoint verify --workdir=runs/quickstart
 """
@@ -34,6 +35,7 @@ from gptjax.train_step import StepFunctions, TrainState
 _log = logging.getLogger(__name__)
 
 _FOLDER = "checkpoints"
+_EMA = "ema_params"  # item of runs with optim.ema_decay
 _NONE = 2**31 - 1  # no step has this number
 _SLOW = 10.0  # seconds of waiting for the last save that are told
 
@@ -122,13 +124,14 @@ class Checkpoints:
         latest = self.latest_step if jax.process_count() == 1 else self._saved
         if latest is not None and step <= latest:
             return
-        items = host_copy(
-            {
-                "params": state.params,
-                "opt_state": state.opt_state,
-                "rng": {"dropout_key": state.dropout_key},
-            }
-        )
+        items = {
+            "params": state.params,
+            "opt_state": state.opt_state,
+            "rng": {"dropout_key": state.dropout_key},
+        }
+        if state.ema_params is not None:
+            items[_EMA] = state.ema_params
+        items = host_copy(items)
         meta = {
             "step": step,
             "val_loss": None if val_loss is None else float(val_loss),
@@ -233,6 +236,8 @@ class Checkpoints:
             dropout_key=files.place(arrays["rng"], {"dropout_key": shapes.dropout_key}, folder)[
                 "dropout_key"
             ],
+            # None has no leaves: an average here but not there, or the reverse, is told by `place`.
+            ema_params=files.place(arrays.get(_EMA, {}), shapes.ema_params, folder),
         )
         self._saved = step
         _log.info("Continuing from %s.", folder)
@@ -295,7 +300,9 @@ def save_params(workdir: Path, params: Any, **meta: Any) -> None:
 def restore_params(workdir: Path, shapes: Any) -> tuple[Any, int]:
     """Returns (parameters, step) of the best checkpoint by val loss, or else the newest.
 
-    Reads only, also while a run writes: damaged checkpoints are logged and the next best is used.
+    Where the run kept a moving average of its weights, of which the val losses are, that is
+    returned. Reads only, also while a run writes: damaged checkpoints are logged and the next best
+    is used.
 
     Args:
         workdir: a run's folder.
@@ -315,12 +322,16 @@ def restore_params(workdir: Path, shapes: Any) -> tuple[Any, int]:
     )
     for step in sorted(found, key=lambda s: (losses[s] is None, losses[s] or 0.0, -s)):
         try:
-            arrays, _ = files.read(folder / str(step), ["params"])
+            kept = files.read_meta(folder / str(step))["arrays"]
+            item = _EMA if _EMA in kept else "params"
+            arrays, _ = files.read(folder / str(step), [item])
         except Damaged as error:
             if (folder / str(step)).exists():  # else the run has removed it meanwhile
                 _log.error("%s is DAMAGED and not used: %s", folder / str(step), error)
             continue
-        return files.place(arrays["params"], placed, folder / str(step)), step
+        if item == _EMA:
+            _log.info("%s: the moving average of its weights is used.", folder / str(step))
+        return files.place(arrays[item], placed, folder / str(step)), step
     raise UserError(
         f"{folder} holds no {'good' if found else 'finished'} checkpoint"
         f"{': all are damaged.' if found else ' yet: train first.'}"

@@ -42,7 +42,7 @@ def validate(config: ConfigDict, n_devices: int, further: Sequence[str] = ()) ->
             "max_bad_steps",
         ),
         "eval": ("eval_interval", "eval_iters"),
-        "optim": ("learning_rate", "lr_decay_iters", "eps"),
+        "optim": ("learning_rate", "muon_learning_rate", "lr_decay_iters", "eps"),
         "tokenizer": ("vocab_size", "sample_bytes"),
         "data": ("prefetch_batches",),
         "checkpoint": ("keep_latest",),
@@ -54,7 +54,14 @@ def validate(config: ConfigDict, n_devices: int, further: Sequence[str] = ()) ->
                 config[group][key] > 0, f"{group}.{key} = {config[group][key]} must be positive"
             )
     not_negative = {
-        "optim": ("min_lr", "warmup_iters", "decay_iters", "weight_decay", "grad_clip"),
+        "optim": (
+            "min_lr",
+            "warmup_iters",
+            "decay_iters",
+            "weight_decay",
+            "weight_decay_end",
+            "grad_clip",
+        ),
         "model": ("loss_chunk",),
         "train": ("max_loss_spike",),
         "data": ("max_train_tokens", "prepare_workers"),
@@ -72,7 +79,9 @@ def validate(config: ConfigDict, n_devices: int, further: Sequence[str] = ()) ->
         ("model", "attention", ("auto", "xla", "chunked", "cudnn", "pallas")),
         ("model", "remat", ("none", "dots", "full")),
         ("data", "on_damage", ("stop", "keep_before")),
+        ("optim", "optimizer", ("adamw", "muon")),
         ("optim", "schedule", ("cosine", "wsd")),
+        ("optim", "weight_decay_schedule", ("constant", "linear")),
     ):
         value = config[group][key]
         require(value in values, f"{group}.{key} = {value!r} must be one of {', '.join(values)}")
@@ -98,7 +107,7 @@ def validate(config: ConfigDict, n_devices: int, further: Sequence[str] = ()) ->
             "8 wide",
         )
     require(0 <= model.dropout < 1, f"model.dropout = {model.dropout} must be in [0, 1)")
-    for key in ("beta1", "beta2"):
+    for key in ("beta1", "beta2", "muon_momentum", "ema_decay"):
         require(0 <= optim[key] < 1, f"optim.{key} = {optim[key]} must be in [0, 1)")
     require(0 < data.val_fraction < 1, f"data.val_fraction = {data.val_fraction} must be in (0, 1)")
     require(0 < config.sample.top_p <= 1, f"sample.top_p = {config.sample.top_p} must be in (0, 1]")

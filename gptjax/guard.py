@@ -36,8 +36,9 @@ def guard(
     (the rule of OLMo 2, OLMo et al. 2024); 0: none is. A spike enters the window as that bound, so
     that one does not blind the guard, and a level that has risen for good is accepted in the end.
 
-    `update` takes `loss`, the loss of the whole update, besides the usual arguments.
+    `update` takes `loss`, the loss of the whole update, besides the arguments of `optimizer`.
     """
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def init(params: Any) -> GuardState:
         return GuardState(
@@ -50,13 +51,13 @@ def guard(
         )
 
     def update(
-        grads: Any, state: GuardState, params: Any = None, *, loss: Array, **_: Any
+        grads: Any, state: GuardState, params: Any = None, *, loss: Array, **extra: Any
     ) -> tuple[Any, GuardState]:
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         limit = _spike_limit(state, max_loss_spike)
         ok = finite & (loss <= limit)
-        updates, inner_state = optimizer.update(grads, state.inner_state, params)
+        updates, inner_state = optimizer.update(grads, state.inner_state, params, **extra)
         # Adding -0.0 changes no bit; adding 0.0 would turn -0.0 into 0.0.
         updates = jax.tree.map(lambda u: jnp.where(ok, u, jnp.asarray(-0.0, u.dtype)), updates)
         inner_state = jax.tree.map(lambda new, old: jnp.where(ok, new, old), inner_state, state[0])

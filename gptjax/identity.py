@@ -14,21 +14,23 @@ from ml_collections import ConfigDict
 from configs import base
 from configs.flags import leaves
 from data_pipeline.token_store import TokenStore, differences
-from gptjax.optimizer import decay_start, schedule
+from gptjax.optimizer import decay_start, schedules
 
 # Another value makes another run.
 FIXED = frozenset(
     """
     seed data.max_train_tokens data.document_mask
     model.block_size model.n_layer model.n_head model.n_embd model.dropout model.bias
-    optim.weight_decay optim.beta1 optim.beta2 optim.eps optim.grad_clip
+    optim.optimizer optim.beta1 optim.beta2 optim.eps optim.muon_momentum optim.grad_clip
+    optim.ema_decay
     """.split()
 )
-# They decide the learning rate: that of the steps done must stay what it was.
+# They decide learning rates and weight decay: those of the steps done must stay what they were.
 SCHEDULE = frozenset(
     """
     optim.schedule optim.learning_rate optim.min_lr optim.warmup_iters optim.lr_decay_iters
-    optim.decay_iters train.max_iters
+    optim.decay_iters optim.muon_learning_rate optim.weight_decay optim.weight_decay_schedule
+    optim.weight_decay_end train.max_iters
     """.split()
 )
 # Their product is the batch and must stay; how it is cut may follow the memory of the device.
@@ -140,21 +142,24 @@ def _batch_refusals(old: ConfigDict, new: ConfigDict) -> list[str]:
 
 
 def _schedule_refusals(old: ConfigDict, new: ConfigDict, step: int) -> list[str]:
-    """Compares the learning rates of the steps done, and looks for a decayed run made longer."""
-    steps = jnp.arange(step)
-    rates = [np.asarray(schedule(c.optim, c.train.max_iters)(steps)) for c in (old, new)]
-    others = np.flatnonzero(rates[0] != rates[1])
+    """Compares what the steps done were made with, and looks for a decayed run made longer."""
+    values = [_schedule_values(config, step) for config in (old, new)]
+    others = {
+        name: np.flatnonzero(values[0][name] != values[1][name])
+        for name in values[0].keys() & values[1].keys()
+    }
+    others = {name: steps for name, steps in sorted(others.items()) if steps.size}
     past_the_end = new.optim.schedule == "cosine" and new.train.max_iters > max(
         old.train.max_iters, new.optim.lr_decay_iters
     )
-    if not others.size and not past_the_end:
+    if not others and not past_the_end:
         return []
     found = [t for t in _changed(old, new) if t.partition(":")[0] in SCHEDULE]
-    if others.size:
-        i = int(others[0])
+    for name, steps in others.items():
+        there, here = (v[name][steps[0]] for v in values)
         found.append(
-            f"so the learning rate of {others.size:,} of the {step:,} steps done would have been "
-            f"another: of step {i + 1}, {rates[0][i]:.3g} there, {rates[1][i]:.3g} here"
+            f"so the {name} of {steps.size:,} of the {step:,} steps done would have been another: "
+            f"of step {steps[0] + 1}, {there:.3g} there, {here:.3g} here"
         )
     if old.optim.schedule == new.optim.schedule == "cosine" and (
         past_the_end or new.optim.lr_decay_iters > old.optim.lr_decay_iters
@@ -166,10 +171,24 @@ def _schedule_refusals(old: ConfigDict, new: ConfigDict, step: int) -> list[str]
             "until its last optim.decay_iters steps, raising --config.train.max_iters makes it "
             "longer at no loss"
         )
-    if old.optim.schedule == new.optim.schedule == "wsd" and others.size:
+    if old.optim.schedule == new.optim.schedule == "wsd" and "learning rate" in others:
         start = decay_start(old.optim, old.train.max_iters)
         found.append(
             f"the learning rate of a wsd run may change until its decay begins, here at step "
             f"{start:,}: move the later checkpoints away to go on from the one kept before it"
         )
+    if old.optim.weight_decay_schedule == "linear" and "weight decay" in others:
+        found.append(
+            "a linear weight decay depends on train.max_iters from the first step on: such a run "
+            "keeps its length"
+        )
     return found
+
+
+def _schedule_values(config: ConfigDict, step: int) -> dict[str, np.ndarray]:
+    """Returns by name what each of the first `step` steps is made with."""
+    steps = jnp.arange(step)
+    return {
+        name: np.broadcast_to(np.asarray(of(steps)), step)
+        for name, of in schedules(config.optim, config.train.max_iters).items()
+    }

@@ -21,6 +21,10 @@ _LAYER_GRADIENTS = {"none": 0, "dots": 0, "full": 0.45}
 _ATTENTION_ARRAYS = {"cudnn": 0, "pallas": 0, "chunked": 22, "xla": 0}
 _XLA_SCORES = {"none": 2.4, "dots": 2.4, "full": 2.0}
 
+# Under accumulation Muon's work hangs on a condition, whose branches do not share memory with what
+# is around them: this many copies of the matrices more.
+_MUON_COPIES = 2.6
+
 # A compiled figure may lie this far from the estimate, to either side.
 TOLERANCE = 0.1
 
@@ -29,7 +33,7 @@ TOLERANCE = 0.1
 class Memory:
     """Bytes of one device at the peak of a step."""
 
-    state: int  # parameters, both moments of AdamW, accumulated gradients
+    state: int  # parameters, what the optimizer keeps of them, accumulated gradients, average
     batch: int  # token ids and masks of a step
     kept: int  # what the layers keep for the backward pass
     work: int  # gradients and temporaries at the fullest moment
@@ -55,7 +59,7 @@ def estimate(config: ConfigDict, gpt: GPTConfig, cost: StepCost, n_devices: int)
     """
     train, fsdp = config.train, config.mesh.fsdp
     micro_steps = train.gradient_accumulation_steps
-    n_params, _ = model.count_params(gpt)
+    n_params, n_hidden = model.count_params(gpt)
     itemsize = jnp.dtype(gpt.compute_dtype).itemsize
     rows = train.batch_size / n_devices
     tokens = rows * gpt.block_size
@@ -75,10 +79,12 @@ def estimate(config: ConfigDict, gpt: GPTConfig, cost: StepCost, n_devices: int)
 
     # Without accumulation the whole of gradients and updates is there at once.
     update = (2.4 if micro_steps == 1 else 1.5) * gradients
+    if config.optim.optimizer == "muon" and micro_steps > 1:
+        update += _MUON_COPIES * 4 * n_hidden
     kept = cost.kept_bytes / n_devices
     bytes_per_token = 4 + 4 + 1 + (8 if config.data.document_mask else 0)
     return Memory(
-        state=(3 + (micro_steps > 1)) * gradients // fsdp,
+        state=cost.state_bytes // fsdp,
         batch=round(micro_steps * tokens * bytes_per_token),
         kept=round(kept),
         work=round(max(loss, backward, update - kept)),

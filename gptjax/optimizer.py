@@ -1,4 +1,4 @@
-"""AdamW, learning-rate schedules, clipping, gradient accumulation by `optax.MultiSteps`."""
+"""AdamW and Muon, what varies over steps, clipping, accumulation by `optax.MultiSteps`."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ import optax
 from ml_collections import ConfigDict
 
 from gptjax.guard import guard
+from gptjax.muon import at_the_last, muon
 
 
 def schedule(optim: ConfigDict, max_iters: int) -> optax.Schedule:
@@ -44,6 +45,36 @@ def schedule(optim: ConfigDict, max_iters: int) -> optax.Schedule:
     )
 
 
+def muon_schedule(optim: ConfigDict, max_iters: int) -> optax.Schedule:
+    """Returns the learning rate of Muon: `schedule`, its peak moved to `muon_learning_rate`."""
+    rate, scale = schedule(optim, max_iters), optim.muon_learning_rate / optim.learning_rate
+    return lambda steps: scale * rate(steps)
+
+
+def weight_decay(optim: ConfigDict, max_iters: int) -> float | optax.Schedule:
+    """Returns the weight decay, by optimizer steps completed if it is not constant.
+
+    A step takes this times its learning rate off a weight, so that the decay follows the learning
+    rate in any case. `linear` goes to `weight_decay_end` at `max_iters`.
+    """
+    if optim.weight_decay_schedule == "constant":
+        decay: float = optim.weight_decay
+        return decay
+    return optax.linear_schedule(optim.weight_decay, optim.weight_decay_end, max_iters)
+
+
+def schedules(optim: ConfigDict, max_iters: int) -> dict[str, optax.Schedule]:
+    """Returns all that decides how a step is made and may vary over steps, by name."""
+    decay = weight_decay(optim, max_iters)
+    found = {
+        "learning rate": schedule(optim, max_iters),
+        "weight decay": decay if callable(decay) else optax.constant_schedule(decay),
+    }
+    if optim.optimizer == "muon":
+        found["learning rate of Muon"] = muon_schedule(optim, max_iters)
+    return found
+
+
 def decay_start(optim: ConfigDict, max_iters: int) -> int:
     """Returns the optimizer steps completed when the learning rate begins to fall."""
     return optim.warmup_iters if optim.schedule == "cosine" else max_iters - optim.decay_iters
@@ -68,24 +99,67 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(is_decayed, params)
 
 
+def groups(params: Any) -> Any:
+    """Returns `muon` for the matrices inside blocks, `adamw` for all else, with `optimizer` = muon.
+
+    Embeddings and the head are tables of vectors, each moved by few tokens: Muon is not for them.
+
+    Raises:
+        ValueError: for a leaf of an unknown name, or a kernel that is not stacked (L, in, out).
+    """
+    decay_mask(params)  # knows all names
+
+    def group(path: tuple[Any, ...], leaf: Any) -> str:
+        if path[-1].key != "kernel":
+            return "adamw"
+        if leaf.ndim != 3:
+            raise ValueError(f"{jax.tree_util.keystr(path)} has {leaf.ndim} axes: not (L, in, out)")
+        return "muon"
+
+    return jax.tree_util.tree_map_with_path(group, params)
+
+
 def make_optimizer(
-    optim: ConfigDict, accumulation_steps: int, max_iters: int, max_loss_spike: float = 0.0
+    optim: ConfigDict,
+    accumulation_steps: int,
+    max_iters: int,
+    *,
+    max_loss_spike: float = 0.0,
+    compute_dtype: str = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the guarded optimizer; its `update` takes `loss` besides the usual arguments.
 
     With `accumulation_steps` > 1 it takes the gradients of that many micro-steps, averages them and
-    updates at the last; schedules count updates, not micro-steps. The last `loss` counts.
+    updates at the last; schedules count updates, not micro-steps. The last `loss` counts. `update`
+    takes `last`, too, then: whether this micro-step is the last.
+
+    Args:
+        optim: see configs/base.py.
+        accumulation_steps: micro-steps an update.
+        max_iters: updates of the run, on which schedules may depend.
+        max_loss_spike: see `guard`.
+        compute_dtype: of Muon's matmuls.
     """
-    adamw = optax.adamw(
+    optimizer = optax.adamw(
         schedule(optim, max_iters),
         b1=optim.beta1,
         b2=optim.beta2,
         eps=optim.eps,
-        weight_decay=optim.weight_decay,
+        weight_decay=weight_decay(optim, max_iters),
         mask=decay_mask,
     )
+    if optim.optimizer == "muon":
+        hidden = muon(
+            muon_schedule(optim, max_iters),
+            momentum=optim.muon_momentum,
+            weight_decay=weight_decay(optim, max_iters),
+            compute_dtype=compute_dtype,
+        )
+        if accumulation_steps > 1:
+            hidden = at_the_last(hidden)
+        optimizer = optax.partition({"muon": hidden, "adamw": optimizer}, groups)
     clip = optax.clip_by_global_norm(optim.grad_clip) if optim.grad_clip else optax.identity()
-    optimizer = guard(optax.chain(clip, adamw), max_loss_spike)
+    optimizer = guard(optax.chain(clip, optimizer), max_loss_spike)
     if accumulation_steps == 1:
         return optimizer
     multi_steps = optax.MultiSteps(optimizer, accumulation_steps)

@@ -38,8 +38,9 @@ class StepCost:
     """One optimizer step on one device; elementwise work counts as fused into its neighbours."""
 
     operations: tuple[Operation, ...]
-    update_bytes: int  # gradients accumulated, parameters and moments updated
+    update_bytes: int  # gradients accumulated, parameters, optimizer and average updated
     kept_bytes: int  # what the layers of a micro-step keep for its backward pass
+    state_bytes: int  # parameters, what the optimizer keeps of them, accumulated gradients, average
 
     @property
     def flops(self) -> int:
@@ -100,14 +101,16 @@ def measure(config: ConfigDict, gpt: GPTConfig) -> StepCost:
     with cudnn_assumed():
         jaxpr = steps.train_step.trace(state, batch).jaxpr.jaxpr
     micro_steps = config.train.gradient_accumulation_steps
-    param_bytes = _size(jax.tree.leaves(state.params))
-    # AdamW reads a gradient and reads and writes parameters and both moments. MultiSteps reads a
-    # gradient and the sum so far, and writes the sum.
-    accumulation = 3 * micro_steps if micro_steps > 1 else 0
+    param_bytes, state_bytes = (_size(jax.tree.leaves(tree)) for tree in (state.params, state))
+    # An update reads a gradient, and reads and writes all of the state. MultiSteps reads a gradient
+    # and the sum so far, and writes the sum, which is not touched again then.
+    accumulated = param_bytes if micro_steps > 1 else 0
+    update_bytes = param_bytes + 2 * (state_bytes - accumulated) + 3 * micro_steps * accumulated
     return StepCost(
         operations=tuple(_operations(jaxpr, 1)),
-        update_bytes=(7 + accumulation) * param_bytes,
+        update_bytes=update_bytes,
         kept_bytes=_kept(jaxpr, gpt.n_layer),
+        state_bytes=state_bytes,
     )
 
 
@@ -124,8 +127,10 @@ def _operations(jaxpr: Jaxpr, count: int) -> Iterator[Operation]:
             yield Operation(name, count, _kernel_flops(eqn), bytes_moved)
         else:
             times = eqn.params["length"] if name == "scan" else 1
+            # What hangs on a condition is done once a step: Muon's matmuls, at the last micro-step.
+            runs = 1 if name == "cond" else count * times
             for inner in jaxprs_in_params(eqn.params):
-                yield from _operations(inner, count * times)
+                yield from _operations(inner, runs)
 
 
 def _kernel_flops(eqn: JaxprEqn) -> int:

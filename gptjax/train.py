@@ -258,7 +258,7 @@ class Run:
         with self._clock.paused():
             for hook in due:
                 start = time.monotonic()
-                hook.run(self.step, self.state.params)
+                hook.run(self.step, self.state.eval_params)
                 self._hook_seconds[hook] = time.monotonic() - start
             if self._saver.due():
                 self._save()

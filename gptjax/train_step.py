@@ -29,6 +29,12 @@ class TrainState:
     params: Any
     opt_state: Any
     dropout_key: Array  # uint32 [2], raw key data; each step folds its number in
+    ema_params: Any = None  # exponential moving average of `params`; None with optim.ema_decay = 0
+
+    @property
+    def eval_params(self) -> Any:
+        """The parameters to evaluate and sample with: the average, where there is one."""
+        return self.params if self.ema_params is None else self.ema_params
 
 
 class StepFunctions:
@@ -53,6 +59,7 @@ class StepFunctions:
             train.gradient_accumulation_steps,
             train.max_iters,
             max_loss_spike=train.max_loss_spike,
+            compute_dtype=gpt.compute_dtype,
         )
         self._schedule = schedule(config.optim, train.max_iters)
         self._token_bytes_V = token_bytes_V  # small: a constant of the compiled steps
@@ -83,6 +90,7 @@ class StepFunctions:
             params=params,
             opt_state=self._optimizer.init(params),
             dropout_key=jax.random.key_data(dropout_key),
+            ema_params=jax.tree.map(jnp.copy, params) if self._config.optim.ema_decay else None,
         )
 
     def _nats(self, params: Any, micro: Batch, dropout_key: Array | None) -> Array:
@@ -128,7 +136,9 @@ class StepFunctions:
             grads, nats = jax.grad(mean_loss, has_aux=True)(params)
             total = nats_before + nats
             loss = total / counts["n_targets"]  # of the whole batch, once this is the last
-            updates, opt_state = self._optimizer.update(grads, opt_state, params, loss=loss)
+            updates, opt_state = self._optimizer.update(
+                grads, opt_state, params, loss=loss, last=index == n_micro - 1
+            )
             params = optax.apply_updates(params, updates)
             return (params, opt_state, total), nats
 
@@ -153,8 +163,31 @@ class StepFunctions:
         opt_state = optax.tree.set(opt_state, grad_norm=jnp.zeros((), jnp.float32))
         if n_micro > 1:
             opt_state = opt_state._replace(acc_grads=optax.tree.zeros_like(opt_state.acc_grads))
-        state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
+        state = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema_params=self._average(state, params, before, after),
+        )
         return state, metrics
+
+    def _average(self, state: TrainState, params: Any, before: Array, after: Array) -> Any:
+        """Returns the moving average after this step; a step that was skipped leaves it.
+
+        It keeps min(ema_decay, (1 + t) / (10 + t)) after t updates, so that the start, which is
+        far from all that comes, is soon forgotten.
+        """
+        if state.ema_params is None:
+            return None
+        t = (state.step - before).astype(jnp.float32)
+        keep = jnp.minimum(self._config.optim.ema_decay, (1 + t) / (10 + t))
+        share = jnp.where(after == before, 1 - keep, 0.0)
+        return jax.tree.map(
+            lambda ema, p: jnp.where(share > 0, ema + share * (p - ema), ema),
+            state.ema_params,
+            params,
+        )
 
     def _count_targets(self, batch: Batch) -> Metrics:
         mask = batch["loss_mask"].astype(jnp.int32)

@@ -31,14 +31,16 @@ class PoisonedSteps(StepFunctions):
         return nats + jnp.where(has[NAN_GRADIENT], root, 0)
 
 
-@pytest.fixture(scope="module", params=[1, 3])
+@pytest.fixture(scope="module", params=[(1, "adamw"), (3, "adamw"), (1, "muon"), (3, "muon")])
 def poisoned(request, debug_config):
-    """(steps, micro-steps), by accumulation."""
+    """(steps, micro-steps), by accumulation and optimizer; with Muon, an average is kept, too."""
     config = copy.deepcopy(debug_config)
-    config.train.gradient_accumulation_steps = request.param
+    micro_steps, config.optim.optimizer = request.param
+    config.optim.ema_decay = 0.5 if config.optim.optimizer == "muon" else 0.0
+    config.train.gradient_accumulation_steps = micro_steps
     gpt = GPTConfig.from_config(config, 512)
     mesh = make_mesh(1, jax.devices()[:1])
-    return PoisonedSteps(config, gpt, np.ones(512, np.int32), mesh), request.param
+    return PoisonedSteps(config, gpt, np.ones(512, np.int32), mesh), micro_steps
 
 
 def make_batch(micro_steps, seed=0, poison=None, at=0):

@@ -53,7 +53,7 @@ def test_every_key_has_its_place():
     assert sorted(classified) == sorted(keys)  # each once, and no other
 
 
-OTHER = {"auto": "bfloat16", "none": "full", "cosine": "wsd", "stop": "keep_before"}
+OTHER = {"auto": "bfloat16", "none": "full", "adamw": "muon", "stop": "keep_before"}
 
 
 def another(key):
@@ -214,3 +214,30 @@ def test_what_is_allowed_gives_the_same_rates_as_from_the_beginning():
         assert same or found
         assert not found or not same or new.train.max_iters > old.train.max_iters
     assert 3 < allowed < 22
+
+
+def test_what_muon_and_the_decay_were_stays(run):
+    muon = {"optim__optimizer": "muon"}
+    there = at(8, run(**muon))
+    found = "\n".join(refusals(there, run(**muon, optim__muon_learning_rate=0.5)))
+    assert "optim.muon_learning_rate: 0.002 there, 0.5 here" in found
+    assert "so the learning rate of Muon of 8 of the 8 steps done" in found
+    found = "\n".join(refusals(there, run(**muon, optim__weight_decay=0.5)))
+    assert (
+        "so the weight decay of 8 of the 8 steps done would have been another: of step 1" in found
+    )
+    assert refusals(at(0, there), run(**muon, optim__weight_decay=0.5)) == []
+    # A rate that is not used decides nothing.
+    assert refusals(at(8, run()), run(optim__muon_learning_rate=0.5)) == []
+
+
+def test_a_linear_weight_decay_keeps_the_length_of_a_run(run):
+    linear = {**WSD, "optim__weight_decay_schedule": "linear"}
+    there = at(8, run(**linear))
+    assert refusals(there, run(**linear)) == []
+    found = "\n".join(refusals(there, run(**linear, train__max_iters=40)))
+    assert "train.max_iters: 20 there, 40 here" in found
+    assert (
+        "so the weight decay of 7 of the 8 steps done would have been another: of step 2" in found
+    )
+    assert "such a run keeps its length" in found

@@ -42,6 +42,7 @@ ORDER = [
     "gptjax.model",
     "gptjax.loss",
     "gptjax.guard",
+    "gptjax.muon",
     "gptjax.optimizer",
     "gptjax.sharding",
     "gptjax.train_step",

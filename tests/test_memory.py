@@ -33,6 +33,12 @@ COMPILED = {
     ("chunked", "none", 1024, 4, 1024, 8, 2048, 50304): 13164,
 }
 
+# The same with Muon and a moving average of the weights.
+COMPILED_WITH_MUON = {
+    ("cudnn", "dots", 768, 2, 1024, 1, 1024, 32768): 2467,
+    ("cudnn", "dots", 768, 2, 1024, 40, 1024, 32768): 3277,
+}
+
 needs_plugin = pytest.mark.skipif(
     importlib.util.find_spec("jax_cuda12_plugin") is None, reason="needs the extra `target`"
 )
@@ -67,6 +73,15 @@ def test_estimate_is_within_its_tolerance(case):
     estimated = memory.estimate(config, gpt, step_cost.measure(config, gpt), 1).total / MIB
     assert estimated == pytest.approx(COMPILED[case], rel=memory.TOLERANCE)
     assert estimated > 0.94 * COMPILED[case]  # too little is worse than too much
+
+
+@pytest.mark.parametrize("case", COMPILED_WITH_MUON, ids=str)
+def test_estimate_with_muon_is_within_its_tolerance(case):
+    config, gpt = configured(case)
+    config.optim.optimizer, config.optim.ema_decay = "muon", 0.999
+    estimated = memory.estimate(config, gpt, step_cost.measure(config, gpt), 1).total / MIB
+    assert estimated == pytest.approx(COMPILED_WITH_MUON[case], rel=memory.TOLERANCE)
+    assert estimated > 0.94 * COMPILED_WITH_MUON[case]
 
 
 @pytest.mark.slow

@@ -112,8 +112,17 @@ def test_stop_and_go_on_is_bit_identical(recording, config, tmp_path):
     assert len(set(whole_batches.values())) == 8  # and the batches differ from each other
 
 
-def test_sigterm_saves_and_the_next_run_goes_on_bit_identically(recording, config, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_sigterm_saves_and_the_next_run_goes_on_bit_identically(
+    recording, config, tmp_path, optimizer
+):
+    """With all that the state may hold: Muon's momentum, sums of micro-steps, an average."""
+    if optimizer == "muon":
+        config.optim.optimizer, config.optim.ema_decay = "muon", 0.9
+        config.optim.weight_decay_schedule = "linear"
+        assert config.train.gradient_accumulation_steps == 2
     whole, whole_batches = recording(config)
+    assert (whole.ema_params is not None) == (optimizer == "muon")
     whole_lines = metric_lines(config)
 
     stopped = copy.deepcopy(config)

@@ -45,6 +45,28 @@ def test_flops_per_token_is_what_xla_counts():
     assert 0 < elementwise < 0.06
 
 
+def test_muon_orthogonalises_once_a_step_and_keeps_one_momentum():
+    config, gpt = small()
+    n_params, _ = model.count_params(gpt)
+    plain = step_cost.measure(config, gpt)
+    config.optim.optimizer, config.optim.ema_decay = "muon", 0.999
+    cost = step_cost.measure(config, gpt)
+
+    def orthogonalising(d_in, d_out):  # five times: Gram matrix, its square, their product with X
+        a, b = sorted((d_in, d_out))
+        return 5 * (2 * a * a * b + 2 * a**3 + 2 * a * a * b)
+
+    d, matrices = gpt.n_embd, gpt.n_layer * 12 * gpt.n_embd**2
+    expected = gpt.n_layer * (4 * orthogonalising(d, d) + 2 * orthogonalising(d, 4 * d))
+    assert cost.flops - plain.flops == expected
+    # Parameters and two moments, accumulated gradients; a moment less for matrices; the average.
+    assert 0 <= plain.state_bytes - 4 * 4 * n_params < 1000
+    assert 0 <= cost.state_bytes - 4 * (5 * n_params - matrices) < 1000
+    accumulating = 3 * 3 * 4 * n_params
+    assert 0 <= plain.update_bytes - 7 * 4 * n_params - accumulating < 2000
+    assert 0 <= cost.update_bytes - 4 * (9 * n_params - 2 * matrices) - accumulating < 2000
+
+
 def test_recomputing_blocks_adds_a_forward_pass_of_them():
     config, gpt = small()
     plain = step_cost.measure(config, gpt).flops
@@ -83,7 +105,7 @@ def test_what_layers_keep_for_the_backward_pass():
 def test_roofline_takes_the_nearer_roof_of_each_operation():
     slow_math = Operation("a", count=2, flops=100, bytes=10)
     slow_memory = Operation("b", count=3, flops=10, bytes=100)
-    cost = StepCost((slow_math, slow_memory), update_bytes=50, kept_bytes=0)
+    cost = StepCost((slow_math, slow_memory), update_bytes=50, kept_bytes=0, state_bytes=0)
     assert (cost.flops, cost.bytes) == (230, 370)
     assert cost.seconds(peak_flops=10, bandwidth=5) == 50 / 5 + 2 * 10 + 3 * 20
 

@@ -153,6 +153,8 @@ from gptjax.sharding import make_mesh, place_batch
 from gptjax.train_step import StepFunctions
 
 config = debug.get_config()
+config.optim.optimizer = sys.argv[1]
+config.optim.ema_decay = 0.5 if sys.argv[1] == "muon" else 0.0
 config.optim.eps = 1e-3  # else Adam blows the rounding of gradients near zero up to full steps
 gpt = GPTConfig.from_config(config, 512)
 rng = np.random.default_rng(0)
@@ -160,6 +162,8 @@ tokens = rng.integers(0, 512, (2, 4, 33), dtype=np.int32)
 mask = np.ones((2, 4, 32), bool)
 batch = {"inputs": tokens[..., :-1], "targets": tokens[..., 1:], "loss_mask": mask}
 results = []
+# Newton-Schulz steps blow rounding in small singular values up, by at most 3.4445^5.
+tolerance = 1e-6 if sys.argv[1] == "adamw" else 1e-5
 for fsdp, devices in ((1, jax.devices()[:1]), (2, jax.devices()), (4, jax.devices())):
     steps = StepFunctions(config, gpt, np.ones(512, np.int32), make_mesh(fsdp, devices))
     state = steps.init_state()
@@ -171,16 +175,17 @@ for fsdp, devices in ((1, jax.devices()[:1]), (2, jax.devices()), (4, jax.device
     arrays = jax.tree.leaves(state)  # moments and accumulated gradients are split like parameters
     held = sum(a.addressable_shards[0].data.size for a in arrays)
     assert held < 1.02 / fsdp * sum(a.size for a in arrays), (fsdp, held)
-    results.append(jax.device_get((state.params, metrics)))
+    results.append(jax.device_get((state.eval_params, state.params, metrics)))
 for other in results[1:]:
     for a, b in zip(jax.tree.leaves(results[0]), jax.tree.leaves(other), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 """
 
 
-def test_one_two_and_four_devices_agree():
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_one_two_and_four_devices_agree(optimizer):
     result = subprocess.run(
-        [sys.executable, "-c", SHARDED],
+        [sys.executable, "-c", SHARDED, optimizer],
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
