@@ -27,8 +27,8 @@ _PROBE_LENGTH = 256  # tokens of the rows with which implementations are tried
 
 def attention(
     q_BTNH: Array,
-    k_BTNH: Array,
-    v_BTNH: Array,
+    k_BTKH: Array,
+    v_BTKH: Array,
     segment_ids_BT: Array | None = None,
     *,
     implementation: str,
@@ -36,9 +36,9 @@ def attention(
     """Softmax(q k^T / sqrt(H)) v over earlier positions; the softmax is float32.
 
     Args:
-        q_BTNH: queries; k_BTNH and v_BTNH have the same shape and dtype.
-        k_BTNH: keys.
-        v_BTNH: values.
+        q_BTNH: queries.
+        k_BTKH: keys, of q's dtype; K divides N, and each of them serves N / K heads of queries.
+        v_BTKH: values, of the shape and dtype of the keys.
         segment_ids_BT: document numbers; given, a query sees keys of its own document only.
         implementation: see the head of this file.
 
@@ -50,8 +50,9 @@ def attention(
     """
     match implementation:
         case "xla":
-            return _xla(q_BTNH, k_BTNH, v_BTNH, segment_ids_BT)
+            return _xla(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
         case "chunked":
+            k_BTNH, v_BTNH = _repeated(q_BTNH, k_BTKH), _repeated(q_BTNH, v_BTKH)
             return chunked_attention(q_BTNH, k_BTNH, v_BTNH, segment_ids_BT)
         case "cudnn":
             if segment_ids_BT is not None:
@@ -60,19 +61,26 @@ def attention(
                     "chunked with data.document_mask=True."
                 )
             return jax.nn.dot_product_attention(
-                q_BTNH, k_BTNH, v_BTNH, is_causal=True, implementation="cudnn"
+                q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation="cudnn"
             )
         case "pallas":
+            k_BTNH, v_BTNH = _repeated(q_BTNH, k_BTKH), _repeated(q_BTNH, v_BTKH)
             return pallas_attention(q_BTNH, k_BTNH, v_BTNH, segment_ids_BT)
     raise ValueError(f"no implementation of attention is called {implementation!r}")
 
 
-def _xla(q_BTNH: Array, k_BTNH: Array, v_BTNH: Array, segment_ids_BT: Array | None) -> Array:
+def _repeated(q_BTNH: Array, x_BTKH: Array) -> Array:
+    """Returns keys or values once for each head of queries."""
+    times = q_BTNH.shape[2] // x_BTKH.shape[2]
+    return x_BTKH if times == 1 else jnp.repeat(x_BTKH, times, axis=2)
+
+
+def _xla(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_ids_BT: Array | None) -> Array:
     mask_B1TT = None
     if segment_ids_BT is not None:
         mask_B1TT = (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])[:, None]
     return jax.nn.dot_product_attention(
-        q_BTNH, k_BTNH, v_BTNH, mask=mask_B1TT, is_causal=True, implementation="xla"
+        q_BTNH, k_BTKH, v_BTKH, mask=mask_B1TT, is_causal=True, implementation="xla"
     )
 
 
@@ -84,8 +92,9 @@ def pallas_attention(
     *,
     interpret: bool = False,
 ) -> Array:
-    """Returns what `attention` does; `interpret` runs the kernel's program on any device, slowly.
+    """Returns what `attention` does, where K = N.
 
+    `interpret` runs the kernel's program on any device, slowly.
     Rows are filled up to whole blocks at their end, where causality hides the filling.
     """
     length, width = q_BTNH.shape[1], q_BTNH.shape[3]

@@ -20,7 +20,7 @@ _Residuals = tuple[Array, Array, Array, Array | None, Array, Array]
 def chunked_attention(
     q_BTNH: Array, k_BTNH: Array, v_BTNH: Array, segment_ids_BT: Array | None, chunk: int = CHUNK
 ) -> Array:
-    """Returns what `gptjax.attention.attention` does; `chunk` need not divide T."""
+    """Returns what `gptjax.attention.attention` does, for K = N; `chunk` need not divide T."""
     q_BNTH, k_BNTH, v_BNTH = (x.swapaxes(1, 2) for x in (q_BTNH, k_BTNH, v_BTNH))
     return _attention(q_BNTH, k_BNTH, v_BNTH, segment_ids_BT, chunk).swapaxes(1, 2)
 

@@ -24,7 +24,7 @@ def validate(config: ConfigDict, n_devices: int) -> None:
             problems.append(problem)
 
     positive = {
-        "model": ("block_size", "n_layer", "n_head", "n_embd", "scan_unroll"),
+        "model": ("block_size", "n_layer", "n_head", "n_embd", "rope_theta", "scan_unroll"),
         "train": (
             "batch_size",
             "gradient_accumulation_steps",
@@ -47,7 +47,7 @@ def validate(config: ConfigDict, n_devices: int) -> None:
             )
     not_negative = {
         "optim": ("min_lr", "warmup_iters", "decay_iters", "weight_decay", "grad_clip"),
-        "model": ("loss_chunk",),
+        "model": ("loss_chunk", "n_kv_head", "mlp_hidden"),
         "train": ("max_loss_spike",),
         "data": ("prepare_workers",),
         "checkpoint": ("keep_best",),
@@ -61,6 +61,9 @@ def validate(config: ConfigDict, n_devices: int) -> None:
         ("model", "compute_dtype", ("auto", "float32", "bfloat16")),
         ("model", "attention", ("auto", "xla", "chunked", "cudnn", "pallas")),
         ("model", "remat", ("none", "dots", "full")),
+        ("model", "norm", ("layernorm", "rmsnorm")),
+        ("model", "position", ("learned", "rope")),
+        ("model", "mlp", ("gelu", "swiglu", "relu2")),
         ("data", "on_damage", ("stop", "keep_before")),
         ("optim", "schedule", ("cosine", "wsd")),
     ):
@@ -72,6 +75,19 @@ def validate(config: ConfigDict, n_devices: int) -> None:
             model.n_embd % model.n_head == 0,
             f"model.n_embd = {model.n_embd} must be a multiple of model.n_head = {model.n_head}",
         )
+        require(
+            model.position != "rope" or (model.n_embd // model.n_head) % 2 == 0,
+            f"model.position = 'rope' turns pairs, so that heads (model.n_embd / model.n_head = "
+            f"{model.n_embd // model.n_head}) must be of an even width",
+        )
+        require(
+            model.n_kv_head <= 0 or model.n_head % model.n_kv_head == 0,
+            f"model.n_kv_head = {model.n_kv_head} must divide model.n_head = {model.n_head}",
+        )
+    require(
+        not (model.bias and model.norm == "rmsnorm"),
+        "model.bias = True needs model.norm = layernorm: an RMSNorm has no bias",
+    )
     if model.attention == "cudnn":
         require(
             not data.document_mask,
