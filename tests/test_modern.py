@@ -13,6 +13,7 @@ from jax.extend.core import jaxprs_in_params
 from configs import modern, quickstart
 from gptjax import decode, layers, loss, model
 from gptjax.model import GPTConfig
+from gptjax.optimizer import decay_mask
 
 MODERN = GPTConfig(
     vocab_size=40,
@@ -56,8 +57,13 @@ def params_of(config):
     )
 
 
+# One document a row, as arrays: one program for all that is asked of a shape.
+WHOLE_BT = np.tile(np.arange(12, dtype=np.int32), (2, 1))
+ONE_BT = np.ones_like(WHOLE_BT)
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def logits(config, params, tokens_BT, positions_BT=None, segment_ids_BT=None):
+def logits(config, params, tokens_BT, positions_BT=WHOLE_BT, segment_ids_BT=ONE_BT):
     x_BTD = model.hidden_states(
         config, params, tokens_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT
     )
@@ -147,15 +153,9 @@ def naive_logits(config, params, tokens_T, positions_T, segment_ids_T):
 def test_logits_are_those_of_a_naive_model(name, documents, tokens_BT):
     config = SHAPES[name]
     params = params_of(config)
-    positions = np.tile(np.arange(12, dtype=np.int32), (2, 1))
-    segment_ids = np.ones((2, 12), np.int32)
-    if documents == "one a row":
-        found = logits(config, params, tokens_BT)
-    else:
-        positions = POSITIONS_BT
-        segment_ids = SEGMENT_IDS_BT if documents == "masked" else segment_ids
-        masks = SEGMENT_IDS_BT if documents == "masked" else None
-        found = logits(config, params, tokens_BT, POSITIONS_BT, masks)
+    positions = WHOLE_BT if documents == "one a row" else POSITIONS_BT
+    segment_ids = SEGMENT_IDS_BT if documents == "masked" else ONE_BT
+    found = logits(config, params, tokens_BT, positions, segment_ids)
     rows = zip(tokens_BT, positions, segment_ids, strict=True)
     expected = np.stack([naive_logits(config, params, *row) for row in rows])
     assert np.abs(expected).max() > 0.5
@@ -200,9 +200,9 @@ def test_products_of_queries_and_keys_depend_on_the_distance_only(offset):
 def test_a_row_anywhere_gives_the_same(tokens_BT):
     params = params_of(MODERN)
     here = logits(MODERN, params, tokens_BT)
-    there = logits(MODERN, params, tokens_BT, np.tile(np.arange(700, 712), (2, 1)))
+    there = logits(MODERN, params, tokens_BT, 700 + WHOLE_BT)
     np.testing.assert_allclose(there, here, rtol=0, atol=1e-3)
-    stretched = logits(MODERN, params, tokens_BT, np.tile(np.arange(0, 24, 2), (2, 1)))
+    stretched = logits(MODERN, params, tokens_BT, 2 * WHOLE_BT)
     assert np.abs(stretched - here).max() > 0.1
 
 
@@ -451,3 +451,14 @@ def test_the_preset_is_a_model():
     assert (gpt.norm, gpt.position, gpt.qk_norm, gpt.mlp) == ("rmsnorm", "rope", True, "swiglu")
     assert gpt.zero_init and gpt.tied_head and not gpt.bias
     assert gpt.mlp_dim == 704 and gpt.kv_heads == 4
+
+
+def test_matrices_are_decayed_and_norms_are_not():
+    mask = decay_mask(jax.eval_shape(lambda: model.init(MODERN, jax.random.key(0))))
+    spared = {
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for path, decayed in jax.tree.leaves_with_path(mask)
+        if not decayed
+    }
+    norms = ("blocks.ln_1", "blocks.ln_2", "blocks.attn.q_norm", "blocks.attn.k_norm", "ln_f")
+    assert spared == {f"{name}.scale" for name in norms}
