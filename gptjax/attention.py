@@ -17,7 +17,7 @@ from jax.experimental.pallas.ops.gpu.attention import mha
 from ml_collections import ConfigDict
 
 from configs.flags import UserError
-from gptjax.attention_chunked import CHUNK, chunked_attention
+from gptjax.attention_chunked import CHUNK, chunked_attention, repeat_heads
 from gptjax.config import compute_dtype
 
 _PALLAS_BLOCK = 128  # queries and keys that one program of `mha` holds at a time
@@ -27,8 +27,8 @@ _PROBE_LENGTH = 256  # tokens of the rows with which implementations are tried
 
 def attention(
     q_BTNH: Array,
-    k_BTNH: Array,
-    v_BTNH: Array,
+    k_BTKH: Array,
+    v_BTKH: Array,
     segment_ids_BT: Array | None = None,
     *,
     implementation: str,
@@ -36,9 +36,9 @@ def attention(
     """Softmax(q k^T / sqrt(H)) v over earlier positions; the softmax is float32.
 
     Args:
-        q_BTNH: queries; k_BTNH and v_BTNH have the same shape and dtype.
-        k_BTNH: keys.
-        v_BTNH: values.
+        q_BTNH: queries.
+        k_BTKH: keys, of q's dtype; K divides N, and each of them serves N / K heads of queries.
+        v_BTKH: values, of the shape and dtype of the keys.
         segment_ids_BT: document numbers; given, a query sees keys of its own document only.
         implementation: see the head of this file.
 
@@ -50,9 +50,9 @@ def attention(
     """
     match implementation:
         case "xla":
-            return _xla(q_BTNH, k_BTNH, v_BTNH, segment_ids_BT)
+            return _xla(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
         case "chunked":
-            return chunked_attention(q_BTNH, k_BTNH, v_BTNH, segment_ids_BT)
+            return chunked_attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
         case "cudnn":
             if segment_ids_BT is not None:
                 raise UserError(
@@ -60,26 +60,26 @@ def attention(
                     "chunked with data.document_mask=True."
                 )
             return jax.nn.dot_product_attention(
-                q_BTNH, k_BTNH, v_BTNH, is_causal=True, implementation="cudnn"
+                q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation="cudnn"
             )
         case "pallas":
-            return pallas_attention(q_BTNH, k_BTNH, v_BTNH, segment_ids_BT)
+            return pallas_attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
     raise ValueError(f"no implementation of attention is called {implementation!r}")
 
 
-def _xla(q_BTNH: Array, k_BTNH: Array, v_BTNH: Array, segment_ids_BT: Array | None) -> Array:
+def _xla(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_ids_BT: Array | None) -> Array:
     mask_B1TT = None
     if segment_ids_BT is not None:
         mask_B1TT = (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])[:, None]
     return jax.nn.dot_product_attention(
-        q_BTNH, k_BTNH, v_BTNH, mask=mask_B1TT, is_causal=True, implementation="xla"
+        q_BTNH, k_BTKH, v_BTKH, mask=mask_B1TT, is_causal=True, implementation="xla"
     )
 
 
 def pallas_attention(
     q_BTNH: Array,
-    k_BTNH: Array,
-    v_BTNH: Array,
+    k_BTKH: Array,
+    v_BTKH: Array,
     segment_ids_BT: Array | None,
     *,
     interpret: bool = False,
@@ -88,7 +88,8 @@ def pallas_attention(
 
     Rows are filled up to whole blocks at their end, where causality hides the filling.
     """
-    length, width = q_BTNH.shape[1], q_BTNH.shape[3]
+    _, length, n_head, width = q_BTNH.shape
+    k_BTNH, v_BTNH = repeat_heads(k_BTKH, n_head), repeat_heads(v_BTKH, n_head)
     block = min(_PALLAS_BLOCK, max(_PALLAS_LEAST, 1 << (length - 1).bit_length()))
     filling = -length % block
     if filling:

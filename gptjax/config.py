@@ -32,7 +32,7 @@ def validate(config: ConfigDict, n_devices: int, further: Sequence[str] = ()) ->
             problems.append(problem)
 
     positive = {
-        "model": ("block_size", "n_layer", "n_head", "n_embd", "scan_unroll"),
+        "model": ("block_size", "n_layer", "n_head", "n_embd", "rope_theta", "scan_unroll"),
         "train": (
             "batch_size",
             "gradient_accumulation_steps",
@@ -62,7 +62,7 @@ def validate(config: ConfigDict, n_devices: int, further: Sequence[str] = ()) ->
             "weight_decay_end",
             "grad_clip",
         ),
-        "model": ("loss_chunk",),
+        "model": ("loss_chunk", "n_kv_head", "mlp_hidden"),
         "train": ("max_loss_spike",),
         "data": ("max_train_tokens", "prepare_workers"),
         "checkpoint": ("keep_best",),
@@ -78,6 +78,9 @@ def validate(config: ConfigDict, n_devices: int, further: Sequence[str] = ()) ->
         ("model", "compute_dtype", ("auto", "float32", "bfloat16")),
         ("model", "attention", ("auto", "xla", "chunked", "cudnn", "pallas")),
         ("model", "remat", ("none", "dots", "full")),
+        ("model", "norm", ("layernorm", "rmsnorm")),
+        ("model", "position", ("learned", "rope")),
+        ("model", "mlp", ("gelu", "swiglu", "relu2")),
         ("data", "on_damage", ("stop", "keep_before")),
         ("optim", "optimizer", ("adamw", "muon")),
         ("optim", "schedule", ("cosine", "wsd")),
@@ -91,6 +94,19 @@ def validate(config: ConfigDict, n_devices: int, further: Sequence[str] = ()) ->
             model.n_embd % model.n_head == 0,
             f"model.n_embd = {model.n_embd} must be a multiple of model.n_head = {model.n_head}",
         )
+        require(
+            model.position != "rope" or (model.n_embd // model.n_head) % 2 == 0,
+            f"model.position = 'rope' turns pairs, so that heads (model.n_embd / model.n_head = "
+            f"{model.n_embd // model.n_head}) must be of an even width",
+        )
+        require(
+            model.n_kv_head <= 0 or model.n_head % model.n_kv_head == 0,
+            f"model.n_kv_head = {model.n_kv_head} must divide model.n_head = {model.n_head}",
+        )
+    require(
+        not (model.bias and model.norm == "rmsnorm"),
+        "model.bias = True needs model.norm = layernorm: an RMSNorm has no bias",
+    )
     if model.attention == "cudnn":
         require(
             not data.document_mask,

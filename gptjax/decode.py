@@ -2,9 +2,10 @@
 
 Each layer's keys and values of earlier tokens are kept, so that a new token costs one row of every
 matrix product in place of the whole window. The cache is a plain tree of arrays, given and
-returned: a list over layers of (keys, values), each (M, S, H) with M = B N, the heads of all rows,
+returned: a list over layers of (keys, values), each (M, S, H) with M = B K, the heads of all rows,
 and S = block_size. (With B an axis of its own, XLA copies a single row's cache for every token.)
-Rows may have different lengths: what lies behind a row's own position is never seen.
+Keys are kept as they are compared, rotary positions applied. Rows may have different lengths: what
+lies behind a row's own position is never seen.
 
 The results equal those of `model.hidden_states` up to the rounding of float32: a product with one
 row and one with many are summed in another order. Nothing is approximated.
@@ -48,29 +49,30 @@ def prefill(config: GPTConfig, params: Params, tokens_BP: Array) -> tuple[Array,
         tokens_BP: int32 prompts, P <= block_size, padded at their ends with anything.
 
     Returns:
-        (x_BPD after the final LayerNorm, the cache). At and behind a row's padding both are
+        (x_BPD after the final norm, the cache). At and behind a row's padding both are
         rubbish, which decoding overwrites before it is seen.
     """
     gpt = model.merge(config, params)
+    turns = gpt.turns(tokens_BP.shape[1], None)
     graphdef, params_L = nnx.split(gpt.blocks)
 
     def run_block(x_BPD: Array, layer: Any) -> tuple[Array, list[Array]]:
         kept: list[Array] = []
 
-        def attend(q_BPNH: Array, k_BPNH: Array, v_BPNH: Array) -> Array:
-            kept.extend((k_BPNH, v_BPNH))
-            return attention(q_BPNH, k_BPNH, v_BPNH, implementation=config.attention)
+        def attend(q_BPNH: Array, k_BPKH: Array, v_BPKH: Array) -> Array:
+            kept.extend((k_BPKH, v_BPKH))
+            return attention(q_BPNH, k_BPKH, v_BPKH, implementation=config.attention)
 
-        return nnx.merge(graphdef, layer)(x_BPD, None, None, attend), kept
+        return nnx.merge(graphdef, layer)(x_BPD, turns, None, None, attend), kept
 
     x_BPD, kept_L = jax.lax.scan(
         run_block, gpt.embed(tokens_BP, None), params_L, unroll=config.scan_unroll
     )
     free = config.block_size - tokens_BP.shape[1]
-    heads = (config.n_layer, len(tokens_BP) * config.n_head, -1, config.head_dim)
+    heads = (config.n_layer, len(tokens_BP) * config.kv_heads, -1, config.head_dim)
     k_LMSH, v_LMSH = (
-        jnp.pad(y_LBPNH.swapaxes(2, 3).reshape(heads), ((0, 0), (0, 0), (0, free), (0, 0)))
-        for y_LBPNH in kept_L
+        jnp.pad(y_LBPKH.swapaxes(2, 3).reshape(heads), ((0, 0), (0, 0), (0, free), (0, 0)))
+        for y_LBPKH in kept_L
     )
     return gpt.ln_f(x_BPD), [(k_LMSH[i], v_LMSH[i]) for i in range(config.n_layer)]
 
@@ -99,42 +101,47 @@ def decode(
     gpt = model.merge(config, params)
     graphdef, _ = nnx.split(gpt.blocks)
     x_B1D = gpt.embed(tokens_B[:, None], positions_B[:, None])
+    turns = gpt.turns(1, positions_B[:, None])
     new_cache = []
     for layer, (k_MSH, v_MSH) in zip(layers, cache, strict=True):
         kept: list[Array] = []
 
         def attend(
             q_B1NH: Array,
-            k_B1NH: Array,
-            v_B1NH: Array,
+            k_B1KH: Array,
+            v_B1KH: Array,
             cached: tuple[Array, Array] = (k_MSH, v_MSH),
             kept: list[Array] = kept,
         ) -> Array:
-            new = (k_B1NH, v_B1NH)
+            new = (k_B1KH, v_B1KH)
             kept.extend(_write(c, y, positions_B) for c, y in zip(cached, new, strict=True))
             return _attend_cached(q_B1NH, kept[0], kept[1], positions_B)
 
-        x_B1D = nnx.merge(graphdef, layer)(x_B1D, None, None, attend)
+        x_B1D = nnx.merge(graphdef, layer)(x_B1D, turns, None, None, attend)
         new_cache.append((kept[0], kept[1]))
     return model.logits(config, params, gpt.ln_f(x_B1D)[:, 0]), new_cache
 
 
-def _write(cache_MSH: Array, new_B1NH: Array, positions_B: Array) -> Array:
+def _write(cache_MSH: Array, new_B1KH: Array, positions_B: Array) -> Array:
     """Puts each row's new key or value at the row's position."""
-    n_head = new_B1NH.shape[2]
+    kv_heads = new_B1KH.shape[2]
     heads_M = jnp.arange(len(cache_MSH))
-    new_MH = new_B1NH.reshape(len(cache_MSH), -1)
-    return cache_MSH.at[heads_M, jnp.repeat(positions_B, n_head)].set(new_MH)
+    new_MH = new_B1KH.reshape(len(cache_MSH), -1)
+    return cache_MSH.at[heads_M, jnp.repeat(positions_B, kv_heads)].set(new_MH)
 
 
 def _attend_cached(q_B1NH: Array, k_MSH: Array, v_MSH: Array, positions_B: Array) -> Array:
-    """`attention` for one query a row, which sees the keys up to its position."""
-    n_head, width = q_B1NH.shape[2:]
-    q_MH = q_B1NH.reshape(-1, width)
-    scores_MS = width**-0.5 * jnp.einsum(
-        "mh,msh->ms", q_MH, k_MSH, preferred_element_type=jnp.float32
+    """`attention` for one query a row, which sees the keys up to its position.
+
+    The G = N / K heads of queries that share keys are rows of one matrix.
+    """
+    width = q_B1NH.shape[3]
+    rows, keys, _ = k_MSH.shape
+    q_MGH = q_B1NH.reshape(rows, -1, width)
+    scores_MGS = width**-0.5 * jnp.einsum(
+        "mgh,msh->mgs", q_MGH, k_MSH, preferred_element_type=jnp.float32
     )
-    last_M = jnp.repeat(positions_B, n_head)
-    seen_MS = jnp.arange(k_MSH.shape[1])[None, :] <= last_M[:, None]
-    weights_MS = jax.nn.softmax(jnp.where(seen_MS, scores_MS, -jnp.inf))
-    return jnp.einsum("ms,msh->mh", weights_MS.astype(q_MH.dtype), v_MSH).reshape(q_B1NH.shape)
+    last_M = jnp.repeat(positions_B, rows // len(positions_B))
+    seen_MS = jnp.arange(keys)[None, :] <= last_M[:, None]
+    weights_MGS = jax.nn.softmax(jnp.where(seen_MS[:, None], scores_MGS, -jnp.inf))
+    return jnp.einsum("mgs,msh->mgh", weights_MGS.astype(q_MGH.dtype), v_MSH).reshape(q_B1NH.shape)

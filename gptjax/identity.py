@@ -21,6 +21,8 @@ FIXED = frozenset(
     """
     seed data.max_train_tokens data.document_mask
     model.block_size model.n_layer model.n_head model.n_embd model.dropout model.bias
+    model.norm model.position model.rope_theta model.qk_norm model.mlp model.mlp_hidden
+    model.n_kv_head model.tied_head model.zero_init
     optim.optimizer optim.beta1 optim.beta2 optim.eps optim.muon_momentum optim.grad_clip
     optim.ema_decay
     """.split()

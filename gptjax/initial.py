@@ -13,7 +13,12 @@ from gptjax.load import load_run
 from gptjax.train_step import StepFunctions, TrainState
 
 _log = logging.getLogger(__name__)
-_SHAPE = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "bias")
+_SHAPE = tuple(
+    """
+    vocab_size block_size n_layer n_head kv_heads n_embd bias norm position rope_theta qk_norm mlp
+    mlp_dim tied_head
+    """.split()
+)
 
 
 def initial_state(config: ConfigDict, steps: StepFunctions, store: TokenStore) -> TrainState:

@@ -1,8 +1,12 @@
-"""GPT-2 in Flax NNX: pre-LayerNorm, GELU, learned positions, tied head; parameters are a dict.
+"""GPT in Flax NNX: GPT-2's parts, or by configuration those of newer models; parameters are a dict.
 
-Dimension key: B batch, T tokens of a row, D model width, N heads, H head width, F MLP hidden width,
-V vocabulary, L layers. Parameters of the L blocks are stacked on a leading axis and the blocks are
-run by one `lax.scan`, so that compile time does not grow with depth.
+GPT-2: pre-LayerNorm, GELU, learned positions, a head tied to the token embedding. In their place:
+RMSNorm, SwiGLU or ReLU^2, rotary positions, a head of its own. Besides: normalised queries and
+keys, heads that share keys and values, blocks that begin as the identity.
+
+Dimension key: B batch, T tokens of a row, D model width, N heads, K heads of keys and values, H
+head width, F MLP hidden width, V vocabulary, L layers. Parameters of the L blocks are stacked on a
+leading axis and the blocks are run by one `lax.scan`: compile time does not grow with depth.
 
 NNX only defines the modules. Everything else sees `init`, `hidden_states` and a dict of arrays,
 which any tool can read and `jax.jit` dispatches fastest.
@@ -10,6 +14,7 @@ which any tool can read and `jax.jit` dispatches fastest.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,13 +27,14 @@ from ml_collections import ConfigDict
 from gptjax import attention as attention_lib
 from gptjax.attention import attention
 from gptjax.config import compute_dtype
+from gptjax.layers import Linear, RMSNorm, Rotations, dropout, rotate, rotations
 
 Params = dict[str, Any]  # nested dict of float32 arrays
 
 _INIT_STD = 0.02  # GPT-2 (Radford et al. 2019)
 LAYER_NORM_EPS = 1e-5
 
-# Queries, keys and values (B, T, N, H) -> what the attention makes of them; see gptjax/decode.py.
+# Queries (B, T, N, H), keys and values (B, T, K, H) -> the values mixed; see gptjax/decode.py.
 Attend = Callable[[Array, Array, Array], Array]
 
 _REMAT_POLICIES: dict[str, Callable[..., bool]] = {
@@ -52,6 +58,15 @@ class GPTConfig:
     remat: str
     scan_unroll: int
     attention: str = "xla"  # see gptjax/attention.py; `from_config` sets it, and never to `auto`
+    norm: str = "layernorm"
+    position: str = "learned"
+    rope_theta: float = 10_000.0
+    qk_norm: bool = False
+    mlp: str = "gelu"
+    mlp_hidden: int = 0  # F; 0: see `mlp_dim`
+    n_kv_head: int = 0  # K; 0: see `kv_heads`
+    tied_head: bool = True
+    zero_init: bool = False
 
     @classmethod
     def from_config(cls, config: ConfigDict, vocab_size: int) -> "GPTConfig":
@@ -71,27 +86,40 @@ class GPTConfig:
         """H, the width of one attention head."""
         return self.n_embd // self.n_head
 
+    @property
+    def kv_heads(self) -> int:
+        """K, the heads of keys and values, each for N / K heads of queries."""
+        return self.n_kv_head or self.n_head
 
-class Linear(nnx.Module):
-    """y = x W + b on the last axis; parameters in float32, arithmetic in `config.compute_dtype`."""
+    @property
+    def mlp_dim(self) -> int:
+        """F, by default 4 D; for SwiGLU, which has a third matrix, 8/3 D in whole multiples of 64.
 
-    def __init__(
-        self, config: GPTConfig, d_in: int, d_out: int, *, rngs: nnx.Rngs, std: float = _INIT_STD
-    ):
-        self.dtype = config.compute_dtype
-        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (d_in, d_out)))
-        self.bias = nnx.Param(jnp.zeros(d_out)) if config.bias else None
+        (Shazeer 2020: the same number of parameters.)
+        """
+        if self.mlp_hidden:
+            return self.mlp_hidden
+        if self.mlp == "swiglu":
+            return 64 * math.ceil(8 * self.n_embd / (3 * 64))
+        return 4 * self.n_embd
 
-    def __call__(self, x: Array) -> Array:
-        # One contracted and one free axis: XLA's CPU weight gradient is slow over two free axes.
-        y = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(self.dtype)
-        if self.bias is not None:
-            y = y + self.bias[...].astype(self.dtype)[None, :]
-        return y.reshape(*x.shape[:-1], -1)
+    @property
+    def residual_std(self) -> float:
+        """Standard deviation of what is drawn for the projections into the residual stream."""
+        return 0.0 if self.zero_init else _INIT_STD / (2 * self.n_layer) ** 0.5
 
 
-def layer_norm(config: GPTConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Returns a LayerNorm whose statistics are float32 and two-pass."""
+def linear(
+    config: GPTConfig, d_in: int, d_out: int, *, rngs: nnx.Rngs, std: float = _INIT_STD
+) -> Linear:
+    """Returns a layer drawn with a standard deviation of `std`."""
+    return Linear(d_in, d_out, std=std, bias=config.bias, dtype=config.compute_dtype, rngs=rngs)
+
+
+def norm(config: GPTConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm | RMSNorm:
+    """Returns a norm over D with float32 statistics, a LayerNorm's two-pass."""
+    if config.norm == "rmsnorm":
+        return RMSNorm(config.n_embd)
     return nnx.LayerNorm(
         config.n_embd,
         epsilon=LAYER_NORM_EPS,
@@ -102,49 +130,65 @@ def layer_norm(config: GPTConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
     )
 
 
-def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Zeroes a share `rate` of `x` and scales the rest up; the identity without a key."""
-    if key is None or rate == 0:
-        return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
-
-
 class SelfAttention(nnx.Module):
     """Causal self-attention; dropout on its output, for flash kernels hide the weights."""
 
     def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs):
         self.config = config
-        residual_std = _INIT_STD / (2 * config.n_layer) ** 0.5
-        self.c_attn = Linear(config, config.n_embd, 3 * config.n_embd, rngs=rngs)
-        self.c_proj = Linear(config, config.n_embd, config.n_embd, rngs=rngs, std=residual_std)
+        d_qkv = (config.n_head + 2 * config.kv_heads) * config.head_dim
+        self.c_attn = linear(config, config.n_embd, d_qkv, rngs=rngs)
+        self.q_norm = RMSNorm(config.head_dim) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim) if config.qk_norm else None
+        self.c_proj = linear(
+            config, config.n_embd, config.n_embd, rngs=rngs, std=config.residual_std
+        )
 
     def __call__(
-        self, x_BTD: Array, segment_ids_BT: Array | None, attend: Attend | None = None
+        self,
+        x_BTD: Array,
+        turns: Rotations | None,
+        segment_ids_BT: Array | None,
+        attend: Attend | None = None,
     ) -> Array:
-        heads = (*x_BTD.shape[:2], self.config.n_head, self.config.head_dim)
-        q_BTNH, k_BTNH, v_BTNH = (
-            y.reshape(heads) for y in jnp.split(self.c_attn(x_BTD), 3, axis=-1)
+        config = self.config
+        ends = (config.n_embd, config.n_embd + config.kv_heads * config.head_dim)
+        q_BTNH, k_BTKH, v_BTKH = (
+            y.reshape(*x_BTD.shape[:2], -1, config.head_dim)
+            for y in jnp.split(self.c_attn(x_BTD), ends, axis=-1)
         )
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
+        if turns is not None:
+            q_BTNH, k_BTKH = rotate(q_BTNH, turns), rotate(k_BTKH, turns)
         if attend is None:
             y_BTNH = attention(
-                q_BTNH, k_BTNH, v_BTNH, segment_ids_BT, implementation=self.config.attention
+                q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, implementation=config.attention
             )
         else:
-            y_BTNH = attend(q_BTNH, k_BTNH, v_BTNH)
+            y_BTNH = attend(q_BTNH, k_BTKH, v_BTKH)
         return self.c_proj(y_BTNH.reshape(x_BTD.shape))
 
 
 class MLP(nnx.Module):
-    """Two linear layers, D -> F = 4 D -> D, around a GELU in its tanh form."""
+    """Linear layers D -> F -> D around a GELU in its tanh form, ReLU^2, or gated by a SiLU."""
 
     def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs):
-        residual_std = _INIT_STD / (2 * config.n_layer) ** 0.5
-        self.c_fc = Linear(config, config.n_embd, 4 * config.n_embd, rngs=rngs)
-        self.c_proj = Linear(config, 4 * config.n_embd, config.n_embd, rngs=rngs, std=residual_std)
+        width, hidden = config.n_embd, config.mlp_dim
+        gated = config.mlp == "swiglu"
+        self.kind = config.mlp
+        self.c_fc = linear(config, width, hidden, rngs=rngs)
+        self.c_proj = linear(config, hidden, width, rngs=rngs, std=config.residual_std)
+        self.c_gate = linear(config, width, hidden, rngs=rngs) if gated else None
 
     def __call__(self, x_BTD: Array) -> Array:
-        return self.c_proj(jax.nn.gelu(self.c_fc(x_BTD), approximate=True))
+        y_BTF = self.c_fc(x_BTD)
+        if self.c_gate is not None:
+            y_BTF = jax.nn.silu(self.c_gate(x_BTD)) * y_BTF
+        elif self.kind == "relu2":
+            y_BTF = jnp.square(jax.nn.relu(y_BTF))
+        else:
+            y_BTF = jax.nn.gelu(y_BTF, approximate=True)
+        return self.c_proj(y_BTF)
 
 
 class Block(nnx.Module):
@@ -152,48 +196,59 @@ class Block(nnx.Module):
 
     def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs):
         self.dropout = config.dropout
-        self.ln_1 = layer_norm(config, rngs=rngs)
+        self.ln_1 = norm(config, rngs=rngs)
         self.attn = SelfAttention(config, rngs=rngs)
-        self.ln_2 = layer_norm(config, rngs=rngs)
+        self.ln_2 = norm(config, rngs=rngs)
         self.mlp = MLP(config, rngs=rngs)
 
     def __call__(
         self,
         x_BTD: Array,
+        turns: Rotations | None,
         segment_ids_BT: Array | None,
         key: Array | None,
         attend: Attend | None = None,
     ) -> Array:
         attn_key, mlp_key = (None, None) if key is None else jax.random.split(key)
-        y_BTD = self.attn(self.ln_1(x_BTD), segment_ids_BT, attend)
+        y_BTD = self.attn(self.ln_1(x_BTD), turns, segment_ids_BT, attend)
         x_BTD = x_BTD + dropout(y_BTD, self.dropout, attn_key)
         y_BTD = self.mlp(self.ln_2(x_BTD))
         return x_BTD + dropout(y_BTD, self.dropout, mlp_key)
 
 
 class GPT(nnx.Module):
-    """Token and position embeddings, L blocks, a LayerNorm. The head is the token embedding."""
+    """Embeddings, L blocks, a norm. The head is the token embedding, or a matrix of its own."""
 
     def __init__(self, config: GPTConfig, *, key: Array):
-        wte_key, wpe_key, blocks_key, ln_f_key = jax.random.split(key, 4)
+        wte_key, wpe_key, blocks_key, ln_f_key, head_key = jax.random.split(key, 5)
         self.config = config
-        self.wte = nnx.Param(
-            _INIT_STD * jax.random.normal(wte_key, (config.vocab_size, config.n_embd))
-        )
-        self.wpe = nnx.Param(
-            _INIT_STD * jax.random.normal(wpe_key, (config.block_size, config.n_embd))
-        )
+        self.wte = _table(wte_key, config.vocab_size, config.n_embd)
+        learned = config.position == "learned"
+        self.wpe = _table(wpe_key, config.block_size, config.n_embd) if learned else None
         self.blocks = nnx.vmap(lambda k: Block(config, rngs=nnx.Rngs(k)))(
             jax.random.split(blocks_key, config.n_layer)
         )
-        self.ln_f = layer_norm(config, rngs=nnx.Rngs(ln_f_key))
+        self.ln_f = norm(config, rngs=nnx.Rngs(ln_f_key))
+        untied = not config.tied_head
+        self.lm_head = _table(head_key, config.vocab_size, config.n_embd) if untied else None
 
     def embed(self, tokens_BT: Array, positions_BT: Array | None) -> Array:
-        wpe = self.wpe[...]
-        embedded_positions = (
-            wpe[None, : tokens_BT.shape[1]] if positions_BT is None else wpe[positions_BT]
-        )
-        return (self.wte[...][tokens_BT] + embedded_positions).astype(self.config.compute_dtype)
+        x_BTD = self.wte[...][tokens_BT]
+        if self.wpe is not None:
+            wpe = self.wpe[...]
+            x_BTD = x_BTD + (
+                wpe[None, : tokens_BT.shape[1]] if positions_BT is None else wpe[positions_BT]
+            )
+        return x_BTD.astype(self.config.compute_dtype)
+
+    def turns(self, length: int, positions_BT: Array | None) -> Rotations | None:
+        """Returns what all blocks turn queries and keys by; None for learned positions."""
+        config = self.config
+        if config.position != "rope":
+            return None
+        if positions_BT is None:
+            positions_BT = jnp.arange(length)[None]
+        return rotations(positions_BT, config.head_dim, config.rope_theta)
 
     def __call__(
         self,
@@ -209,11 +264,12 @@ class GPT(nnx.Module):
             embedding_key, dropout_key = jax.random.split(dropout_key)
             x_BTD = dropout(x_BTD, config.dropout, embedding_key)
             keys_L = jax.random.split(dropout_key, config.n_layer)
+        turns = self.turns(tokens_BT.shape[1], positions_BT)
         graphdef, params_L = nnx.split(self.blocks)
 
         def run_block(x_BTD: Array, layer: tuple[Any, Array | None]) -> tuple[Array, None]:
             params, key = layer
-            return nnx.merge(graphdef, params)(x_BTD, segment_ids_BT, key), None
+            return nnx.merge(graphdef, params)(x_BTD, turns, segment_ids_BT, key), None
 
         if config.remat != "none":
             # A loop keeps XLA from undoing the recomputation; without one, CSE must be barred.
@@ -224,6 +280,10 @@ class GPT(nnx.Module):
             )
         x_BTD, _ = jax.lax.scan(run_block, x_BTD, (params_L, keys_L), unroll=config.scan_unroll)
         return self.ln_f(x_BTD)
+
+
+def _table(key: Array, n_rows: int, width: int) -> nnx.Param:
+    return nnx.Param(_INIT_STD * jax.random.normal(key, (n_rows, width)))
 
 
 @functools.cache
@@ -257,20 +317,20 @@ def hidden_states(
         config: the model's shape.
         params: as returned by `init`.
         tokens_BT: int32 token ids.
-        positions_BT: rows of the position embedding; 0..T-1 by default.
+        positions_BT: places of the tokens in their documents; 0..T-1 by default.
         segment_ids_BT: document numbers; given, a token attends only inside its own document.
         dropout_key: PRNG key; without it there is no dropout.
 
     Returns:
-        x_BTD after the final LayerNorm, in the compute dtype. Logits are `x_BTD @ head(params).T`.
+        x_BTD after the final norm, in the compute dtype. Logits are `x_BTD @ head(params).T`.
     """
     model = merge(config, params)
     return model(tokens_BT, positions_BT, segment_ids_BT, dropout_key)
 
 
 def head(params: Params) -> Array:
-    """Returns the output matrix (V, D), float32: the token embedding, tied."""
-    return params["wte"]
+    """Returns the output matrix (V, D), float32: the token embedding, unless it is untied."""
+    return params["lm_head"] if "lm_head" in params else params["wte"]
 
 
 def logits(config: GPTConfig, params: Params, x_BTD: Array) -> Array:
@@ -280,10 +340,11 @@ def logits(config: GPTConfig, params: Params, x_BTD: Array) -> Array:
 
 
 def count_params(config: GPTConfig) -> tuple[int, int]:
-    """Returns (all parameters, those without token and position embeddings), allocating none."""
+    """Returns (all parameters, those without embeddings and head), allocating none."""
     shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
     total = sum(x.size for x in jax.tree.leaves(shapes))
-    return total, total - shapes["wte"].size - shapes["wpe"].size
+    outside = sum(shapes[name].size for name in ("wte", "wpe", "lm_head") if name in shapes)
+    return total, total - outside
 
 
 def flops_per_token(config: GPTConfig) -> int:
@@ -291,5 +352,8 @@ def flops_per_token(config: GPTConfig) -> int:
 
     As in PaLM (Chowdhery et al. 2022, appendix B): 12 L D T for attention, masked half included.
     """
-    matmul_params = config.n_layer * 12 * config.n_embd**2 + config.vocab_size * config.n_embd
+    attention_params = 2 * config.n_embd * (config.n_head + config.kv_heads) * config.head_dim
+    mlp_params = (3 if config.mlp == "swiglu" else 2) * config.n_embd * config.mlp_dim
+    matmul_params = config.n_layer * (attention_params + mlp_params)
+    matmul_params += config.vocab_size * config.n_embd
     return 6 * matmul_params + 12 * config.n_layer * config.n_embd * config.block_size

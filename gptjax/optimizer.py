@@ -88,7 +88,8 @@ def decay_mask(params: Any) -> Any:
     Raises:
         ValueError: for a leaf of an unknown name, so that a new parameter is not forgotten here.
     """
-    decayed = {"kernel": True, "wte": True, "wpe": True, "scale": False, "bias": False}
+    decayed = dict.fromkeys(("kernel", "wte", "wpe", "lm_head"), True)
+    decayed |= dict.fromkeys(("scale", "bias"), False)
 
     def is_decayed(path: tuple[Any, ...], _: Any) -> bool:
         name = path[-1].key

@@ -137,12 +137,12 @@ def _kernel_flops(eqn: JaxprEqn) -> int:
     """Returns the FLOPs of a flash-attention kernel, which skips the half that causality hides.
 
     Forward two matmuls of T x T x H for each row and head, backward five (Dao et al. 2022); what
-    only prepares the backward pass gives no array of the shape of the queries [B, T, N, H].
+    only prepares the backward pass gives no array [B, T, heads, H], as queries and keys are.
     """
-    shape = _shape(eqn.invars[0])
-    n_like_queries = sum(_shape(out) == shape for out in eqn.outvars)
-    matmuls = {0: 0, 1: 2, 3: 5}[n_like_queries]
-    batch, length, heads, width = shape
+    batch, length, heads, width = _shape(eqn.invars[0])
+    shapes = [_shape(out) for out in eqn.outvars]
+    n_like_heads = sum(len(s) == 4 and (*s[:2], s[3]) == (batch, length, width) for s in shapes)
+    matmuls = {0: 0, 1: 2, 3: 5}[n_like_heads]
     return matmuls * batch * heads * length * length * width
 
 

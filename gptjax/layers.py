@@ -1,0 +1,74 @@
+"""The parts of a model: linear layer, RMSNorm, rotary position embedding, dropout."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+RMS_NORM_EPS = 1e-6  # as Qwen3's
+
+Rotations = tuple[Array, Array]  # cosines and sines (1 or B, T, 1, H / 2), float32
+
+
+class Linear(nnx.Module):
+    """y = x W + b on the last axis; parameters in float32, arithmetic in `dtype`."""
+
+    def __init__(
+        self, d_in: int, d_out: int, *, std: float, bias: bool, dtype: str, rngs: nnx.Rngs
+    ):
+        self.dtype = dtype
+        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (d_in, d_out)))
+        self.bias = nnx.Param(jnp.zeros(d_out)) if bias else None
+
+    def __call__(self, x: Array) -> Array:
+        # One contracted and one free axis: XLA's CPU weight gradient is slow over two free axes.
+        y = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(self.dtype)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(self.dtype)[None, :]
+        return y.reshape(*x.shape[:-1], -1)
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x^2) + eps) times a learned scale (Zhang and Sennrich 2019), in float32.
+
+    The result has the dtype of `x`.
+    """
+
+    def __init__(self, width: int):
+        self.scale = nnx.Param(jnp.ones(width))
+
+    def __call__(self, x: Array) -> Array:
+        scale = self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))
+        x_float32 = x.astype(jnp.float32)
+        mean_square = jnp.mean(x_float32 * x_float32, axis=-1, keepdims=True)
+        return (x_float32 * jax.lax.rsqrt(mean_square + RMS_NORM_EPS) * scale).astype(x.dtype)
+
+
+def rotations(positions_BT: Array, width: int, theta: float) -> Rotations:
+    """Returns what `rotate` turns heads of `width` by: pair i by position / theta^(2 i / width).
+
+    Float32 throughout: in bfloat16, positions above 256 would fall together.
+    """
+    frequencies = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    angles = positions_BT.astype(jnp.float32)[:, :, None, None] * frequencies[None, None, None, :]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x_BTNH: Array, by: Rotations) -> Array:
+    """Turns each pair (i, i + H / 2) of every head by its angle (Su et al. 2021), in float32.
+
+    Products of queries and keys then depend on the distance of their positions only. The pairs are
+    those of Llama and Qwen3 in Hugging Face's form. The result has the dtype of `x_BTNH`.
+    """
+    cos, sin = by
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.concatenate(turned, axis=-1).astype(x_BTNH.dtype)
+
+
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
+    """Zeroes a share `rate` of `x` and scales the rest up; the identity without a key."""
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
