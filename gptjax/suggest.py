@@ -159,12 +159,18 @@ def _shapes(config: ConfigDict) -> list[ConfigDict]:
     """Returns `config` at every depth, as wide as goes with it, smallest first."""
     settings = config.model
     head_dim = settings.n_embd // settings.n_head
+    group = settings.n_head // settings.n_kv_head if settings.n_kv_head else 1
     found = []
     for n_layer in range(2, _MAX_LAYERS + 1):
         shape = copy.deepcopy(config)
-        n_head = max(round(_WIDTH_PER_LAYER * n_layer / head_dim), 1)
-        shape.model.n_layer, shape.model.n_head = n_layer, n_head
-        shape.model.n_embd = n_head * head_dim
+        n_groups = max(round(_WIDTH_PER_LAYER * n_layer / (head_dim * group)), 1)
+        shape.model.n_layer, shape.model.n_head = n_layer, n_groups * group
+        shape.model.n_embd = n_groups * group * head_dim
+        if settings.n_kv_head:
+            shape.model.n_kv_head = n_groups
+        if settings.mlp_hidden:
+            ratio = settings.mlp_hidden / settings.n_embd
+            shape.model.mlp_hidden = round(ratio * shape.model.n_embd)
         found.append(shape)
     return found
 
@@ -193,10 +199,9 @@ def _fit(
 def _flags(config: ConfigDict) -> dict[str, int]:
     settings, optim, train = config.model, config.optim, config.train
     fall = "lr_decay_iters" if optim.schedule == "cosine" else "decay_iters"
-    return {
-        "model.n_layer": settings.n_layer,
-        "model.n_head": settings.n_head,
-        "model.n_embd": settings.n_embd,
+    sizes = ["n_layer", "n_head", "n_embd"]
+    sizes += [name for name in ("n_kv_head", "mlp_hidden") if settings[name]]
+    return {f"model.{name}": settings[name] for name in sizes} | {
         "train.batch_size": train.batch_size,
         "train.gradient_accumulation_steps": train.gradient_accumulation_steps,
         "train.max_iters": train.max_iters,

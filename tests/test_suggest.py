@@ -107,6 +107,20 @@ def test_the_flags_make_what_is_suggested(recipe, found):
     assert sum(line.lstrip().startswith("->") for line in text.splitlines()) == 1
 
 
+def test_grouped_heads_and_a_width_of_its_own_keep_their_proportions(recipe):
+    config = copy.deepcopy(recipe)
+    config.model.n_head, config.model.n_kv_head, config.model.mlp_hidden = 8, 2, 3 * 512
+    shapes = suggest._shapes(config)
+    assert all(
+        s.model.n_head == 4 * s.model.n_kv_head and s.model.mlp_hidden == 3 * s.model.n_embd
+        for s in shapes
+    )
+    assert {s.model.n_embd // s.model.n_head for s in shapes} == {64}
+    flags = suggest._flags(shapes[5])
+    assert flags["model.n_kv_head"] == shapes[5].model.n_kv_head
+    assert flags["model.mlp_hidden"] == shapes[5].model.mlp_hidden
+
+
 def test_speed_is_told_or_measured_or_assumed_or_else_asked_for(debug_config, tmp_path):
     config = copy.deepcopy(debug_config)
     config.workdir = str(tmp_path)
