@@ -92,7 +92,7 @@ def shape(hf: Mapping[str, Any]) -> dict[str, Any]:
         wrong = _arithmetic(architecture, found, hf)
     if problems := problems + wrong:
         raise UserError(
-            f"only what {architecture.title} models compute by default can be imported, and in "
+            f"this {architecture.title} computes something else than any model of ours: in "
             f"config.json " + "; ".join(problems)
         )
     return {**architecture.needs, **found, "tied_head": tied}
@@ -189,7 +189,8 @@ def from_hf(
         vocab_size: tokens of the tokenizer; further rows of the embedding are dropped.
 
     Raises:
-        UserError: as of `shape`; or a tensor is missing, or a tied head is not the embedding.
+        UserError: as of `shape`; or a tensor is missing, layers differ in shape, or a tied head is
+            not the embedding.
     """
     architecture, model = of_config_json(hf), shape(hf)
     prefix = architecture.hf_prefix
@@ -222,9 +223,13 @@ def from_hf(
         if row.ours == "lm_head" and model["tied_head"]:
             continue
         *path, key = row.ours.split(".")
-        stacked = layer(row, 0)
-        if "{}" in row.hf[0]:
-            stacked = np.stack([layer(row, i) for i in range(model["n_layer"])])
+        layers = range(model["n_layer"] if "{}" in row.hf[0] else 1)
+        try:
+            stacked = np.stack([layer(row, i) for i in layers])
+        except ValueError as error:
+            raise UserError(f"the checkpoint's tensors {', '.join(row.hf)}: {error}") from error
+        if "{}" not in row.hf[0]:
+            stacked = stacked[0]
         if row.ours in _BY_VOCABULARY:
             stacked = stacked[:vocab_size]
         functools.reduce(lambda at, name: at.setdefault(name, {}), path, params)[key] = stacked

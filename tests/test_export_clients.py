@@ -14,11 +14,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from test_hf_qwen3 import as_imported, make_workdir, random_params
 
+from configs import base
 from configs import workdir as workdir_config
 from configs.flags import UserError
 from data_pipeline import byte_level, parquet
 from data_pipeline.parquet import DataError
+from data_pipeline.token_store import TOKENIZER
 from data_pipeline.tokenizer import MAX_SLICE, SPACE, WORD, Tokenizer
 from gptjax import export, generate, model, train
 from gptjax.import_hf import import_hf
@@ -153,7 +156,7 @@ def test_an_export_is_taken_back(workdir, tmp_path):
     export.export_hf(workdir, tmp_path / "hf")
     import_hf(tmp_path / "hf", tmp_path / "back")
     before, after = load_run(workdir)[1:4], load_run(tmp_path / "back")[1:4]
-    assert before[0] == after[0]
+    assert as_imported(before[0]) == after[0]
     for a, b in zip(jax.tree.leaves(before[1]), jax.tree.leaves(after[1]), strict=True):
         np.testing.assert_array_equal(a, b)
     assert before[2].hash == after[2].hash
@@ -229,6 +232,26 @@ def test_llama_cpp_gives_our_ids_where_it_can(llama, run):
     assert n_compared > 1500
     assert llama.ids("The end", bos=True) == [1, *ours.encode("The end").tolist()]
     assert llama.ids(SPACE) == llama.ids(" ") != ours.encode(SPACE).tolist()  # as documented
+
+
+def test_a_gpt2_with_its_own_head_and_another_hidden_width(store, tmp_path):
+    for package in ("gguf", "safetensors"):
+        pytest.importorskip(package, reason="needs the extra `export`")
+    config = base.get_config()
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "mlp_hidden": 40}
+    config.model.update({**sizes, "tied_head": False, "bias": True, "compute_dtype": "float32"})
+    gpt = model.GPTConfig.from_config(config, store.tokenizer.vocab_size)
+    tokenizer = (store.path / TOKENIZER).read_bytes()
+    params = random_params(gpt)
+    params["lm_head"] /= 4  # log-probabilities as a GPT-2's: llama.cpp's GELU errs in proportion
+    make_workdir(tmp_path / "run", config, params, tokenizer)
+    export.export_hf(tmp_path / "run", tmp_path / "hf")
+    export.export_gguf(tmp_path / "run", tmp_path / "gguf")
+    run, theirs = load_run(tmp_path / "run")[1:4], Transformers(tmp_path / "hf")
+    assert not any(theirs.loading[key] for key in ("missing_keys", "unexpected_keys"))
+    ids_BT = batch_of(run)
+    np.testing.assert_allclose(our_logits(run, ids_BT), theirs.logits(ids_BT), rtol=0, atol=1e-4)
+    assert_log_probs_agree(LlamaCpp(tmp_path / "gguf", run[0].block_size), run)
 
 
 # Import of a GPT-2

@@ -21,12 +21,12 @@ from test_export_clients import (
     fuzzed,
     our_logits,
 )
-from test_hf_qwen3 import SHAPES, make_workdir, modern_config, modern_run
+from test_hf_qwen3 import SHAPES, make_workdir, modern_config, modern_run, random_params
 
 from configs.flags import UserError
 from data_pipeline.token_store import TOKENIZER
 from data_pipeline.tokenizer import SPACE, WORD
-from gptjax import export
+from gptjax import export, model
 from gptjax.import_hf import import_hf
 from gptjax.load import load_run
 
@@ -120,6 +120,18 @@ def test_llama_cpp_gives_our_ids_where_it_can(llama, run):
     for text in fuzzed(300, seed=6):
         if SPACE not in text and max(map(len, WORD.findall(text)), default=0) <= 255:
             assert llama.ids(text) == ours.encode(text).tolist(), text
+
+
+def test_llama_cpp_gets_no_file_of_what_it_cannot_compute(store, tmp_path):
+    pytest.importorskip("gguf", reason="needs the extra `export`")
+    config = modern_config("tied")
+    config.model.mlp = "relu2"
+    gpt = model.GPTConfig.from_config(config, store.tokenizer.vocab_size)
+    tokenizer = (store.path / TOKENIZER).read_bytes()
+    make_workdir(tmp_path / "run", config, random_params(gpt), tokenizer)
+    with pytest.raises(UserError, match="cannot be exported"):
+        export.export_gguf(tmp_path / "run", tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
 # Import of a Qwen3
