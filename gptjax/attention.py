@@ -17,7 +17,7 @@ from jax.experimental.pallas.ops.gpu.attention import mha
 from ml_collections import ConfigDict
 
 from configs.flags import UserError
-from gptjax.attention_chunked import CHUNK, chunked_attention
+from gptjax.attention_chunked import CHUNK, chunked_attention, repeat_heads
 from gptjax.config import compute_dtype
 
 _PALLAS_BLOCK = 128  # queries and keys that one program of `mha` holds at a time
@@ -52,8 +52,7 @@ def attention(
         case "xla":
             return _xla(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
         case "chunked":
-            k_BTNH, v_BTNH = _repeated(q_BTNH, k_BTKH), _repeated(q_BTNH, v_BTKH)
-            return chunked_attention(q_BTNH, k_BTNH, v_BTNH, segment_ids_BT)
+            return chunked_attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
         case "cudnn":
             if segment_ids_BT is not None:
                 raise UserError(
@@ -64,15 +63,8 @@ def attention(
                 q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation="cudnn"
             )
         case "pallas":
-            k_BTNH, v_BTNH = _repeated(q_BTNH, k_BTKH), _repeated(q_BTNH, v_BTKH)
-            return pallas_attention(q_BTNH, k_BTNH, v_BTNH, segment_ids_BT)
+            return pallas_attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
     raise ValueError(f"no implementation of attention is called {implementation!r}")
-
-
-def _repeated(q_BTNH: Array, x_BTKH: Array) -> Array:
-    """Returns keys or values once for each head of queries."""
-    times = q_BTNH.shape[2] // x_BTKH.shape[2]
-    return x_BTKH if times == 1 else jnp.repeat(x_BTKH, times, axis=2)
 
 
 def _xla(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_ids_BT: Array | None) -> Array:
@@ -86,18 +78,18 @@ def _xla(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_ids_BT: Array | No
 
 def pallas_attention(
     q_BTNH: Array,
-    k_BTNH: Array,
-    v_BTNH: Array,
+    k_BTKH: Array,
+    v_BTKH: Array,
     segment_ids_BT: Array | None,
     *,
     interpret: bool = False,
 ) -> Array:
-    """Returns what `attention` does, where K = N.
+    """Returns what `attention` does; `interpret` runs the kernel's program on any device, slowly.
 
-    `interpret` runs the kernel's program on any device, slowly.
     Rows are filled up to whole blocks at their end, where causality hides the filling.
     """
-    length, width = q_BTNH.shape[1], q_BTNH.shape[3]
+    _, length, n_head, width = q_BTNH.shape
+    k_BTNH, v_BTNH = repeat_heads(k_BTKH, n_head), repeat_heads(v_BTKH, n_head)
     block = min(_PALLAS_BLOCK, max(_PALLAS_LEAST, 1 << (length - 1).bit_length()))
     filling = -length % block
     if filling:

@@ -18,11 +18,18 @@ _Residuals = tuple[Array, Array, Array, Array | None, Array, Array]
 
 
 def chunked_attention(
-    q_BTNH: Array, k_BTNH: Array, v_BTNH: Array, segment_ids_BT: Array | None, chunk: int = CHUNK
+    q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_ids_BT: Array | None, chunk: int = CHUNK
 ) -> Array:
-    """Returns what `gptjax.attention.attention` does, for K = N; `chunk` need not divide T."""
+    """Returns what `gptjax.attention.attention` does; `chunk` need not divide T."""
+    k_BTNH, v_BTNH = (repeat_heads(x, q_BTNH.shape[2]) for x in (k_BTKH, v_BTKH))
     q_BNTH, k_BNTH, v_BNTH = (x.swapaxes(1, 2) for x in (q_BTNH, k_BTNH, v_BTNH))
     return _attention(q_BNTH, k_BNTH, v_BNTH, segment_ids_BT, chunk).swapaxes(1, 2)
+
+
+def repeat_heads(x_BTKH: Array, n_head: int) -> Array:
+    """Returns keys or values of K heads once for each of the N that share them."""
+    times = n_head // x_BTKH.shape[2]
+    return x_BTKH if times == 1 else jnp.repeat(x_BTKH, times, axis=2)
 
 
 def _starts(length: int, chunk: int) -> list[tuple[int, int]]:

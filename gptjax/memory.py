@@ -17,6 +17,7 @@ from gptjax.step_cost import StepCost
 # float32 scores [B, N, T, T] where it builds them. From XLA's buffer assignments for sm_89 (jax
 # 0.10.2), with which tests/test_memory.py compares.
 _LAYER_ARRAYS = {"none": 18, "dots": 24, "full": 17}
+_FULL_TURNED_HEADS, _FULL_GATE = 5, 2.5  # besides, in `full`: float32 queries and keys; SwiGLU
 _LAYER_GRADIENTS = {"none": 0, "dots": 0, "full": 0.45}
 _ATTENTION_ARRAYS = {"cudnn": 0, "pallas": 0, "chunked": 22, "xla": 0}
 _XLA_SCORES = {"none": 2.4, "dots": 2.4, "full": 2.0}
@@ -69,6 +70,10 @@ def estimate(config: ConfigDict, gpt: GPTConfig, cost: StepCost, n_devices: int)
     loss = 2 * logits + (2 if in_chunks else 1) * head + (4.5 if in_chunks else 2) * array_BTD
 
     arrays = _LAYER_ARRAYS[gpt.remat] + _ATTENTION_ARRAYS[gpt.attention]
+    if gpt.remat == "full":  # fullest in the attention, or in the rest of the layer
+        heads = _FULL_TURNED_HEADS * (gpt.qk_norm or gpt.position == "rope")
+        gate = _FULL_GATE * (gpt.mlp == "swiglu")
+        arrays = max(arrays, _LAYER_ARRAYS["full"] + heads + gate)
     backward = (1 + _LAYER_GRADIENTS[gpt.remat]) * gradients + arrays * array_BTD
     if gpt.attention == "xla":
         backward += _XLA_SCORES[gpt.remat] * 4 * rows * gpt.n_head * gpt.block_size**2

@@ -66,6 +66,19 @@ def naive_gradients(q_BTNH, k_BTNH, v_BTNH, direction_BTNH, segment_ids_BT):
     )
 
 
+def grouped(f, times):
+    """The naive function `f` for keys and values that `times` heads of queries share."""
+
+    def run(q, k, v, *rest):
+        found = f(q, np.repeat(k, times, 2), np.repeat(v, times, 2), *rest)
+        if isinstance(found, np.ndarray):
+            return found
+        dq, *dkv = found  # a shared head gathers what each of its users gives
+        return dq, *(x.reshape(*k.shape[:3], times, -1).sum(3) for x in dkv)
+
+    return run
+
+
 def out_and_gradients(f, arrays, segment_ids, dtype=jnp.float32):
     q, k, v, direction = (jnp.asarray(a, dtype) for a in arrays)
     segment_ids = None if segment_ids is None else jnp.asarray(segment_ids)
@@ -99,6 +112,19 @@ def test_equals_a_naive_softmax_forward_and_backward(name, length, width, masked
     expected = (naive_attention(*arrays[:3], documents), *naive_gradients(*arrays, documents))
     for what, a, b in zip(("out", "dq", "dk", "dv"), found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=5e-6, err_msg=what)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_heads_of_queries_share_keys_and_values(name, kv_heads):
+    """Head n of N uses keys and values n K / N, as in Hugging Face's models."""
+    (q, k, v, direction), segment_ids = inputs(35, 8, heads=4)
+    k, v = k[:, :, :kv_heads], v[:, :, :kv_heads]
+    found = out_and_gradients(IMPLEMENTATIONS[name], (q, k, v, direction), segment_ids)
+    naive = grouped(naive_attention, 4 // kv_heads), grouped(naive_gradients, 4 // kv_heads)
+    expected = naive[0](q, k, v, segment_ids), *naive[1](q, k, v, direction, segment_ids)
+    for what, a, b in zip(("out", "dq", "dk", "dv"), found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=what)
 
 
 # `mha` multiplies and sums the output and its gradient in bfloat16, hence the larger factor.

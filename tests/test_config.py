@@ -12,7 +12,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from configs import base, debug, quickstart, rtx4070, rtx4070_110m
+from configs import base, debug, modern, quickstart, rtx4070, rtx4070_110m
 from configs.flags import UserError, leaves, unknown_keys
 from gptjax import config as config_lib
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(
     p.stem
     for p in (ROOT / "configs").glob("*.py")
-    if p.stem not in ("__init__", "flags", "workdir")
+    if p.stem not in ("__init__", "flags", "modern", "workdir")
 )
 
 # The user's own numbers. They change when the user says so, and for no other reason.
@@ -102,6 +102,16 @@ def test_each_run_has_a_workdir_of_its_own():
     assert len(set(workdirs)) == len(FILES)
 
 
+def test_the_modern_preset_changes_the_parts_of_the_model_only():
+    config = quickstart.get_config()
+    modern.apply(config)
+    config_lib.validate(config, n_devices=1)
+    assert differing(quickstart.get_config(), config) <= {
+        f"model.{part}" for part in "norm position qk_norm mlp bias tied_head zero_init".split()
+    }
+    assert config.model.position == "rope"
+
+
 # --- validate ---
 
 
@@ -119,12 +129,12 @@ POSITIVE = """
     train.batch_size train.gradient_accumulation_steps train.max_iters train.log_interval
     eval.eval_interval eval.eval_iters optim.learning_rate optim.lr_decay_iters optim.eps
     tokenizer.vocab_size tokenizer.sample_bytes data.prefetch_batches checkpoint.keep_latest
-    mesh.fsdp train.max_passes train.max_bad_steps
+    mesh.fsdp train.max_passes train.max_bad_steps model.rope_theta
 """.split()
 NOT_NEGATIVE = """
     optim.min_lr optim.warmup_iters optim.decay_iters optim.weight_decay optim.grad_clip
     model.loss_chunk data.prepare_workers checkpoint.keep_best sample.max_new_tokens
-    sample.temperature sample.top_k train.max_loss_spike
+    sample.temperature sample.top_k train.max_loss_spike model.n_kv_head model.mlp_hidden
 """.split()
 RULES = [
     *((name, {name: 0}, f"{name} = 0(.0)? must be positive") for name in POSITIVE),
@@ -135,6 +145,16 @@ RULES = [
         "on_damage",
         {"data.on_damage": "skip"},
         "'skip' must be one of stop, keep_before",
+    ),
+    ("norm", {"model.norm": "batchnorm"}, "must be one of layernorm, rmsnorm"),
+    ("position", {"model.position": "alibi"}, "must be one of learned, rope"),
+    ("mlp", {"model.mlp": "relu"}, "must be one of gelu, swiglu, relu2"),
+    ("shared heads", {"model.n_kv_head": 3}, "n_kv_head = 3 must divide model.n_head = 2"),
+    ("bias of RMSNorm", {"model.norm": "rmsnorm", "model.bias": True}, "RMSNorm has no bias"),
+    (
+        "odd heads that turn",
+        {"model.position": "rope", "model.n_embd": 30},
+        "n_head = 15. must be of an even width",
     ),
     ("heads", {"model.n_head": 3}, "n_embd = 32 must be a multiple of model.n_head = 3"),
     ("dropout of all", {"model.dropout": 1.0}, r"dropout = 1.0 must be in \[0, 1\)"),

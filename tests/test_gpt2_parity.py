@@ -190,7 +190,7 @@ def test_every_activation_of_a_trained_mingpt():
     weights_BTNS = attention(q_BTNH, k_BTNH, one_hot_BTNH)[..., : heads[1]]
     actual["attSm"] = weights_BTNS.swapaxes(1, 2)
     actual["y"] = attention(q_BTNH, k_BTNH, v_BTNH).reshape(x_BTD.shape)
-    actual["yProj"] = block.attn(actual["ln1"], None)
+    actual["yProj"] = block.attn(actual["ln1"], None, None)
     actual["attnResid"] = x_BTD + actual["yProj"]
     actual["ln2"] = block.ln_2(actual["attnResid"])
     actual["fc"] = block.mlp.c_fc(actual["ln2"])
@@ -199,7 +199,7 @@ def test_every_activation_of_a_trained_mingpt():
 
     # All blocks, one after the other, and what the model itself makes of the tokens.
     for i, block in enumerate(blocks):
-        actual[f"block{i}"] = x_BTD = block(x_BTD, None, None)
+        actual[f"block{i}"] = x_BTD = block(x_BTD, None, None, None)
     actual["ln_f"] = model.hidden_states(config, params, tokens_BT)
     head = {"wte": jnp.asarray(weights["lm_head.weight"])}
     actual["lm_head"] = model.logits(config, head, actual["ln_f"])

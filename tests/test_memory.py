@@ -6,7 +6,7 @@ import sys
 import jax
 import pytest
 
-from configs import rtx4070, rtx4070_110m
+from configs import modern, rtx4070, rtx4070_110m
 from configs.flags import UserError
 from gptjax import memory, step_cost, target_compile, targets
 from gptjax.model import GPTConfig
@@ -31,6 +31,15 @@ COMPILED = {
     ("chunked", "dots", 512, 8, 0, 1, 512, 8192): 1337,
     ("chunked", "full", 768, 24, 2048, 40, 1024, 32768): 3907,
     ("chunked", "none", 1024, 4, 1024, 8, 2048, 50304): 13164,
+    # The modern preset; and its mlp, n_kv_head, tied_head
+    ("cudnn", "dots", 512, 12, 0, 40, 1024, 32768, "swiglu", 0, True): 5489,
+    ("cudnn", "dots", 768, 32, 2048, 8, 1024, 32768, "swiglu", 0, True): 9118,
+    ("cudnn", "dots", 768, 12, 2048, 1, 1024, 32768, "swiglu", 4, False): 4109,
+    ("cudnn", "none", 512, 12, 1024, 40, 1024, 32768, "swiglu", 0, True): 7071,
+    ("cudnn", "full", 768, 12, 0, 40, 1024, 32768, "swiglu", 0, True): 5057,
+    ("cudnn", "full", 768, 64, 2048, 40, 1024, 32768, "swiglu", 0, True): 5802,
+    ("cudnn", "full", 768, 64, 2048, 40, 1024, 32768, "relu2", 0, True): 5549,
+    ("chunked", "full", 768, 24, 2048, 40, 1024, 32768, "swiglu", 4, True): 3947,
 }
 
 needs_plugin = pytest.mark.skipif(
@@ -39,12 +48,15 @@ needs_plugin = pytest.mark.skipif(
 
 
 def configured(case):
-    attention, remat, width, batch_size, loss_chunk, micro_steps, block_size, vocab_size = case
+    attention, remat, width, batch_size, loss_chunk, micro_steps, block_size, vocab_size = case[:8]
     config = rtx4070.get_config()
     config.model.update(attention=attention, remat=remat, loss_chunk=loss_chunk)
     config.model.update(n_embd=width, n_head=width // 64, block_size=block_size)
     config.train.update(batch_size=batch_size, gradient_accumulation_steps=micro_steps)
     config.tokenizer.vocab_size = vocab_size
+    if case[8:]:
+        modern.apply(config)
+        config.model.mlp, config.model.n_kv_head, config.model.tied_head = case[8:]
     return config, GPTConfig.from_config(config, vocab_size)
 
 

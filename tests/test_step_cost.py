@@ -29,15 +29,22 @@ def tokens_of(config):
     return train.batch_size * train.gradient_accumulation_steps * config.model.block_size
 
 
-def test_flops_without_recomputation_are_the_models():
-    config, gpt = small()
+MODERN = {"norm": "rmsnorm", "position": "rope", "qk_norm": True, "mlp": "swiglu"}
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, MODERN, {**MODERN, "n_kv_head": 2, "tied_head": False}, {"mlp": "relu2"}]
+)
+def test_flops_without_recomputation_are_the_models(settings):
+    config, gpt = small(**settings)
     expected = tokens_of(config) * model.flops_per_token(gpt)
     assert step_cost.measure(config, gpt).flops == expected
 
 
-def test_flops_per_token_is_what_xla_counts():
+@pytest.mark.parametrize("settings", [{}, {**MODERN, "n_kv_head": 2}])
+def test_flops_per_token_is_what_xla_counts(settings):
     """Unrolled, for XLA counts the body of a loop once; it counts elementwise work, too."""
-    config, gpt = small(scan_unroll=3)
+    config, gpt = small(scan_unroll=3, **settings)
     config.train.gradient_accumulation_steps = 1
     steps, state, batch = step_cost.abstract_step(config, gpt, make_mesh(1, jax.devices()[:1]))
     counted = steps.train_step.lower(state, batch).cost_analysis()["flops"] / tokens_of(config)
@@ -64,8 +71,9 @@ def test_dots_computes_no_projection_again():
 
 
 @pytest.mark.parametrize("attention", ["cudnn", "pallas"])
-def test_flash_attention_does_seven_matmuls_of_which_causality_hides_half(attention):
-    config, gpt = small(attention=attention, compute_dtype="bfloat16")
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_flash_attention_does_seven_matmuls_of_which_causality_hides_half(attention, kv_heads):
+    config, gpt = small(attention=attention, compute_dtype="bfloat16", n_kv_head=kv_heads)
     attention_flops = (7 / 2) * 2 * gpt.n_layer * gpt.n_embd * gpt.block_size
     linear = model.flops_per_token(gpt) - 12 * gpt.n_layer * gpt.n_embd * gpt.block_size
     expected = tokens_of(config) * (linear + attention_flops)
