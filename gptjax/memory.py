@@ -69,7 +69,7 @@ def estimate(config: ConfigDict, gpt: GPTConfig, cost: StepCost, n_devices: int)
     logits = 4 * chunk * gpt.vocab_size  # float32, and their gradient
     loss = 2 * logits + (2 if in_chunks else 1) * head + (4.5 if in_chunks else 2) * array_BTD
 
-    arrays = _LAYER_ARRAYS[gpt.remat] + _ATTENTION_ARRAYS[gpt.attention]
+    arrays: float = _LAYER_ARRAYS[gpt.remat] + _ATTENTION_ARRAYS[gpt.attention]
     if gpt.remat == "full":  # fullest in the attention, or in the rest of the layer
         heads = _FULL_TURNED_HEADS * (gpt.qk_norm or gpt.position == "rope")
         gate = _FULL_GATE * (gpt.mlp == "swiglu")
