@@ -1,4 +1,4 @@
-"""A model as a GGUF file for llama.cpp: architecture `gpt2`, everything in float32.
+"""A model as a GGUF file for llama.cpp: architecture `gpt2` or `qwen3`, everything in float32.
 
 llama.cpp's tokenizer "llama" merges by score, as SentencePiece does, and gives our ids but for two
 things: it writes a space as U+2581 and so takes a real U+2581 for a space, and it does not cut
@@ -11,35 +11,18 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.tokenizer import SPACE, Tokenizer
-from gptjax.hf_weights import to_hf
+from gptjax import hf_weights
+from gptjax.hf_architectures import QWEN3
+from gptjax.layers import RMS_NORM_EPS
 from gptjax.model import LAYER_NORM_EPS, GPTConfig, Params
-
-_NAMES = {  # llama.cpp's, by Hugging Face's
-    "transformer.wte": "token_embd",
-    "transformer.wpe": "position_embd",
-    "transformer.ln_f": "output_norm",
-    "ln_1": "attn_norm",
-    "attn.c_attn": "attn_qkv",
-    "attn.c_proj": "attn_output",
-    "ln_2": "ffn_norm",
-    "mlp.c_fc": "ffn_up",
-    "mlp.c_proj": "ffn_down",
-}
 
 
 def tensors(config: GPTConfig, params: Params, vocab_size: int) -> dict[str, np.ndarray]:
     """Returns float32 tensors by llama.cpp's names; matrices are [out, in] there."""
-    found = {}
-    for name, array in to_hf(config, params, vocab_size).items():
-        module, kind = name.rsplit(".", 1)
-        block = ""
-        if module.startswith("transformer.h."):
-            _, _, layer, module = module.split(".", 3)
-            block = f"blk.{layer}."
-        if array.ndim == 2 and block:
-            array = array.T
-        found[f"{block}{_NAMES[module]}.{kind}"] = np.ascontiguousarray(array)
-    return found
+    return {
+        gguf: np.ascontiguousarray(array.T if is_matrix else array)
+        for _, gguf, is_matrix, array in hf_weights.named(config, params, vocab_size)
+    }
 
 
 def write(path: Path, config: GPTConfig, params: Params, tokenizer: Tokenizer, name: str) -> None:
@@ -51,17 +34,28 @@ def write(path: Path, config: GPTConfig, params: Params, tokenizer: Tokenizer, n
         params: its parameters.
         tokenizer: its vocabulary may be smaller than the model's, which is padded then.
         name: what clients call the model.
+
+    Raises:
+        UserError: no stock architecture computes what the model does.
     """
     import gguf  # of the extra `export`; gptjax.export says so where it is missing
 
-    writer = gguf.GGUFWriter(path, "gpt2")
+    architecture = hf_weights.of_model(config)
+    writer = gguf.GGUFWriter(path, architecture.name)
     writer.add_name(name)
     writer.add_context_length(config.block_size)
     writer.add_embedding_length(config.n_embd)
     writer.add_block_count(config.n_layer)
-    writer.add_feed_forward_length(4 * config.n_embd)
+    writer.add_feed_forward_length(config.mlp_dim)
     writer.add_head_count(config.n_head)
-    writer.add_layer_norm_eps(LAYER_NORM_EPS)
+    if architecture is QWEN3:
+        writer.add_head_count_kv(config.kv_heads)
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+        writer.add_rope_freq_base(config.rope_theta)
+        writer.add_layer_norm_rms_eps(RMS_NORM_EPS)
+    else:
+        writer.add_layer_norm_eps(LAYER_NORM_EPS)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     _add_tokenizer(writer, tokenizer, gguf.TokenType)
     for tensor_name, array in tensors(config, params, tokenizer.vocab_size).items():

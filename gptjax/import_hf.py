@@ -1,4 +1,4 @@
-"""A GPT-2 of Hugging Face becomes a workdir: to evaluate, to sample, and to train from.
+"""A GPT-2 or Qwen3 of Hugging Face becomes a workdir: to evaluate, to sample, and to train from.
 
 python -m gptjax.import_hf --source=gpt2 --workdir=runs/gpt2
 python -m gptjax.generate --workdir=runs/gpt2
@@ -43,7 +43,8 @@ def import_hf(source: Path, workdir: Path) -> ConfigDict:
         workdir: must not exist yet.
 
     Raises:
-        UserError: the source is no GPT-2 or lacks a file, or the workdir exists; nothing is made.
+        UserError: the source is neither GPT-2 nor Qwen3, computes something else or lacks a file,
+            or the workdir exists; nothing is made.
     """
     if workdir.exists():
         raise UserError(f"{workdir} exists: choose another --workdir. Nothing was changed.")
@@ -61,9 +62,7 @@ def import_hf(source: Path, workdir: Path) -> ConfigDict:
     config.tokenizer.vocab_size = tokenizer.vocab_size
     config.model.update(hf_weights.shape(hf))
     tensors = _tensors(source / "model.safetensors")
-    params, config.model.bias = hf_weights.from_hf(
-        tensors, config.model.n_layer, tokenizer.vocab_size
-    )
+    params, config.model.bias = hf_weights.from_hf(tensors, hf, tokenizer.vocab_size)
     _check_shapes(params, GPTConfig.from_config(config, tokenizer.vocab_size), source)
     workdir.mkdir(parents=True)
     write_atomically(workdir / TOKENIZER, tokenizer_bytes)
@@ -76,9 +75,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): give the folder of a GPT-2.") from error
+        raise UserError(f"{path} cannot be read ({error}): give the folder of a model.") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object: give the folder of a GPT-2.")
+        raise UserError(f"{path} holds no JSON object: give the folder of a model.")
     return content
 
 
@@ -138,6 +137,6 @@ def _main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("source", None, "Folder of the GPT-2.", required=True)
+    flags.DEFINE_string("source", None, "Folder of the model.", required=True)
     flags.DEFINE_string("workdir", None, "Folder that is made.", required=True)
     app.run(lambda argv: call(_main, argv))

@@ -106,6 +106,11 @@ def hf_fixture() -> tuple[dict[str, np.ndarray], model.GPTConfig]:
     return weights, gpt_config(hparams, bias=True)
 
 
+def hf_json(config: model.GPTConfig) -> dict:
+    sizes = {key: getattr(config, key) for key in ("n_embd", "n_layer", "n_head")}
+    return {"model_type": "gpt2", "n_positions": config.block_size, **sizes}
+
+
 def assert_same(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
@@ -114,7 +119,7 @@ def assert_same(a, b):
 
 def test_weights_of_hugging_face_come_and_go():
     weights, config = hf_fixture()
-    params, bias = from_hf(weights, config.n_layer, config.vocab_size)
+    params, bias = from_hf(weights, hf_json(config), config.vocab_size)
     assert bias
     assert_same(params, independent_from_hf(weights, config))
     back = to_hf(config, params, config.vocab_size)
@@ -127,21 +132,21 @@ def test_first_checkpoints_names_and_what_is_no_parameter():
     bare = {name.removeprefix("transformer."): w for name, w in weights.items()}
     bare["h.0.attn.bias"] = np.tril(np.ones((1, 1, 24, 24)))  # the causal mask
     bare["lm_head.weight"] = bare["wte.weight"]
-    params, _ = from_hf(bare, config.n_layer, config.vocab_size)
+    params, _ = from_hf(bare, hf_json(config), config.vocab_size)
     assert_same(params, independent_from_hf(weights, config))
     bare["lm_head.weight"] = bare["wte.weight"] + 1
-    with pytest.raises(UserError, match="tied"):
-        from_hf(bare, config.n_layer, config.vocab_size)
+    with pytest.raises(UserError, match="tie_word_embeddings"):
+        from_hf(bare, hf_json(config), config.vocab_size)
     del bare["h.1.ln_2.bias"]
     bare.pop("lm_head.weight")
     with pytest.raises(UserError, match=r"h\.1\.ln_2\.bias"):
-        from_hf(bare, config.n_layer, config.vocab_size)
+        from_hf(bare, hf_json(config), config.vocab_size)
 
 
 def test_a_model_without_biases_has_zeros_there_and_none_again():
     weights, config = hf_fixture()
     zero = {n: np.zeros_like(w) if n.endswith("bias") else w for n, w in weights.items()}
-    params, bias = from_hf(zero, config.n_layer, config.vocab_size)
+    params, bias = from_hf(zero, hf_json(config), config.vocab_size)
     assert not bias and "bias" not in params["ln_f"]
     unbiased = gpt_config({**vars(config), "n_positions": config.block_size}, bias=False)
     assert_same(to_hf(unbiased, params, config.vocab_size), zero)
@@ -149,20 +154,20 @@ def test_a_model_without_biases_has_zeros_there_and_none_again():
 
 def test_a_padded_vocabulary_is_trimmed_both_ways():
     weights, config = hf_fixture()
-    params, _ = from_hf(weights, config.n_layer, config.vocab_size - 5)
+    params, _ = from_hf(weights, hf_json(config), config.vocab_size - 5)
     assert_same(params["wte"], weights["transformer.wte.weight"][:-5])
-    params, _ = from_hf(weights, config.n_layer, config.vocab_size)
+    params, _ = from_hf(weights, hf_json(config), config.vocab_size)
     hf = to_hf(config, params, config.vocab_size - 5)
     assert_same(hf["transformer.wte.weight"], params["wte"][:-5])
     gguf = gguf_file.tensors(config, params, config.vocab_size - 5)
     assert_same(gguf["token_embd.weight"], params["wte"][:-5])
     with pytest.raises(UserError, match="do not belong together"):
-        from_hf(weights, config.n_layer, config.vocab_size + 1)
+        from_hf(weights, hf_json(config), config.vocab_size + 1)
 
 
 def test_llama_cpp_wants_matrices_the_other_way_round():
     weights, config = hf_fixture()
-    params, _ = from_hf(weights, config.n_layer, config.vocab_size)
+    params, _ = from_hf(weights, hf_json(config), config.vocab_size)
     gguf = gguf_file.tensors(config, params, config.vocab_size)
     assert len(gguf) == len(weights)
     assert_same(gguf["blk.1.ffn_down.weight"], weights["transformer.h.1.mlp.c_proj.weight"].T)
@@ -178,13 +183,15 @@ def test_llama_cpp_wants_matrices_the_other_way_round():
         ("layer_norm_epsilon", 1e-6, "layer_norm_epsilon"),
         ("scale_attn_by_inverse_layer_idx", True, "scale_attn"),
         ("n_head", 3, "does not divide"),
-        ("n_inner", 7, "n_inner"),
+        ("n_inner", "7", "n_inner is '7'"),
+        ("quantization_config", {"bits": 4}, "quantization_config is"),
         ("n_layer", "12", "n_layer is '12'"),
     ],
 )
 def test_other_models_are_refused(store, key, value, words):
     hf = hf_weights.hf_config(hf_fixture()[1], store.tokenizer)
-    assert hf_weights.shape(hf) == {"block_size": 24, "n_embd": 20, "n_layer": 2, "n_head": 4}
+    sizes = {"block_size": 24, "n_embd": 20, "n_layer": 2, "n_head": 4, "mlp_hidden": 80}
+    assert sizes.items() <= hf_weights.shape(hf).items()
     with pytest.raises(UserError, match=words):
         hf_weights.shape(hf | {key: value})
 

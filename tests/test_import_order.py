@@ -83,6 +83,7 @@ ORDER = [
     "gptjax.benchmarks",
     "gptjax.evaluate",
     "gptjax.lm_eval_adapter",
+    "gptjax.hf_architectures",
     "gptjax.hf_weights",
     "gptjax.hf_tokenizer",
     "gptjax.gguf_file",
