@@ -187,9 +187,9 @@ def test_every_activation_of_a_trained_mingpt():
         actual[name] = y_BTNH.swapaxes(1, 2)
     # With unit vectors for values, attention returns its own weights.
     one_hot_BTNH = jnp.broadcast_to(jnp.eye(heads[1], heads[3])[None, :, None], heads)
-    weights_BTNS = attention(q_BTNH, k_BTNH, one_hot_BTNH)[..., : heads[1]]
+    weights_BTNS = attention(q_BTNH, k_BTNH, one_hot_BTNH, implementation="xla")[..., : heads[1]]
     actual["attSm"] = weights_BTNS.swapaxes(1, 2)
-    actual["y"] = attention(q_BTNH, k_BTNH, v_BTNH).reshape(x_BTD.shape)
+    actual["y"] = attention(q_BTNH, k_BTNH, v_BTNH, implementation="xla").reshape(x_BTD.shape)
     actual["yProj"] = block.attn(actual["ln1"], None, None)
     actual["attnResid"] = x_BTD + actual["yProj"]
     actual["ln2"] = block.ln_2(actual["attnResid"])
