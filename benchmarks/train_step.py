@@ -19,9 +19,9 @@ from configs import flags as config_flags
 from gptjax import config as config_lib
 from gptjax import model
 from gptjax.compilation import keep_compiled
-from gptjax.metrics import peak_flops
 from gptjax.model import GPTConfig
 from gptjax.sharding import make_mesh, place_batch
+from gptjax.targets import peak_flops
 from gptjax.train_step import StepFunctions
 
 _STEPS = flags.DEFINE_integer("steps", 20, "Steps that are timed.", lower_bound=3)
