@@ -450,23 +450,6 @@ def test_command_line(tmp_path):
 
 # ---- in a browser
 
-SWITCHES = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("needs Debian's package chromium")
-    with playwright.sync_playwright() as p:
-        opened = p.chromium.launch(executable_path=chromium, args=SWITCHES)
-        yield opened
-        opened.close()
-
 
 @contextlib.contextmanager
 def looked_at(browser, path, width, **options):
