@@ -245,14 +245,14 @@ class _Row:
         self._echoed = len(self._text)
         self._echoed_tokens = echoed
 
-    def feed(self, token: int, logprob: float, top: Mapping[int, float]) -> None:
+    def feed(self, token: int, *scores: Any) -> None:
         if self.finish_reason is not None:
             return
         self.n_tokens += 1
         text = self._stream.feed(token)
         if self._request.logprobs is not None:
-            name, names = _named(self._tokenizer, token, top)
-            self._tokens.append(Token(name, self._echoed + self._n_decoded, logprob, names))
+            offset = self._echoed + self._n_decoded
+            self._tokens.append(_token(self._tokenizer, self._request, offset, token, *scores))
             self._n_decoded += len(self._decoder.feed([token]))
         if self._stream.ended:
             self.finish_reason = "stop"
@@ -292,8 +292,8 @@ def complete(
     for drawn in drawing:
         was_open = [row for row in rows if row.finish_reason is None]
         for i, row in enumerate(rows):
-            for token, logprob, ids, logprobs in zip(*(x[i].tolist() for x in drawn), strict=True):
-                row.feed(token, logprob, _best(ids, logprobs, request))
+            for token, *scores in zip(*(x[i].tolist() for x in drawn), strict=True):
+                row.feed(token, *scores)
         _count(used, request, rows)
         yield [piece for row in was_open if (piece := row.piece())]
         if all(row.finish_reason for row in rows):
@@ -317,25 +317,25 @@ def _echoed_tokens(
         decoder, offset = StreamDecoder(tokenizer), 0
         tokens: list[Token] = []
         lists = (column[: len(prompt)].tolist() for column in columns)
-        for token, logprob, ids, logprobs in zip(prompt, *lists, strict=True):
-            name, names = _named(tokenizer, token, _best(ids, logprobs, request))
-            tokens.append(
-                Token(name, offset, logprob, names) if tokens else Token(name, offset, None, None)
-            )
+        for token, *scores_of in zip(prompt, *lists, strict=True):
+            tokens.append(_token(tokenizer, request, offset, token, *scores_of))
             offset += len(decoder.feed([token]))
-        found.append(tokens)
+        found.append([tokens[0]._replace(logprob=None, top=None), *tokens[1:]])
     return found
 
 
-def _best(ids: list[int], logprobs: list[float], request: Completion) -> dict[int, float]:
-    """Returns as many of the most likely tokens as were asked for."""
-    return dict(zip(ids[: request.logprobs or 0], logprobs, strict=False))
-
-
-def _named(
-    tokenizer: Tokenizer, token: int, top: Mapping[int, float]
-) -> tuple[str, dict[str, float]]:
-    return name_of(tokenizer, token), {name_of(tokenizer, i): p for i, p in top.items()}
+def _token(
+    tokenizer: Tokenizer,
+    request: Completion,
+    offset: int,
+    token: int,
+    logprob: float,
+    top_ids: list[int],
+    top_logprobs: list[float],
+) -> Token:
+    best = zip(top_ids[: request.logprobs], top_logprobs, strict=False)
+    top = {name_of(tokenizer, i): p for i, p in best}
+    return Token(name_of(tokenizer, token), offset, logprob, top)
 
 
 def _count(used: dict[str, int], request: Completion, rows: Sequence[_Row]) -> None:

@@ -269,6 +269,8 @@ def test_samples_evaluations_and_configuration(tmp_path):
         result = {"val": {"loss": step / 8, "loss_stderr": None}, "by": "us"}
         if step == 1000:
             result["benchmarks"] = {"piqa": {"n": 1838, "acc": 0.625, "acc_stderr": 0.01129}}
+            result["benchmarks"] |= {"blimp/wh_island": {"acc": 0.5}}
+            result["text"] = {"a/b.parquet": {"loss": 3}}
         (workdir / f"eval/{step}.json").write_text(json.dumps(result))
     (workdir / "eval/broken.json").write_text('{"piqa":')
     (workdir / "eval/list.json").write_text("[1]")
@@ -282,6 +284,9 @@ def test_samples_evaluations_and_configuration(tmp_path):
     assert page.row("val.loss") == ["2.5", "3.75", "5", "6.25", "125"]
     assert page.row("benchmarks.piqa.acc") == ["–"] * 4 + ["0.625 ± 0.011"]
     assert page.row("benchmarks.piqa.n")[-1] == "1,838"
+    assert page.row("benchmarks.blimp/wh_island.acc")[-1] == "0.5"
+    names = [row[0] for row in page.rows]  # parts come last, in a table of their own
+    assert names.index("text.a/b.parquet.loss") < names.index("benchmarks.blimp/wh_island.acc")
     assert "1 earlier ones are in eval/." in page.texts
     assert "by" not in {row[0] for row in page.rows}
     assert sum("eval/" in text and "left out" in text for text in page.texts) == 1

@@ -16,6 +16,7 @@ import pytest
 
 from configs.flags import UserError
 from gptjax import serve
+from gptjax.load import load_run
 
 ROOT = Path(__file__).parent.parent
 SECRET = "a-long-enough-secret"
@@ -193,6 +194,35 @@ def test_openais_client(port):
         client.completions.create(model="debug", prompt="a", max_tokens=128)
     with pytest.raises(openai.NotFoundError):
         client.completions.create(model="other", prompt="a")
+
+
+@pytest.mark.slow
+def test_lm_evals_own_client_gets_our_scores(workdir, port, tmp_path):
+    """Its `local-completions`, with the tokenizer that we export, beside the adapter."""
+    needs("lm_eval", "tenacity", "transformers")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    from gptjax.export import export_hf
+    from gptjax.lm_eval_adapter import GPTJax
+
+    export_hf(workdir, tmp_path / "hf")
+    client = LocalCompletionsAPI(
+        base_url=f"http://127.0.0.1:{port}/v1/completions",
+        model="debug",
+        tokenizer=str(tmp_path / "hf"),
+        tokenizer_backend="huggingface",
+        add_bos_token=True,
+        max_length=128,
+        batch_size=3,
+    )
+    pairs = [("The end", " is near"), ("Once upon a", " time"), ("", "It was"), ("A \u20ac", " 5")]
+    requests = [Instance("loglikelihood", {}, arguments=pair, idx=0) for pair in pairs]
+    theirs = client.loglikelihood(requests, disable_tqdm=True)
+    ours = GPTJax(*load_run(workdir)[1:4]).loglikelihood(requests, disable_tqdm=True)
+    for (log_likelihood, is_greedy), score in zip(theirs, ours, strict=True):
+        assert log_likelihood == pytest.approx(score[0], rel=1e-5)
+        assert is_greedy == score[1]
 
 
 @pytest.mark.slow
