@@ -407,7 +407,7 @@ def test_values_that_are_not_finite_break_a_curve(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", ["", "{", "[]", '{"model": {"n_layer": 2}}', '{"seed": []}', None]
+    "damage", ["", "{", "[]", '{"model": {"n_layers": 2}}', '{"seed": []}', None]
 )
 def test_runs_of_no_or_another_configuration(tmp_path, damage):
     workdir = make_run(tmp_path / "run")
