@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data_pipeline.tokenizer import StreamDecoder, Tokenizer
+from gptjax import scoring
 from gptjax.generate import TextStream
 from gptjax.sampler import Sampler, Sampling
 
@@ -106,9 +107,6 @@ def parse(body: Any, *, tokenizer: Tokenizer, block_size: int, model_name: str) 
     logprobs = body.get("logprobs")
     if logprobs is not None:
         logprobs = _number(body, "logprobs", 0, int, 0, N_TOP)
-    echo = _flag(body, "echo")
-    if echo and logprobs is not None:
-        raise APIError("echo with logprobs is not supported: ask for one of them.", param="echo")
     stream = _flag(body, "stream")
     options = body.get("stream_options")
     if options is not None and not (stream and isinstance(options, Mapping)):
@@ -128,7 +126,7 @@ def parse(body: Any, *, tokenizer: Tokenizer, block_size: int, model_name: str) 
         sampling=sampling,
         stop=_stop(body.get("stop")),
         logprobs=logprobs,
-        echo=echo,
+        echo=_flag(body, "echo"),
         stream=stream,
         include_usage=_flag(options or {}, "include_usage"),
     )
@@ -210,12 +208,12 @@ def _prompts(value: Any, tokenizer: Tokenizer) -> tuple[list[str], list[list[int
 
 
 class Token(NamedTuple):
-    """A drawn token and how likely it was."""
+    """A token, drawn or echoed, and how likely it was."""
 
     text: str
     offset: int  # characters of the answer before it
-    logprob: float
-    top: dict[str, float]  # the most likely tokens at its place, as text
+    logprob: float | None  # None: nothing stands before it
+    top: dict[str, float] | None  # the most likely tokens at its place, as text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +229,9 @@ class Piece:
 class _Row:
     """One choice in the making: tokens are shown with the text that they begin."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer, request: Completion):
+    def __init__(
+        self, index: int, tokenizer: Tokenizer, request: Completion, echoed: Sequence[Token]
+    ):
         self.n_tokens = 0
         self.finish_reason: str | None = None
         self._index = index
@@ -243,16 +243,16 @@ class _Row:
         self._tokens: list[Token] = []  # whose text is not shown yet
         self._text = request.texts[index] if request.echo else ""
         self._echoed = len(self._text)
+        self._echoed_tokens = echoed
 
-    def feed(self, token: int, logprob: float, top: Mapping[int, float]) -> None:
+    def feed(self, token: int, *scores: Any) -> None:
         if self.finish_reason is not None:
             return
         self.n_tokens += 1
         text = self._stream.feed(token)
         if self._request.logprobs is not None:
-            names = {name_of(self._tokenizer, i): logprob for i, logprob in top.items()}
             offset = self._echoed + self._n_decoded
-            self._tokens.append(Token(name_of(self._tokenizer, token), offset, logprob, names))
+            self._tokens.append(_token(self._tokenizer, self._request, offset, token, *scores))
             self._n_decoded += len(self._decoder.feed([token]))
         if self._stream.ended:
             self.finish_reason = "stop"
@@ -268,6 +268,7 @@ class _Row:
         everything = self.finish_reason == "length"
         tokens = [token for token in self._tokens if everything or token.offset < shown]
         self._tokens = self._tokens[len(tokens) :]
+        tokens, self._echoed_tokens = [*self._echoed_tokens, *tokens], ()
         text, self._text = self._text, ""
         if text or tokens or self.finish_reason:
             return Piece(self._index, text, tokens, self.finish_reason)
@@ -285,20 +286,56 @@ def complete(
         request: from `parse`.
         used: is kept up to date with OpenAI's `usage`.
     """
-    rows = [_Row(i, tokenizer, request) for i in range(len(request.rows))]
+    echoed = _echoed_tokens(sampler, tokenizer, request)
+    rows = [_Row(i, tokenizer, request, echoed[i // request.n]) for i in range(len(request.rows))]
     drawing = sampler.draw(request.rows, request.sampling, seeds=request.seeds, n_top=N_TOP)
     for drawn in drawing:
         was_open = [row for row in rows if row.finish_reason is None]
         for i, row in enumerate(rows):
-            for token, logprob, ids, logprobs in zip(*(x[i].tolist() for x in drawn), strict=True):
-                best = dict(zip(ids, logprobs, strict=True))
-                row.feed(token, logprob, dict(list(best.items())[: request.logprobs or 0]))
+            for token, *scores in zip(*(x[i].tolist() for x in drawn), strict=True):
+                row.feed(token, *scores)
         _count(used, request, rows)
         yield [piece for row in was_open if (piece := row.piece())]
         if all(row.finish_reason for row in rows):
             return
     _count(used, request, rows)  # max_tokens = 0: nothing was drawn
-    yield [Piece(i, t if request.echo else "", [], "length") for i, t in enumerate(request.texts)]
+    for row in rows:
+        row.finish_reason = "length"
+    yield [piece for row in rows if (piece := row.piece())]
+
+
+def _echoed_tokens(
+    sampler: Sampler, tokenizer: Tokenizer, request: Completion
+) -> Sequence[Sequence[Token]]:
+    """Returns the tokens of each prompt, where they were asked for."""
+    prompts = request.rows[:: request.n]
+    if not request.echo or request.logprobs is None:
+        return [()] * len(prompts)
+    scores = scoring.prompt_scores(sampler.config, sampler.params, prompts, N_TOP)
+    found = []
+    for prompt, *columns in zip(prompts, *scores, strict=True):
+        decoder, offset = StreamDecoder(tokenizer), 0
+        tokens: list[Token] = []
+        lists = (column[: len(prompt)].tolist() for column in columns)
+        for token, *scores_of in zip(prompt, *lists, strict=True):
+            tokens.append(_token(tokenizer, request, offset, token, *scores_of))
+            offset += len(decoder.feed([token]))
+        found.append([tokens[0]._replace(logprob=None, top=None), *tokens[1:]])
+    return found
+
+
+def _token(
+    tokenizer: Tokenizer,
+    request: Completion,
+    offset: int,
+    token: int,
+    logprob: float,
+    top_ids: list[int],
+    top_logprobs: list[float],
+) -> Token:
+    best = zip(top_ids[: request.logprobs], top_logprobs, strict=False)
+    top = {name_of(tokenizer, i): p for i, p in best}
+    return Token(name_of(tokenizer, token), offset, logprob, top)
 
 
 def _count(used: dict[str, int], request: Completion, rows: Sequence[_Row]) -> None:

@@ -1,17 +1,20 @@
 """What a configuration must satisfy, and how it is kept in the workdir."""
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
-from configs import base
 from configs.flags import UserError, leaves, unknown_keys
+from configs.workdir import completed
 from data_pipeline.files import write_atomically
 from data_pipeline.subset import training_documents
 from data_pipeline.token_store import TokenStore
+
+_log = logging.getLogger(__name__)
 
 _FILE = "config.json"
 
@@ -209,26 +212,29 @@ def save(config: ConfigDict, workdir: Path) -> None:
 
 
 def load(workdir: Path) -> ConfigDict:
-    """Reads `workdir/config.json`; UserError if it is missing, damaged or of other keys."""
+    """Reads `workdir/config.json`; keys that are newer than it have their defaults, and are logged.
+
+    Raises:
+        UserError: if it is missing or damaged, or has keys that are none.
+    """
     path = workdir / _FILE
     if not path.is_file():
         raise UserError(
             f"{workdir} is not the workdir of a run: it has no {_FILE}. Give the folder that "
             f"`python -m gptjax.main` wrote to (config.workdir), for example runs/quickstart."
         )
-    config = base.get_config()
     try:
-        stored = ConfigDict(json.loads(path.read_text()))
-    except (ValueError, TypeError, AttributeError) as error:  # no JSON, or no object
+        saved = json.loads(path.read_text())
+        stored, config = leaves(ConfigDict(saved)), completed(saved)
+    except (ValueError, TypeError, AttributeError) as error:  # no JSON, no object, a value's type
         raise UserError(
             f"{path} is damaged ({error}). Run gptjax.main with the run's configuration again: "
             f"it writes the file anew."
         ) from error
-    missing = set(leaves(config)) - set(leaves(stored))
-    problems = [f"{key} is missing" for key in sorted(missing)]
-    if problems := unknown_keys(leaves(stored)) + problems:
+    if problems := unknown_keys(stored):
         raise UserError(f"{path} was written by another version: " + "; ".join(problems))
-    config.update(stored)
+    if newer := [key for key in leaves(config) if key not in stored]:
+        _log.info("%s is older than %s: they have their defaults", path, ", ".join(newer))
     return config
 
 

@@ -167,7 +167,13 @@ def validation_documents(run: Run) -> Documents:
     Raises:
         UserError: if the data can no longer be had, or is not what the run was trained on.
     """
-    store = TokenStore.open(prepare(run.config))
+    try:
+        store = TokenStore.open(prepare(run.config))
+    except UserError as error:
+        raise UserError(
+            f"the validation split cannot be had: {error}\nWithout it: --noval, and text of your "
+            f"own (--text=FILE.parquet) or benchmarks (--benchmarks=FOLDER)."
+        ) from error
     if store.tokenizer.hash != run.tokenizer.hash:
         raise UserError(
             f"{run.config.data.source} is not what this run was trained on: its token store has "

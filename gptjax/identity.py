@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import base
 from configs.flags import leaves
+from configs.workdir import completed
 from data_pipeline.token_store import TokenStore, differences
 from gptjax.optimizer import decay_start, schedules
 
@@ -86,7 +86,7 @@ def refusals(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
         there: the checkpoint's meta: its run's `identity`, and `step`.
         here: `identity` of this run.
     """
-    old, new = _completed(there["config"]), _completed(here["config"])
+    old, new = completed(there["config"]), completed(here["config"])
     found = [text for text in _changed(old, new) if text.partition(":")[0] in FIXED]
     found += _batch_refusals(old, new) + _schedule_refusals(old, new, there["step"])
     for name in ("tokenizer_hash", "store_hash"):
@@ -100,16 +100,8 @@ def refusals(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
 
 def changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """Returns, for a run that is not refused, what is another than in the checkpoint's run."""
-    found = _changed(_completed(there["config"]), _completed(here["config"]))
+    found = _changed(completed(there["config"]), completed(here["config"]))
     return found + differences(there["environment"], here["environment"])
-
-
-def _completed(saved: dict[str, Any]) -> ConfigDict:
-    """Returns a saved configuration with the keys of today: those it lacks have their defaults."""
-    config, stored = base.get_config(), ConfigDict(saved)
-    known = set(leaves(config)) & set(leaves(stored))
-    config.update_from_flattened_dict({key: _get(stored, key) for key in known})
-    return config
 
 
 def _get(config: ConfigDict, key: str) -> Any:

@@ -88,6 +88,45 @@ def token_scores(params: Any, batch: dict[str, Array], *, config: GPTConfig) -> 
     return jnp.where(mask_M, log_probs_M, 0).reshape(shape), (greedy_M & mask_M).reshape(shape)
 
 
+class PromptScores(NamedTuple):
+    """Of each token that has one before it: how likely the model held it, and what else."""
+
+    logprobs: Any  # float32 (B, T), natural; 0 for the first token, and what lies past a row's end
+    top_ids: Any  # int32 (B, T, C): the C most likely tokens in its place
+    top_logprobs: Any  # float32 (B, T, C)
+
+
+def prompt_scores(
+    config: GPTConfig, params: Any, rows: Sequence[Sequence[int]], n_top: int
+) -> PromptScores:
+    """Scores every token of the rows, of which none is longer than block_size; NumPy arrays.
+
+    Rows are padded to one of the lengths of a `Scorer`, which are few.
+    """
+    longest = max(map(len, rows))
+    length = next(n for n in padded_lengths(config.block_size) if n >= longest)
+    tokens_BT = np.zeros((len(rows), length), np.int32)
+    for row, tokens in zip(tokens_BT, rows, strict=True):
+        row[: len(tokens)] = tokens
+    scores = jax.device_get(_prompt_scores(params, tokens_BT, config=config, n_top=n_top))
+    return PromptScores(*(np.roll(x, 1, axis=1) for x in scores))  # from where it was foretold
+
+
+@functools.partial(jax.jit, static_argnames=("config", "n_top"))
+def _prompt_scores(params: Any, tokens_BT: Array, *, config: GPTConfig, n_top: int) -> PromptScores:
+    """Scores at t the token t + 1; at the last place there is none, and 0."""
+
+    def of_row(row: tuple[Array, Array]) -> PromptScores:  # a row's logits exist at a time
+        x_TD, targets_T = row
+        logprobs_TV = jax.nn.log_softmax(model.logits(config, params, x_TD))
+        logprobs_T = jnp.take_along_axis(logprobs_TV, targets_T[:, None], axis=1)[:, 0]
+        top_logprobs_TC, top_ids_TC = jax.lax.top_k(logprobs_TV, n_top)
+        return PromptScores(logprobs_T.at[-1].set(0), top_ids_TC, top_logprobs_TC)
+
+    x_BTD = model.hidden_states(config, params, tokens_BT)
+    return jax.lax.map(of_row, (x_BTD, jnp.roll(tokens_BT, -1, axis=1)))
+
+
 def encode_request(tokenizer: Tokenizer, context: str, continuation: str) -> Request:
     """Returns the ids of a context and of what follows it, cut as lm-eval 0.4.13 cuts them.
 
@@ -99,6 +138,11 @@ def encode_request(tokenizer: Tokenizer, context: str, continuation: str) -> Req
     context_ids = tokenizer.encode(stripped).tolist()
     whole_ids = tokenizer.encode(context + continuation).tolist()
     return [tokenizer.bos_id, *context_ids], whole_ids[len(context_ids) :]
+
+
+def padded_lengths(block_size: int) -> list[int]:
+    """Returns the lengths that rows are padded to, the shortest first."""
+    return sorted({-(-block_size // 2**k) for k in range(_HALVINGS + 1)})
 
 
 def rows_per_batch(length: int) -> int:
@@ -119,8 +163,7 @@ class Scorer:
         """Compiles nothing yet; what an earlier scorer of the same shape compiled is used again."""
         self.gpt = gpt
         self._params = params
-        halves = {-(-gpt.block_size // 2**k) for k in range(_HALVINGS + 1)}
-        self.lengths = sorted(halves)  # that rows are padded to
+        self.lengths = padded_lengths(gpt.block_size)
 
     def score(self, requests: Sequence[Request], name: str | None = None) -> list[Score]:
         """Returns the score of each request, in their order.

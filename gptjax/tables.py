@@ -214,10 +214,15 @@ def _results(runs: list[History]) -> str:
         return ""
     names = dict.fromkeys(name for column in columns.values() for name in column)
     rows = [[name, *(column.get(name, _UNKNOWN) for column in columns.values())] for name in names]
+    parts = [row for row in rows if row[0].startswith("benchmarks.") and "/" in row[0]]
+    head, rows = ["", *columns], [row for row in rows if row not in parts]
     left_out = sum(max(0, len(run.evaluations) - _MAX_RESULTS) for run in runs)
     more = f'<p class="notes">{left_out:,} earlier ones are in eval/.</p>' if left_out else ""
     title = "<h3>Measured by gptjax.evaluate (± one standard error)</h3>"
-    return title + _table(["", *columns], rows, "numbers") + more
+    table = _table(head, rows, "numbers")
+    if parts:  # BLiMP's paradigms: 67
+        table += _folded("Parts of benchmarks", _table(head, parts, "numbers"))
+    return title + table + more
 
 
 def _with_errors(result: dict[str, Any]) -> dict[str, str]:

@@ -58,3 +58,19 @@ def steps(session_config, store):
 def initial(steps):
     """The state that a run of the debug configuration begins with."""
     return steps.init_state()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium, which sends nothing by itself."""
+    reason = "needs the extra `clients`"
+    playwright = pytest.importorskip("playwright.sync_api", reason=reason)
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs a Chromium (Debian: apt install chromium)")
+    switches = """--no-sandbox --disable-gpu --disable-quic --no-first-run
+        --disable-background-networking --disable-component-update --disable-sync""".split()
+    with playwright.sync_playwright() as p:
+        opened = p.chromium.launch(executable_path=chromium, args=switches)
+        yield opened
+        opened.close()

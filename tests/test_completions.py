@@ -46,7 +46,6 @@ def parsed(tokenizer, **body):
         ({"stop": ["a"] * 5}, "stop", "at most 4"),
         ({"stop": [1]}, "stop", "strings"),
         ({"echo": 1}, "echo", "true or false"),
-        ({"echo": True, "logprobs": 1}, "echo", "not supported"),
         ({"stream": "yes"}, "stream", "true or false"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "stream"),
         ({"stream": True, "stream_options": []}, "stream_options", "object"),
@@ -158,6 +157,39 @@ def test_echo_and_nothing_to_draw(sampler, tokenizer):
     assert echoed == ["The " + drawn[0]]
     texts, _, reasons, used = answered(sampler, tokenizer, prompt="The ", max_tokens=0, echo=True)
     assert (texts, reasons, used["completion_tokens"]) == (["The "], ["length"], 0)
+
+
+@pytest.mark.parametrize("max_tokens", [0, 4])
+def test_echoed_tokens_are_scored_as_by_hand(sampler, tokenizer, max_tokens):
+    """lm-eval's client asks for prompts with `echo` and `logprobs`, and sums what it wants."""
+    prompts = [[tokenizer.bos_id, *tokenizer.encode("The \u20ac").tolist()], [7]]
+    body = {"prompt": prompts, "n": 2, "seed": 3, "temperature": 0, "logprobs": 3}
+    body["max_tokens"] = max_tokens
+    drawn, drawn_tokens, *_ = answered(sampler, tokenizer, **body)
+    texts, tokens, reasons, used = answered(sampler, tokenizer, **body, echo=True)
+    assert set(reasons) <= {"length", "stop"} and len(texts) == 4
+    assert used["prompt_tokens"] == sum(map(len, prompts))
+    for i, prompt in enumerate(prompts[0:1] * 2 + prompts[1:] * 2):
+        echo = tokenizer.decode(prompt)
+        assert texts[i] == echo + drawn[i]
+        hidden = model.hidden_states(sampler.config, sampler.params, np.array([prompt]))
+        logits = np.asarray(model.logits(sampler.config, sampler.params, hidden)[0], np.float64)
+        log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        echoed, rest = tokens[i][: len(prompt)], tokens[i][len(prompt) :]
+        assert (echoed[0].logprob, echoed[0].top) == (None, None)
+        for t in range(1, len(prompt)):
+            here = log_probs[t - 1]
+            assert echoed[t].text == completions.name_of(tokenizer, prompt[t])
+            assert echoed[t].logprob == pytest.approx(here[prompt[t]], abs=1e-5)
+            best = np.argsort(-here)[:3]
+            names = [completions.name_of(tokenizer, token) for token in best.tolist()]
+            assert list(echoed[t].top) == names
+            assert list(echoed[t].top.values()) == pytest.approx(here[best], abs=1e-5)
+        decoded = [len(tokenizer.decode(prompt[:t])) for t in range(len(prompt))]
+        complete_ones = [t for t in range(len(prompt)) if not echoed[t].text.startswith("bytes:")]
+        assert len(complete_ones) < len(prompt) or i > 1  # the euro sign is three bytes
+        assert [echoed[t].offset for t in complete_ones] == [decoded[t] for t in complete_ones]
+        assert rest == [t._replace(offset=t.offset + len(echo)) for t in drawn_tokens[i]]
 
 
 class Scripted:

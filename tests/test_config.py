@@ -388,16 +388,27 @@ def test_a_config_of_another_version_is_told(tmp_path):
         config_lib.load(tmp_path)
 
 
-def test_a_config_that_lacks_a_key_is_told(tmp_path):
-    config = base.get_config()
-    with config.unlocked():
-        del config.model.dropout
+def test_a_config_that_lacks_keys_has_their_defaults_and_it_is_told(tmp_path, caplog):
+    config = quickstart.get_config()
+    config.model.dropout = 0.25
     config_lib.save(config, tmp_path)
-    with pytest.raises(UserError, match=r"model\.dropout is missing"):
-        config_lib.load(tmp_path)
+    with caplog.at_level("INFO"):
+        assert config_lib.load(tmp_path).to_dict() == config.to_dict()
+    assert not caplog.messages
+    saved = json.loads((tmp_path / "config.json").read_text())
+    del saved["model"]["dropout"], saved["claims"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with caplog.at_level("INFO"):
+        loaded = config_lib.load(tmp_path)
+    default = base.get_config()
+    config.model.dropout, config.claims = default.model.dropout, default.claims
+    assert loaded.to_dict() == config.to_dict()
+    (message,) = caplog.messages
+    missing = [*(f"claims.{key}" for key in default.claims), "model.dropout"]
+    assert f"is older than {', '.join(missing)}: " in message
 
 
-@pytest.mark.parametrize("text", ["", '{"model": {', "[1, 2]"])
+@pytest.mark.parametrize("text", ["", '{"model": {', "[1, 2]", '{"seed": "one"}', '{"model": 3}'])
 def test_a_damaged_config_is_told(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config\.json is damaged"):

@@ -263,6 +263,13 @@ def test_the_program_tells_mistakes_before_work(workdir, tmp_path):
         assert "Traceback" not in result.stderr
 
 
+def test_data_that_is_gone_is_told_with_what_can_be_measured_without(run, tmp_path):
+    config = copy.deepcopy(run.config)
+    config.data.source = str(tmp_path / "none.parquet")
+    with pytest.raises(UserError, match=r"(?s)no file or folder .*none\.parquet.*--noval"):
+        validation_documents(run._replace(config=config))
+
+
 def test_data_that_the_run_was_not_trained_on_is_refused(run, store):
     config = copy.deepcopy(run.config)
     config.tokenizer.vocab_size = 500

@@ -29,6 +29,8 @@ from gptjax.load import load_run
 
 pytestmark = pytest.mark.slow
 
+NEEDS = "needs the extra `clients`"
+
 ROOT = Path(__file__).parents[1]
 GPT2_VOCAB = ROOT / ".." / "shared" / "gpt2_vocab"
 ALPHABETS = [
@@ -100,8 +102,8 @@ def batch_of(run, seed: int = 0) -> np.ndarray:
 
 class Transformers:
     def __init__(self, folder: Path):
-        self.torch = pytest.importorskip("torch", reason="needs torch")
-        transformers = pytest.importorskip("transformers", reason="needs transformers")
+        self.torch = pytest.importorskip("torch", reason=NEEDS)
+        transformers = pytest.importorskip("transformers", reason=NEEDS)
         self.model, self.loading = transformers.AutoModelForCausalLM.from_pretrained(
             folder, output_loading_info=True, local_files_only=True
         )
@@ -167,7 +169,7 @@ def test_an_export_is_taken_back(workdir, tmp_path):
 
 class LlamaCpp:
     def __init__(self, path: Path, block_size: int):
-        x = pytest.importorskip("xllamacpp", reason="needs xllamacpp")
+        x = pytest.importorskip("xllamacpp", reason=NEEDS)
         params = x.CommonParams()
         params.model.path, params.n_ctx, params.n_parallel = str(path), block_size, 1
         params.n_gpu_layers, params.warmup, params.cpuparams.n_threads = 0, False, 1
@@ -262,8 +264,8 @@ def gpt2_source(tmp_path_factory) -> Path:
     """A GPT-2 with its real vocabulary and few, random weights, as transformers saves it."""
     if not GPT2_VOCAB.is_dir():
         pytest.skip(f"needs GPT-2's vocabulary in {GPT2_VOCAB}")
-    torch = pytest.importorskip("torch", reason="needs torch")
-    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    torch = pytest.importorskip("torch", reason=NEEDS)
+    transformers = pytest.importorskip("transformers", reason=NEEDS)
     pytest.importorskip("safetensors", reason="needs the extra `export`")
     folder = tmp_path_factory.mktemp("gpt2")
     torch.manual_seed(0)
@@ -286,8 +288,8 @@ def imported(gpt2_source, tmp_path_factory) -> Path:
 
 
 def test_an_imported_gpt2_computes_what_transformers_does(gpt2_source, imported):
-    transformers = pytest.importorskip("transformers")
-    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers", reason=NEEDS)
+    torch = pytest.importorskip("torch", reason=NEEDS)
     run = load_run(imported)[1:4]
     assert run[0].bias and run[0].vocab_size == 50_257
     ids_BT = batch_of(run)
@@ -299,8 +301,8 @@ def test_an_imported_gpt2_computes_what_transformers_does(gpt2_source, imported)
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_is_read(gpt2_source, dtype, tmp_path):
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch", reason=NEEDS)
+    transformers = pytest.importorskip("transformers", reason=NEEDS)
     gpt2 = transformers.AutoModelForCausalLM.from_pretrained(gpt2_source)
     gpt2.to(getattr(torch, dtype)).save_pretrained(tmp_path / "half")
     for name in ("vocab.json", "merges.txt"):
@@ -312,7 +314,7 @@ def test_half_precision_is_read(gpt2_source, dtype, tmp_path):
 
 def test_gpt2s_ids_of_fuzzed_text(imported):
     """tiktoken is OpenAI's own; a special in the text is plain text."""
-    tiktoken = pytest.importorskip("tiktoken", reason="needs tiktoken")
+    tiktoken = pytest.importorskip("tiktoken", reason=NEEDS)
     ours = Tokenizer.load(imported / "tokenizer.model")
     ranks = {token: i for i, token in enumerate(ours._table) if token}
     words = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -383,11 +385,14 @@ def test_an_imported_workdir_is_not_trained_in(imported):
     config.data.val_fraction = 0.05
     config.data.store_dir = str(imported.parent / "stores")
     config.train.gradient_accumulation_steps = 1
-    before = sorted(imported.rglob("*"))
+
+    def contents() -> dict[Path, bytes]:  # the lock is made by asking whether it is free
+        return {p: p.read_bytes() for p in imported.rglob("*") if p.is_file() and p.name != "lock"}
+
+    before = contents()
     with pytest.raises(UserError, match="--config.init_from="):
         train.train_and_evaluate(config)
-    # Who looks must hold the lock, whose empty file stays.
-    assert sorted(set(imported.rglob("*")) - {imported / "lock"}) == before
+    assert contents() == before
 
 
 def test_bad_sources_are_told_and_nothing_is_made(gpt2_source, imported, tmp_path):

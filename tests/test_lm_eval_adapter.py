@@ -1,7 +1,7 @@
 """Our scores beside those of lm-eval 0.4.13, item by item: its tasks, and its own torch model.
 
 Needs the extra `lmeval` and the files of ../shared beside the checkout; the comparison with
-lm-eval's own model also torch, transformers and accelerate.
+lm-eval's own model also the extra `clients`.
 """
 
 import gzip
@@ -30,6 +30,8 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 from gptjax.lm_eval_adapter import GPTJax  # noqa: E402
 
 pytestmark = pytest.mark.slow
+
+NEEDS = "needs the extra `clients`"
 
 SHARED = (Path(__file__).parents[1] / ".." / "shared").resolve()
 N = 60  # items of each benchmark
@@ -203,9 +205,9 @@ class GPT2Tokenizer:
 
 def test_our_scores_are_those_of_lm_evals_own_model(folder, monkeypatch):
     """The same weights as a GPT-2 of transformers, in lm-eval's HFLM: not a line in common."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("accelerate")
+    torch = pytest.importorskip("torch", reason=NEEDS)
+    transformers = pytest.importorskip("transformers", reason=NEEDS)
+    pytest.importorskip("accelerate", reason=NEEDS)
     from lm_eval.models.huggingface import HFLM
     from tokenizers import ByteLevelBPETokenizer
     from tokenizers.processors import TemplateProcessing

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -17,14 +16,10 @@ import pytest
 
 from configs.flags import UserError
 from gptjax import serve
+from gptjax.load import load_run
 
 ROOT = Path(__file__).parent.parent
 SECRET = "a-long-enough-secret"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-CHROMIUM_FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 
 
 def test_other_machines_need_a_flag_and_a_secret(tmp_path):
@@ -70,7 +65,7 @@ def test_without_the_extra_its_name_is_told(tmp_path):
 def needs(*modules):
     for module in modules:
         if importlib.util.find_spec(module) is None:
-            pytest.skip(f"{module} is not installed")
+            pytest.skip(f"needs the extra `clients`: {module} is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +197,35 @@ def test_openais_client(port):
 
 
 @pytest.mark.slow
+def test_lm_evals_own_client_gets_our_scores(workdir, port, tmp_path):
+    """Its `local-completions`, with the tokenizer that we export, beside the adapter."""
+    needs("lm_eval", "tenacity", "transformers")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    from gptjax.export import export_hf
+    from gptjax.lm_eval_adapter import GPTJax
+
+    export_hf(workdir, tmp_path / "hf")
+    client = LocalCompletionsAPI(
+        base_url=f"http://127.0.0.1:{port}/v1/completions",
+        model="debug",
+        tokenizer=str(tmp_path / "hf"),
+        tokenizer_backend="huggingface",
+        add_bos_token=True,
+        max_length=128,
+        batch_size=3,
+    )
+    pairs = [("The end", " is near"), ("Once upon a", " time"), ("", "It was"), ("A \u20ac", " 5")]
+    requests = [Instance("loglikelihood", {}, arguments=pair, idx=0) for pair in pairs]
+    theirs = client.loglikelihood(requests, disable_tqdm=True)
+    ours = GPTJax(*load_run(workdir)[1:4]).loglikelihood(requests, disable_tqdm=True)
+    for (log_likelihood, is_greedy), score in zip(theirs, ours, strict=True):
+        assert log_likelihood == pytest.approx(score[0], rel=1e-5)
+        assert is_greedy == score[1]
+
+
+@pytest.mark.slow
 def test_requests_at_once_are_all_answered(port):
     """Each as if it were alone, also when other clients leave in the middle."""
 
@@ -231,52 +255,43 @@ def test_requests_at_once_are_all_answered(port):
 
 
 @pytest.mark.slow
-def test_the_page_in_a_browser(port, tmp_path):
+def test_the_page_in_a_browser(port, browser):
     """Type, watch the text arrive, look at a token, at desk and phone width."""
-    needs("playwright")
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import expect
 
     body = {"prompt": "The <b>", "seed": 4, "max_tokens": 60, "temperature": 0.8, "top_p": 0.95}
     expected = ask(port, "POST", "/v1/completions", body)[1]["choices"][0]["text"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
-        for width in (1100, 390):
-            page = browser.new_page(viewport={"width": width, "height": 844})
-            problems = []
-            page.on("pageerror", lambda error, found=problems: found.append(str(error)))
-            page.on(
-                "console",
-                lambda m, found=problems: found.append(m.text) if m.type == "error" else None,
-            )
-            page.goto(f"http://127.0.0.1:{port}/")
-            expect(page.locator("#model")).to_have_text("debug")
-            page.fill("#prompt", "The <b>")  # shown as it is, not as markup
-            page.fill("#seed", "4")
-            page.fill("#max_tokens", "60")
-            page.click("#go")
-            expect(page.locator("#status")).to_contain_text(
-                re.compile("reached|ended"), timeout=60_000
-            )
-            assert page.locator("#out").evaluate("e => e.textContent") == "The <b>" + expected
-            spans = page.locator("#out .token")
-            assert 30 < spans.count() <= 60
-            spans.nth(5).click()
-            rows = page.locator("#detail tr")
-            assert 5 <= rows.count() <= 6
-            drawn = page.locator("#detail tr.drawn")
-            expect(drawn).to_have_count(1)
-            assert spans.nth(5).get_attribute("title") in drawn.inner_text()
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-            page.screenshot(path=str(tmp_path / f"{width}.png"), full_page=True)
-            assert not problems
-            # A mistake is told in words.
-            page.fill("#max_tokens", "1000")
-            page.click("#go")
-            expect(page.locator("#status.error")).to_contain_text("maximum context length")
-            page.close()
-        browser.close()
+    for width in (1100, 390):
+        page = browser.new_page(viewport={"width": width, "height": 844})
+        problems = []
+        page.on("pageerror", lambda error, found=problems: found.append(str(error)))
+        page.on(
+            "console",
+            lambda m, found=problems: found.append(m.text) if m.type == "error" else None,
+        )
+        page.goto(f"http://127.0.0.1:{port}/")
+        expect(page.locator("#model")).to_have_text("debug")
+        page.fill("#prompt", "The <b>")  # shown as it is, not as markup
+        page.fill("#seed", "4")
+        page.fill("#max_tokens", "60")
+        page.click("#go")
+        expect(page.locator("#status")).to_contain_text(re.compile("reached|ended"), timeout=60_000)
+        assert page.locator("#out").evaluate("e => e.textContent") == "The <b>" + expected
+        spans = page.locator("#out .token")
+        assert 30 < spans.count() <= 60
+        spans.nth(5).click()
+        rows = page.locator("#detail tr")
+        assert 5 <= rows.count() <= 6
+        drawn = page.locator("#detail tr.drawn")
+        expect(drawn).to_have_count(1)
+        assert spans.nth(5).get_attribute("title") in drawn.inner_text()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert not problems
+        # A mistake is told in words.
+        page.fill("#max_tokens", "1000")
+        page.click("#go")
+        expect(page.locator("#status.error")).to_contain_text("maximum context length")
+        page.close()
 
 
 @pytest.mark.slow
