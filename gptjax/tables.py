@@ -219,9 +219,9 @@ def _results(runs: list[History]) -> str:
     left_out = sum(max(0, len(run.evaluations) - _MAX_RESULTS) for run in runs)
     more = f'<p class="notes">{left_out:,} earlier ones are in eval/.</p>' if left_out else ""
     title = "<h3>Measured by gptjax.evaluate (± one standard error)</h3>"
-    table = _table(head, rows, "numbers")
+    table = _table(head, rows, "numbers results")
     if parts:  # BLiMP's paradigms: 67
-        table += _folded("Parts of benchmarks", _table(head, parts, "numbers"))
+        table += _folded("Parts of benchmarks", _table(head, parts, "numbers results"))
     return title + table + more
 
 
