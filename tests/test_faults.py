@@ -362,6 +362,12 @@ def test_too_many_bad_steps_in_a_row_stop_the_run_with_a_remedy(monkeypatch, con
 PROGRAM = [sys.executable, "-u", "-m", "gptjax.main", "--config=configs/debug.py"]
 
 
+def heed_signals():
+    """Undoes what `nohup` and a shell's `&` make ignored: children inherit it."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def launch(config, workdir, *arguments):
     """Starts a program that trains until it is stopped."""
     return subprocess.Popen(
@@ -375,6 +381,7 @@ def launch(config, workdir, *arguments):
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_signals,
     )
 
 
@@ -394,7 +401,10 @@ def test_a_signal_saves_and_exits_0_in_the_time_that_it_tells(config, tmp_path, 
     program = start(config, tmp_path / "run")
     begin = time.monotonic()
     program.send_signal(number)
-    _, text = program.communicate(timeout=60)
+    try:
+        _, text = program.communicate(timeout=60)
+    finally:
+        program.kill()  # else one that heeds nothing would train for ever
     seconds = time.monotonic() - begin
     assert program.returncode == 0, text
     (bound,) = [line for line in text.splitlines() if "within about" in line]
@@ -431,6 +441,7 @@ def test_a_second_ctrl_c_leaves_at_once_even_while_the_main_thread_is_busy():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_signals,
     )
     assert program.stdout.readline() == "ready\n"
     begin = time.monotonic()
