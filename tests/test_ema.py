@@ -10,12 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from gptjax import train
-from gptjax.evaluate import Validation
+from gptjax import hooks, train
 from gptjax.load import load_run
 from gptjax.model import GPTConfig
 from gptjax.sharding import make_mesh
 from gptjax.train_step import StepFunctions
+from gptjax.validation import Validation
 
 DECAY = 0.4  # less than (1 + t) / (10 + t) from t = 5 on
 
@@ -72,13 +72,13 @@ def test_it_is_evaluated_sampled_and_loaded(config, store, steps, tmp_path, capl
     config.sample.temperature = 0.0
     monkeypatch.setattr(train, "StepFunctions", lambda *_: steps)
     sampled = []
-    generate_text = train.generate.generate_text
 
-    def recorded(gpt, params, *args, **kwargs):
-        sampled.append(params)
-        return generate_text(gpt, params, *args, **kwargs)
+    class Recorded(hooks.Sampler):
+        def __init__(self, gpt, params):
+            sampled.append(params)
+            super().__init__(gpt, params)
 
-    monkeypatch.setattr(train.generate, "generate_text", recorded)
+    monkeypatch.setattr(hooks, "Sampler", Recorded)
     state = train.train_and_evaluate(config)
     assert bits(state.params) != bits(state.ema_params)
     assert bits(sampled) == bits(state.ema_params)

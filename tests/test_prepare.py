@@ -5,11 +5,11 @@ import json
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -294,7 +294,7 @@ def test_keep_before_keeps_what_stands_before_the_damage_and_says_what_is_lost(
         "documents_lost": 20,
     }
     with monkeypatch.context() as patch:  # killed before the end, and the file is mended meanwhile
-        patch.setattr(parts, "join_parts", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr(parts, "join_parts", Mock(side_effect=KeyboardInterrupt))
         config = make_config(shard, tmp_path / "mended", 1)
         config.data.on_damage = "keep_before"
         with pytest.raises(KeyboardInterrupt):
@@ -396,7 +396,8 @@ def test_help_suffices():
     assert "--config=configs/quickstart.py" in done.stdout
     told = set(re.findall(r"^    ((?:data|tokenizer)\.\w+)  ", done.stdout, re.MULTILINE))
     known = {name for name in leaves(base.get_config()) if name.startswith(("data.", "tokenizer."))}
-    assert told == known - {"data.document_mask", "data.prefetch_batches"}  # these are training's
+    training = {"data.document_mask", "data.max_train_tokens", "data.prefetch_batches"}
+    assert told == known - training
 
 
 def test_command_line_prints_what_the_store_holds(shard, tmp_path):
