@@ -1,13 +1,18 @@
 """Files that exist whole or not at all, even after a power failure."""
 
 import os
+import re
 from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file that exists whole or not at all, even after a power failure."""
+    """Writes a file that exists whole or not at all, even after a power failure.
+
+    What processes that were killed while they wrote it have left beside it is removed.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        _remove_abandoned(path)
         with temporary.open("wb") as f:
             f.write(data)
             f.flush()
@@ -17,6 +22,23 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def _remove_abandoned(path: Path) -> None:
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.tmp")
+    for other in path.parent.iterdir():
+        if (match := pattern.fullmatch(other.name)) and not _is_running(int(match[1])):
+            other.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's, or no process at all
+        return True
+    return True
 
 
 def fsync_folder(path: Path) -> None:
