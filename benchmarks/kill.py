@@ -191,10 +191,17 @@ def read_events(folder: Path) -> list[tuple[int, str, float]]:
 
 def compare(run: KilledRun) -> None:
     """Raises AssertionError where the killed run differs from the unbroken one."""
-    whole, killed = run.evidence("whole"), run.evidence("killed")
-    for name in whole:
-        if whole[name] != killed[name]:
-            raise AssertionError(f"{name} differ: {whole[name]!r:.500} and {killed[name]!r:.500}")
+    if found := _differences(run.evidence("whole"), run.evidence("killed"), "the killed run"):
+        raise AssertionError(f"{len(found)} differences, the first:\n" + "\n".join(found[:20]))
+
+
+def _differences(whole: Any, killed: Any, place: str) -> list[str]:
+    if isinstance(whole, dict) and isinstance(killed, dict) and whole.keys() == killed.keys():
+        return [t for k in whole for t in _differences(whole[k], killed[k], f"{place}, {k}")]
+    if isinstance(whole, list | tuple) and len(whole) == len(killed):
+        pairs = enumerate(zip(whole, killed, strict=True))
+        return [t for i, (a, b) in pairs for t in _differences(a, b, f"{place}, {i}")]
+    return [] if whole == killed else [f"{place}: {whole!r:.100} and {killed!r:.100}"]
 
 
 def kill_many(run: KilledRun, kills: int, report: Callable[[int], None] | None = None) -> int:

@@ -41,10 +41,12 @@ class Saver:
         self._step = 0  # of that save
         self._failures = 0  # in a row
         self._next_try: float | None = None  # None: no save is owed
+        self._evaluated: tuple[int, float | None] = (0, None)  # last step with a val loss, and that
         self.seconds: float | None = None  # what the last save took until it was on the disk
 
     def save(self, state: TrainState, progress: Progress, val_loss: float | None = None) -> None:
         """Starts a save; if the one before is not finished in time, one is owed instead."""
+        val_loss = self._val_loss(int(state.step), val_loss)
         give_up = self._now() + _PATIENCE
         while self._started is not None and self._checkpoints.saving:
             if self._now() > give_up:
@@ -66,6 +68,12 @@ class Saver:
             raise
         except Exception as error:  # Orbax raises nearly every kind
             self._failed(error)
+
+    def _val_loss(self, step: int, val_loss: float | None) -> float | None:
+        """Returns the val loss of a step, also when a save that failed is tried again without."""
+        if val_loss is not None:
+            self._evaluated = (step, val_loss)
+        return self._evaluated[1] if self._evaluated[0] == step else None
 
     def owe(self) -> None:
         """Makes a save due, at once."""
@@ -118,7 +126,7 @@ class Saver:
         for tries_left in reversed(range(_LAST_TRIES)):
             try:
                 self._prepare()
-                self._checkpoints.save(state, progress)
+                self._checkpoints.save(state, progress, val_loss=self._val_loss(step, None))
                 self._checkpoints.wait()
                 return
             except UserError:

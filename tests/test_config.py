@@ -84,7 +84,8 @@ def test_the_110m_run_is_the_recipe_at_768():
 
 
 def test_there_are_the_files_that_are_promised():
-    assert {"base", "debug", "quickstart", "rtx4070", "rtx4070_110m"} <= set(FILES)
+    promised = {"base", "debug", "quickstart", "rtx4070", "rtx4070_110m", "rtx4070_best"}
+    assert promised <= set(FILES)
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -103,10 +104,10 @@ def test_each_run_has_a_workdir_of_its_own():
 
 
 def test_the_modern_preset_changes_the_parts_of_the_model_only():
-    config = quickstart.get_config()
+    config = base.get_config()
     modern.apply(config)
     config_lib.validate(config, n_devices=1)
-    assert differing(quickstart.get_config(), config) <= {
+    assert differing(base.get_config(), config) <= {
         f"model.{part}" for part in "norm position qk_norm mlp bias tied_head zero_init".split()
     }
     assert config.model.position == "rope"

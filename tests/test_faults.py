@@ -124,7 +124,7 @@ class FakeCheckpoints:
 
     def save(self, state, progress, val_loss=None):
         self.ready = self.clock.now + self.seconds
-        self.started = int(state.step)
+        self.started, self.val_loss = int(state.step), val_loss
 
     def wait(self):
         self.clock.now = max(self.clock.now, self.ready)
@@ -178,6 +178,22 @@ def test_a_slow_disk_does_not_stop_training(monkeypatch, caplog):
     saver_.save(State(30), Progress())
     saver_.finish(State(30), Progress())
     assert checkpoints.saved == [10, 30, 30]
+
+
+def test_a_state_that_was_evaluated_keeps_its_val_loss_when_its_save_is_tried_again(monkeypatch):
+    clock = Clock()
+    checkpoints = FakeCheckpoints(clock)
+    saver_ = Saver(checkpoints, lambda: None, clock)
+    monkeypatch.setattr(saver.time, "sleep", lambda s: None)
+    checkpoints.broken = True
+    saver_.save(State(10), Progress(), 2.5)
+    clock.now += 2
+    assert not saver_.due()  # it has failed
+    checkpoints.broken = False
+    saver_.finish(State(10), Progress())
+    assert checkpoints.saved == [10] and checkpoints.val_loss == 2.5
+    saver_.save(State(11), Progress())  # this one was not evaluated
+    assert checkpoints.val_loss is None
 
 
 # Another process may be limited to files of some size: writing beyond fails like a full disk does.

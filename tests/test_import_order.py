@@ -15,6 +15,7 @@ ORDER = [
     "configs.rtx4070",
     "configs.rtx4070_110m",
     "configs.modern",
+    "configs.rtx4070_best",
     "configs.quickstart",
     "configs.debug",
     "configs.workdir",

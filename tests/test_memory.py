@@ -6,7 +6,7 @@ import sys
 import jax
 import pytest
 
-from configs import modern, rtx4070, rtx4070_110m
+from configs import modern, rtx4070, rtx4070_110m, rtx4070_best
 from configs.flags import UserError
 from gptjax import memory, step_cost, target_compile, targets
 from gptjax.model import GPTConfig
@@ -107,7 +107,9 @@ def test_recorded_figures_are_what_compiling_gives(case):
 
 @pytest.mark.slow
 @needs_plugin
-@pytest.mark.parametrize("recipe", [rtx4070, rtx4070_110m], ids=["rtx4070", "rtx4070_110m"])
+@pytest.mark.parametrize(
+    "recipe", [rtx4070, rtx4070_110m, rtx4070_best], ids=["rtx4070", "110m", "best"]
+)
 def test_recipes_fit_with_room_to_spare(recipe):
     """Compiled for the card as it is; a step that XLA must squeeze in would be slow."""
     target = targets.find("rtx4070")
