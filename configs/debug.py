@@ -6,13 +6,15 @@ arrays can be printed and a debugger sees their values.
 
 from ml_collections import ConfigDict
 
-from configs import quickstart
+from configs import base
 
 
 def get_config() -> ConfigDict:
-    """Returns the quickstart on a model of 2 layers x 32, for 20 steps."""
-    config = quickstart.get_config()
+    """Returns a GPT-2-shaped model of 2 layers x 32 on the bundled shard, for 20 steps."""
+    config = base.get_config()
     config.workdir = "runs/debug"
+    config.data.source = "data_pipeline/shard/quickstart.parquet"
+    config.data.val_fraction = 0.05
     config.tokenizer.vocab_size = 512
     config.tokenizer.sample_bytes = 200_000
     config.model.block_size = 32

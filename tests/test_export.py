@@ -283,8 +283,8 @@ def test_a_run_starts_with_the_parameters_and_tokenizer_of_another(workdir, tmp_
 
 def test_a_model_of_another_shape_is_refused_and_nothing_made(workdir, tmp_path):
     config = continued(workdir, tmp_path)
-    config.model.n_embd, config.model.tied_head = 64, False
-    with pytest.raises(UserError, match=r"n_embd: 32 there, 64 here\n(.*\n)*.*tied_head: True"):
+    config.model.n_embd, config.model.bias = 64, True
+    with pytest.raises(UserError, match=r"n_embd: 32 there, 64 here\n.*bias: False there"):
         train.train_and_evaluate(config)
     assert not (tmp_path / "tuned" / "config.json").exists()
 
