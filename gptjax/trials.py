@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -170,11 +170,6 @@ def prepare_data(trials: list[Trial]) -> None:
         except UserError as error:
             problems += [f"{trial.name}: {s.lstrip(' -')}" for s in str(error).splitlines()[1:]]
     _refuse(problems)
-
-
-def by_setting(trials: list[Trial]) -> Iterator[str]:
-    """Yields the names of the settings, once each, in the order in which they are declared."""
-    yield from dict.fromkeys(trial.setting for trial in trials)
 
 
 def _refuse(problems: list[str]) -> None:

@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -337,24 +338,24 @@ def test_a_slice_without_a_place_to_cut_is_still_lossless(imported):
     assert ours.decode(ours.encode(text)) == text
 
 
-def test_a_run_trains_from_an_imported_gpt2_and_is_exported_again(imported, tmp_path):
-    """The programs, as a user runs them; then transformers and llama.cpp on the result."""
+def program(module: str, *arguments: str) -> str:
+    """Runs a program as a user does; returns all that it prints."""
+    result = subprocess.run(
+        [sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout + result.stderr
 
-    def program(module: str, *arguments: str) -> str:
-        result = subprocess.run(
-            [sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True
-        )
-        assert result.returncode == 0, result.stderr
-        return result.stdout + result.stderr
 
-    assert program("gptjax.generate", f"--workdir={imported}", "--max_new_tokens=3")
-    tuned = tmp_path / "tuned"
+def trained_and_exported(imported: Path, folder: Path) -> tuple[Any, Transformers, LlamaCpp]:
+    """Trains from an import and exports it; returns (gpt, params, tokenizer) and it in both."""
+    tuned = folder / "tuned"
     program(
         "gptjax.main",
         f"--config=configs/workdir.py:{imported}",
         f"--config.workdir={tuned}",
         "--config.data.source=data_pipeline/shard/quickstart.parquet",
-        f"--config.data.store_dir={tmp_path / 'stores'}",
+        f"--config.data.store_dir={folder / 'stores'}",
         "--config.data.val_fraction=0.05",
         *("--config.train.max_iters=12", "--config.train.log_interval=1"),
         *("--config.train.gradient_accumulation_steps=1", "--config.eval.eval_iters=2"),
@@ -365,13 +366,19 @@ def test_a_run_trains_from_an_imported_gpt2_and_is_exported_again(imported, tmp_
     losses = [line["train/loss"] for line in lines if "train/loss" in line]
     assert losses[-1] < losses[0] - 0.1
     run = load_run(tuned)[1:4]
-    program("gptjax.export", f"--workdir={tuned}", "--format=hf", f"--out={tmp_path / 'hf'}")
-    theirs = Transformers(tmp_path / "hf")
+    program("gptjax.export", f"--workdir={tuned}", "--format=hf", f"--out={folder / 'hf'}")
+    theirs = Transformers(folder / "hf")
     ids_BT = batch_of(run)
     np.testing.assert_allclose(our_logits(run, ids_BT), theirs.logits(ids_BT), rtol=0, atol=1e-4)
-    gguf = tmp_path / "tuned.gguf"
+    gguf = folder / "tuned.gguf"
     program("gptjax.export", f"--workdir={tuned}", "--format=gguf", f"--out={gguf}")
-    llama = LlamaCpp(gguf, run[0].block_size)
+    return run, theirs, LlamaCpp(gguf, run[0].block_size)
+
+
+def test_a_run_trains_from_an_imported_gpt2_and_is_exported_again(imported, tmp_path):
+    """The programs, as a user runs them; then transformers and llama.cpp on the result."""
+    assert program("gptjax.generate", f"--workdir={imported}", "--max_new_tokens=3")
+    run, theirs, llama = trained_and_exported(imported, tmp_path)
     assert_log_probs_agree(llama, run)
     for text in fuzzed(500, seed=4):
         ids = run[2].encode(text).tolist()

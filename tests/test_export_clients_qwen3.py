@@ -3,16 +3,12 @@
 These need the extra `export`, torch, transformers and xllamacpp, which nothing else here does.
 """
 
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_export_clients import (
-    ROOT,
     LlamaCpp,
     Transformers,
     assert_log_probs_agree,
@@ -20,6 +16,8 @@ from test_export_clients import (
     documents,
     fuzzed,
     our_logits,
+    program,
+    trained_and_exported,
 )
 from test_hf_qwen3 import SHAPES, make_workdir, modern_config, modern_run, random_params
 
@@ -218,41 +216,11 @@ def test_what_transformers_saves_of_another_qwen3_is_refused(
 @pytest.mark.parametrize("qwen3_source", [False], ids=["untied"], indirect=True)
 def test_a_run_trains_from_an_imported_qwen3_and_is_exported_again(imported, tmp_path):
     """The programs, as a user runs them; then transformers and llama.cpp on the result."""
-
-    def program(module: str, *arguments: str) -> str:
-        result = subprocess.run(
-            [sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True
-        )
-        assert result.returncode == 0, result.stderr
-        return result.stdout + result.stderr
-
     shard = "data_pipeline/shard/quickstart.parquet"
     assert program("gptjax.generate", f"--workdir={imported}", "--max_new_tokens=3")
     evaluation = ("--noval", f"--text={shard}", "--limit=20")
     told = program("gptjax.evaluate", f"--workdir={imported}", *evaluation)
     bits = float(re.search(r"bits/byte (\S+)", told)[1])
     assert 2 < bits < 30  # random weights, on text
-    tuned = tmp_path / "tuned"
-    program(
-        "gptjax.main",
-        f"--config=configs/workdir.py:{imported}",
-        f"--config.workdir={tuned}",
-        f"--config.data.source={shard}",
-        f"--config.data.store_dir={tmp_path / 'stores'}",
-        "--config.data.val_fraction=0.05",
-        *("--config.train.max_iters=12", "--config.train.log_interval=1"),
-        *("--config.train.gradient_accumulation_steps=1", "--config.eval.eval_iters=2"),
-        *("--config.optim.warmup_iters=0", "--config.optim.learning_rate=5e-3"),
-        *("--config.optim.lr_decay_iters=12", "--config.sample.max_new_tokens=2"),
-    )
-    lines = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["train/loss"] for line in lines if "train/loss" in line]
-    assert losses[-1] < losses[0] - 0.1
-    run = load_run(tuned)[1:4]
-    program("gptjax.export", f"--workdir={tuned}", "--format=hf", f"--out={tmp_path / 'hf'}")
-    theirs = Transformers(tmp_path / "hf")
-    ids_BT = batch_of(run)
-    np.testing.assert_allclose(our_logits(run, ids_BT), theirs.logits(ids_BT), rtol=0, atol=1e-4)
-    gguf = tmp_path / "tuned.gguf"
-    program("gptjax.export", f"--workdir={tuned}", "--format=gguf", f"--out={gguf}")
-    assert_log_probs_agree(LlamaCpp(gguf, run[0].block_size), run, atol=1e-4)
+    run, _, llama = trained_and_exported(imported, tmp_path)
+    assert_log_probs_agree(llama, run, atol=1e-4)
