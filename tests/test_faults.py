@@ -1,5 +1,6 @@
 """Disks that fill up, folders that vanish, steps that go wrong: a run goes on, or says why not."""
 
+import contextlib
 import copy
 import errno
 import json
@@ -378,27 +379,28 @@ def test_too_many_bad_steps_in_a_row_stop_the_run_with_a_remedy(monkeypatch, con
 PROGRAM = [sys.executable, "-u", "-m", "gptjax.main", "--config=configs/debug.py"]
 
 
-def heed_signals():
-    """Undoes what `nohup` and a shell's `&` make ignored: children inherit it."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+@contextlib.contextmanager
+def heeded_signals():
+    """Children started here do not inherit what `nohup` and a shell's `&` made ignored."""
+    before = {n: signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def launch(config, workdir, *arguments):
     """Starts a program that trains until it is stopped."""
-    return subprocess.Popen(
-        [
-            *PROGRAM,
-            f"--config.workdir={workdir}",
-            f"--config.data.store_dir={config.data.store_dir}",
-            "--config.train.max_iters=1000000",
-            *arguments,
-        ],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_signals,
-    )
+    command = [
+        *PROGRAM,
+        f"--config.workdir={workdir}",
+        f"--config.data.store_dir={config.data.store_dir}",
+        "--config.train.max_iters=1000000",
+        *arguments,
+    ]
+    with heeded_signals():
+        return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
 def start(config, workdir):
@@ -451,14 +453,9 @@ with StopSignal(lambda: "stopping within 3s."):
 
 
 def test_a_second_ctrl_c_leaves_at_once_even_while_the_main_thread_is_busy():
-    program = subprocess.Popen(
-        [sys.executable, "-c", BUSY],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_signals,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with heeded_signals():
+        program = subprocess.Popen([sys.executable, "-c", BUSY], cwd=ROOT, **pipes)
     assert program.stdout.readline() == "ready\n"
     begin = time.monotonic()
     program.send_signal(signal.SIGINT)
