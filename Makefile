@@ -9,6 +9,8 @@ EXTRA ?= $(or $(shell cat .venv/extra 2>/dev/null),cpu)
 ARGS ?=
 
 PY := .venv/bin/python
+# A file's tests stay together, since they share what they compile. ARGS="-n 0" runs all in one process.
+PARALLEL := -n auto --maxprocesses=4 --dist=loadscope
 UV ?= .venv/bin/uv
 EXTRAS := $(basename $(notdir $(wildcard requirements/*.txt)))
 STAMP := .venv/installed-$(EXTRA)
@@ -25,8 +27,8 @@ setup: $(STAMP)  ## create .venv from the lock: once, and again when the lock ch
 quickstart: $(STAMP)  ## train on the bundled shard: minutes on two CPU cores
 	$(PY) -m gptjax.main --config=configs/quickstart.py $(ARGS)
 
-test: $(STAMP)  ## run the tests
-	$(PY) -m pytest $(ARGS)
+test: $(STAMP)  ## run the tests, in up to 4 processes
+	$(PY) -m pytest $(PARALLEL) $(ARGS)
 
 test-slow: $(STAMP)  ## run the tests marked slow
 	$(PY) -m pytest -m slow $(ARGS)

@@ -21,6 +21,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.measure import alternate
+from configs import base
 from gptjax import model
 from gptjax.model import GPTConfig
 from gptjax.sampler import Sampler, Sampling
@@ -36,19 +37,12 @@ PROMPT = [1]
 def gpt_config(size: str) -> GPTConfig:
     n_layer, n_embd = map(int, size.split("x"))
     n_head, vocab_size, block_size = SIZES[size]
-    return GPTConfig(
-        vocab_size=vocab_size,
-        block_size=block_size,
-        n_layer=n_layer,
-        n_head=n_head,
-        n_embd=n_embd,
-        dropout=0.0,
-        bias=True,  # GPT-2 of transformers has them always
-        compute_dtype="float32",
-        attention="xla",
-        remat="none",
-        scan_unroll=1,
-    )
+    config = base.get_config()
+    config.model.update(block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+    config.model.bias = True  # GPT-2 of transformers has them always
+    config.model.compute_dtype = "float32"
+    config.model.attention = "xla"
+    return GPTConfig.from_config(config, vocab_size)
 
 
 def to_transformers(config: GPTConfig, params: Any) -> GPT2LMHeadModel:

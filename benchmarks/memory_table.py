@@ -53,9 +53,15 @@ def main(_: list[str]) -> None:
             if batch_size not in elsewhere:
                 row.append("")
                 continue
-            settings = {"attention": attention, "remat": remat, "loss_chunk": loss_chunk}
-            step = compile_case(target, batch_size=batch_size, **settings)
-            result = {**settings, "batch_size": batch_size, "gib": round(step.total / _GIB, 3)}
+            step = compile_case(
+                target,
+                attention=attention,
+                remat=remat,
+                loss_chunk=loss_chunk,
+                batch_size=batch_size,
+            )
+            result = {"attention": attention, "remat": remat, "loss_chunk": loss_chunk}
+            result |= {"batch_size": batch_size, "gib": round(step.total / _GIB, 3)}
             result |= {"elsewhere": elsewhere[batch_size], "rematerialized": step.n_rematerialized}
             print(json.dumps({"benchmark": "memory_table", "target": target.name, **result}))
             star = "*" if step.n_rematerialized else ""

@@ -67,7 +67,8 @@ def measure(config: ConfigDict, steps: int) -> dict[str, object]:
         dispatches.append(time.perf_counter() - start)
         jax.block_until_ready(metrics)
         times.append(time.perf_counter() - start)
-    assert functions.train_step._cache_size() == 1, "the step was compiled more than once"
+    n_programs = functions.train_step._cache_size()  # type: ignore[attr-defined]  # not public
+    assert n_programs == 1, "the step was compiled more than once"
     seconds = statistics.median(times)
     tokens = batches[0]["inputs"].size
     device, n_devices = jax.devices()[0], jax.device_count()

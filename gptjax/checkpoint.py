@@ -34,8 +34,8 @@ from gptjax.train_step import StepFunctions, TrainState
 
 _log = logging.getLogger(__name__)
 
-_FOLDER = "checkpoints"
-_EMA = "ema_params"  # item of runs with optim.ema_decay
+FOLDER = "checkpoints"
+EMA = "ema_params"  # item of runs with optim.ema_decay
 _NONE = 2**31 - 1  # no step has this number
 _SLOW = 10.0  # seconds of waiting for the last save that are told
 
@@ -72,7 +72,7 @@ class Checkpoints:
         Raises:
             UserError: if another run has the workdir, or it cannot be written.
         """
-        self._folder = workdir / _FOLDER
+        self._folder = workdir / FOLDER
         self._config = config
         self._identity = identity(config, store)
         self._lock: WorkdirLock | None = None
@@ -130,7 +130,7 @@ class Checkpoints:
             "rng": {"dropout_key": state.dropout_key},
         }
         if state.ema_params is not None:
-            items[_EMA] = state.ema_params
+            items[EMA] = state.ema_params
         items = host_copy(items)
         meta = {
             "step": step,
@@ -237,7 +237,7 @@ class Checkpoints:
                 "dropout_key"
             ],
             # None has no leaves: an average here but not there, or the reverse, is told by `place`.
-            ema_params=files.place(arrays.get(_EMA, {}), shapes.ema_params, folder),
+            ema_params=files.place(arrays.get(EMA, {}), shapes.ema_params, folder),
         )
         self._saved = step
         _log.info("Continuing from %s.", folder)
@@ -292,50 +292,9 @@ class Checkpoints:
 
 def save_params(workdir: Path, params: Any, **meta: Any) -> None:
     """Saves parameters alone as the checkpoint 0 of a new workdir: no run goes on from it."""
-    folder = workdir / _FOLDER
+    folder = workdir / FOLDER
     folder.mkdir(parents=True)
     files.write(folder / "0", {"params": host_copy(params)}, {"step": 0, "val_loss": None, **meta})
-
-
-def restore_params(workdir: Path, shapes: Any) -> tuple[Any, int]:
-    """Returns (parameters, step) of the best checkpoint by val loss, or else the newest.
-
-    Where the run kept a moving average of its weights, of which the val losses are, that is
-    returned. Reads only, also while a run writes: damaged checkpoints are logged and the next best
-    is used.
-
-    Args:
-        workdir: a run's folder.
-        shapes: tree of ShapeDtypeStructs of the parameters.
-
-    Raises:
-        UserError: if there is no good checkpoint.
-    """
-    folder = workdir / _FOLDER
-    if not folder.is_dir():
-        raise UserError(f"{workdir} has no checkpoints yet: train first, with gptjax.main.")
-    found = files.list_steps(folder)
-    losses = {step: files.val_loss(folder / str(step)) for step in found}
-    one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    placed = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one_device), shapes
-    )
-    for step in sorted(found, key=lambda s: (losses[s] is None, losses[s] or 0.0, -s)):
-        try:
-            kept = files.read_meta(folder / str(step))["arrays"]
-            item = _EMA if _EMA in kept else "params"
-            arrays, _ = files.read(folder / str(step), [item])
-        except Damaged as error:
-            if (folder / str(step)).exists():  # else the run has removed it meanwhile
-                _log.error("%s is DAMAGED and not used: %s", folder / str(step), error)
-            continue
-        if item == _EMA:
-            _log.info("%s: the moving average of its weights is used.", folder / str(step))
-        return files.place(arrays[item], placed, folder / str(step)), step
-    raise UserError(
-        f"{folder} holds no {'good' if found else 'finished'} checkpoint"
-        f"{': all are damaged.' if found else ' yet: train first.'}"
-    )
 
 
 def verify(workdir: Path) -> dict[int, str]:
@@ -345,9 +304,9 @@ def verify(workdir: Path) -> dict[int, str]:
         UserError: if there is none.
     """
     found = {}
-    for step in files.list_steps(workdir / _FOLDER):
+    for step in files.list_steps(workdir / FOLDER):
         try:
-            files.read(workdir / _FOLDER / str(step))
+            files.read(workdir / FOLDER / str(step))
             found[step] = ""
         except Damaged as error:
             found[step] = str(error)

@@ -1,16 +1,20 @@
 """What a finished run left: its configuration, its tokenizer and its best parameters."""
 
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
+from configs.flags import UserError
 from data_pipeline.token_store import TOKENIZER
 from data_pipeline.tokenizer import Tokenizer
-from gptjax import checkpoint, model
+from gptjax import checkpoint, checkpoint_files, model
 from gptjax import config as config_lib
 from gptjax.model import GPTConfig
+
+_log = logging.getLogger(__name__)
 
 
 class Run(NamedTuple):
@@ -33,5 +37,46 @@ def load_run(workdir: Path) -> Run:
     tokenizer = Tokenizer.load(workdir / TOKENIZER)
     gpt = GPTConfig.from_config(config, tokenizer.vocab_size)
     shapes = jax.eval_shape(lambda: model.init(gpt, jax.random.key(0)))
-    params, step = checkpoint.restore_params(workdir, shapes)
+    params, step = restore_params(workdir, shapes)
     return Run(config, gpt, params, tokenizer, step)
+
+
+def restore_params(workdir: Path, shapes: Any) -> tuple[Any, int]:
+    """Returns (parameters, step) of the best checkpoint by val loss, or else the newest.
+
+    Where the run kept a moving average of its weights, of which the val losses are, that is
+    returned. Reads only, also while a run writes: damaged checkpoints are logged and the next best
+    is used.
+
+    Args:
+        workdir: a run's folder.
+        shapes: tree of ShapeDtypeStructs of the parameters.
+
+    Raises:
+        UserError: if there is no good checkpoint.
+    """
+    folder = workdir / checkpoint.FOLDER
+    if not folder.is_dir():
+        raise UserError(f"{workdir} has no checkpoints yet: train first, with gptjax.main.")
+    found = checkpoint_files.list_steps(folder)
+    losses = {step: checkpoint_files.val_loss(folder / str(step)) for step in found}
+    one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    placed = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one_device), shapes
+    )
+    for step in sorted(found, key=lambda s: (losses[s] is None, losses[s] or 0.0, -s)):
+        try:
+            kept = checkpoint_files.read_meta(folder / str(step))["arrays"]
+            item = checkpoint.EMA if checkpoint.EMA in kept else "params"
+            arrays, _ = checkpoint_files.read(folder / str(step), [item])
+        except checkpoint_files.Damaged as error:
+            if (folder / str(step)).exists():  # else the run has removed it meanwhile
+                _log.error("%s is DAMAGED and not used: %s", folder / str(step), error)
+            continue
+        if item == checkpoint.EMA:
+            _log.info("%s: the moving average of its weights is used.", folder / str(step))
+        return checkpoint_files.place(arrays[item], placed, folder / str(step)), step
+    raise UserError(
+        f"{folder} holds no {'good' if found else 'finished'} checkpoint"
+        f"{': all are damaged.' if found else ' yet: train first.'}"
+    )

@@ -45,7 +45,10 @@ _REMAT_POLICIES: dict[str, Callable[..., bool]] = {
 
 @dataclasses.dataclass(frozen=True)
 class GPTConfig:
-    """Shape and arithmetic of a model; hashable, so that compiled functions can be cached by it."""
+    """Shape and arithmetic of a model; hashable, so that compiled functions can be cached by it.
+
+    Fields are keys of `model` in configs/base.py, which says what they mean.
+    """
 
     vocab_size: int  # V
     block_size: int  # T, at most
@@ -57,16 +60,16 @@ class GPTConfig:
     compute_dtype: str
     remat: str
     scan_unroll: int
-    attention: str = "xla"  # see gptjax/attention.py; `from_config` sets it, and never to `auto`
-    norm: str = "layernorm"
-    position: str = "learned"
-    rope_theta: float = 10_000.0
-    qk_norm: bool = False
-    mlp: str = "gelu"
-    mlp_hidden: int = 0  # F; 0: see `mlp_dim`
-    n_kv_head: int = 0  # K; 0: see `kv_heads`
-    tied_head: bool = True
-    zero_init: bool = False
+    attention: str  # see gptjax/attention.py; never `auto`
+    norm: str
+    position: str
+    rope_theta: float
+    qk_norm: bool
+    mlp: str
+    mlp_hidden: int  # F; 0: see `mlp_dim`
+    n_kv_head: int  # K; 0: see `kv_heads`
+    tied_head: bool
+    zero_init: bool
 
     @classmethod
     def from_config(cls, config: ConfigDict, vocab_size: int) -> "GPTConfig":

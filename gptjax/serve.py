@@ -20,8 +20,9 @@ from absl import app, flags
 
 from configs.flags import UserError, call
 from data_pipeline.tokenizer import Tokenizer
-from gptjax import completions
-from gptjax.completions import APIError, Completion, Piece
+from gptjax import completion_request, completions
+from gptjax.completion_request import APIError, Completion
+from gptjax.completions import Piece
 from gptjax.load import load_run
 from gptjax.sampler import Sampler, Sampling
 
@@ -53,12 +54,12 @@ class Engine:
         """Compiles what the first request would have to wait for."""
         sampling = Sampling(max_new_tokens=3, temperature=1.0, top_k=0, top_p=1.0)
         rows = [[self.tokenizer.bos_id]]
-        for _ in self._sampler.draw(rows, sampling, seeds=[0], n_top=completions.N_TOP):
+        for _ in self._sampler.draw(rows, sampling, seeds=[0], n_top=completion_request.N_TOP):
             pass
 
     def parse(self, body: Any) -> Completion:
-        """Checks a request: see `completions.parse`."""
-        return completions.parse(
+        """Checks a request: see `completion_request.parse`."""
+        return completion_request.parse(
             body,
             tokenizer=self.tokenizer,
             block_size=self._sampler.config.block_size,

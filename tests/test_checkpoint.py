@@ -20,7 +20,7 @@ import pytest
 
 from configs.flags import UserError
 from data_pipeline.token_store import hash_json
-from gptjax import checkpoint, digests
+from gptjax import checkpoint, digests, load
 from gptjax import checkpoint_files as files
 from gptjax.checkpoint import Checkpoints, NotFinite, Progress
 
@@ -231,7 +231,7 @@ def test_where_all_are_damaged_nothing_is_moved_and_all_reasons_are_told(restore
     assert all(f"checkpoints/{step}: " in str(error.value) for step in "123")
     assert contents(workdir / "checkpoints") == before
     with pytest.raises(UserError, match="all are damaged"):
-        checkpoint.restore_params(workdir, {})
+        load.restore_params(workdir, {})
 
 
 def test_a_checkpoint_of_another_format_is_refused_not_set_aside(restore, workdir, monkeypatch):
@@ -353,13 +353,13 @@ def test_a_state_that_is_not_finite_is_not_saved(debug_config, store, initial, t
 
 def test_generate_takes_the_best_that_is_good_and_moves_nothing(workdir, steps, initial, caplog):
     shapes = steps.state_shapes.params
-    params, step = checkpoint.restore_params(workdir, shapes)
+    params, step = load.restore_params(workdir, shapes)
     assert step == 3 and bits(params) == bits(state_of(initial, 3).params)
     flip(largest(workdir / "checkpoints" / "3" / "opt_state"))
-    assert checkpoint.restore_params(workdir, shapes)[1] == 3  # it reads the parameters only
+    assert load.restore_params(workdir, shapes)[1] == 3  # it reads the parameters only
     flip(largest(workdir / "checkpoints" / "3" / "params"))
     before = contents(workdir)
-    params, step = checkpoint.restore_params(workdir, shapes)
+    params, step = load.restore_params(workdir, shapes)
     assert step == 2 and bits(params) == bits(state_of(initial, 2).params)
     assert "checkpoints/3 is DAMAGED and not used" in caplog.text
     assert contents(workdir) == before

@@ -3,10 +3,11 @@
 import jax
 import numpy as np
 import pytest
+from shapes import tiny_gpt
 
 from gptjax import completions, model
-from gptjax.completions import APIError, complete, parse
-from gptjax.model import GPTConfig
+from gptjax.completion_request import APIError, parse
+from gptjax.completions import complete
 from gptjax.sampler import Drawn, Sampler
 
 
@@ -92,19 +93,7 @@ def test_defaults_and_forms_of_prompts(tokenizer):
 @pytest.fixture(scope="module")
 def sampler(tokenizer):
     """Random weights: bytes of every kind, and now and then BOS."""
-    config = GPTConfig(
-        vocab_size=tokenizer.vocab_size,
-        block_size=32,
-        n_layer=1,
-        n_head=2,
-        n_embd=16,
-        dropout=0.0,
-        bias=True,
-        compute_dtype="float32",
-        attention="xla",
-        remat="none",
-        scan_unroll=1,
-    )
+    config = tiny_gpt(vocab_size=tokenizer.vocab_size, block_size=32, n_layer=1)
     params = model.init(config, jax.random.key(0))
     return Sampler(config, jax.tree.map(lambda p: p * 5 if p.std() > 0 else p, params))
 

@@ -1,27 +1,23 @@
 """A token at a time through the cache against all at once without one."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shapes import tiny_gpt
 
 from gptjax import decode, model
-from gptjax.model import GPTConfig
 
-CONFIG = GPTConfig(
+CONFIG = tiny_gpt(
     vocab_size=300,
     block_size=24,
     n_layer=3,
     n_head=4,
     n_embd=64,
     dropout=0.1,  # never applied here
-    bias=True,
-    compute_dtype="float32",
-    attention="xla",
-    remat="none",
-    scan_unroll=1,
 )
 
 
@@ -77,7 +73,7 @@ def test_cached_equals_uncached(changes):
     """Within 1e-5, and every next token the same. Not bit for bit: a matrix product with one row
     adds in another order than one with many, also inside one library.
     """
-    config = GPTConfig(**{**vars(CONFIG), **changes})
+    config = dataclasses.replace(CONFIG, **changes)
     params, _, tokens_BT = setup(config)
     whole = np.asarray(programs(config)[0](params, tokens_BT))
     found = decode_rows(config, [1, 5, 17, 23])
@@ -120,7 +116,7 @@ def test_a_token_changes_its_own_row_only():
 
 def test_bfloat16_decodes_as_it_prefills():
     """What is kept and multiplied is bfloat16: 8 bits of the largest value."""
-    config = GPTConfig(**{**vars(CONFIG), "compute_dtype": "bfloat16"})
+    config = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
     params, layers, tokens_BT = setup(config)
     whole, prefill, _ = programs(config)
     assert {x.dtype for x in jax.tree.leaves(prefill(params, tokens_BT)[1])} == {

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shapes import tiny_gpt
 
 from gptjax import generate, model
 from gptjax.generate import TextStream, continue_texts, generate_text
-from gptjax.model import GPTConfig
 from gptjax.sampler import Drawn, Sampler, Sampling
 
 SAMPLING = Sampling(max_new_tokens=40, temperature=1.0, top_k=0, top_p=1.0)
@@ -174,19 +174,7 @@ def test_texts_are_shown_in_turn():
 
 
 def tiny(vocab_size):
-    return GPTConfig(
-        vocab_size=vocab_size,
-        block_size=16,
-        n_layer=1,
-        n_head=2,
-        n_embd=16,
-        dropout=0.0,
-        bias=True,
-        compute_dtype="float32",
-        attention="xla",
-        remat="none",
-        scan_unroll=1,
-    )
+    return tiny_gpt(vocab_size=vocab_size, n_layer=1)
 
 
 def test_text_is_what_the_tokens_spell(store):

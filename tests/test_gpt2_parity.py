@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from shapes import tiny_gpt
 
 from gptjax import loss, model
 from gptjax.attention import attention
@@ -31,17 +32,13 @@ def _full_precision():
 
 
 def gpt_config(hparams: Mapping[str, int], *, bias: bool) -> model.GPTConfig:
-    return model.GPTConfig(
+    return tiny_gpt(
         vocab_size=int(hparams["vocab_size"]),
         block_size=int(hparams["n_positions"]),
         n_layer=int(hparams["n_layer"]),
         n_head=int(hparams["n_head"]),
         n_embd=int(hparams["n_embd"]),
-        dropout=0.0,
         bias=bias,
-        compute_dtype="float32",
-        remat="none",
-        scan_unroll=1,
     )
 
 

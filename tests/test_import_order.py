@@ -77,6 +77,7 @@ ORDER = [
     "gptjax.sampler",
     "gptjax.generate",
     "gptjax.scoring",
+    "gptjax.completion_request",
     "gptjax.completions",
     "gptjax.serve",
     "gptjax.tasks",

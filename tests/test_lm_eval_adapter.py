@@ -14,6 +14,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}  # before lm-e
 import jax
 import numpy as np
 import pytest
+from shapes import tiny_gpt
 from test_gpt2_parity import from_hf
 
 from data_pipeline.packing import permutation
@@ -230,15 +231,7 @@ def test_our_scores_are_those_of_lm_evals_own_model(folder, monkeypatch):
     hf_model = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(**shape, n_positions=256, initializer_range=0.3)
     ).eval()
-    gpt = GPTConfig(
-        **shape,
-        block_size=256,
-        dropout=0.0,
-        bias=True,
-        compute_dtype="float32",
-        remat="none",
-        scan_unroll=1,
-    )
+    gpt = tiny_gpt(**shape, block_size=256)
     params = from_hf({n: p.detach().numpy() for n, p in hf_model.named_parameters()}, gpt)
     hf = HFLM(pretrained=hf_model, tokenizer=hf_tokenizer, add_bos_token=True, batch_size=8)
     assert hf.max_length == gpt.block_size and hf.prefix_token_id == bos

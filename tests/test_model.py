@@ -11,23 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
+from shapes import tiny_gpt
 
 from configs import rtx4070, rtx4070_110m
 from gptjax import loss, model
 from gptjax.model import GPTConfig
 
-TINY = GPTConfig(
-    vocab_size=40,
-    block_size=12,
-    n_layer=3,
-    n_head=2,
-    n_embd=16,
-    dropout=0.0,
-    bias=True,
-    compute_dtype="float32",
-    remat="none",
-    scan_unroll=1,
-)
+TINY = tiny_gpt(vocab_size=40, block_size=12, n_layer=3)
 
 
 @pytest.fixture(scope="module")

@@ -9,23 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
+from shapes import tiny_gpt
 
 from configs import modern, quickstart
 from gptjax import decode, layers, loss, model
 from gptjax.model import GPTConfig
 from gptjax.optimizer import decay_mask
 
-MODERN = GPTConfig(
+MODERN = tiny_gpt(
     vocab_size=40,
     block_size=12,
     n_layer=3,
     n_head=4,
     n_embd=32,
-    dropout=0.0,
     bias=False,
-    compute_dtype="float32",
-    remat="none",
-    scan_unroll=1,
     norm="rmsnorm",
     position="rope",
     qk_norm=True,
@@ -401,12 +398,10 @@ def test_hidden_width(mlp, width, mlp_hidden, expected):
 @pytest.mark.parametrize("mlp", ["swiglu", "relu2"])
 @pytest.mark.parametrize("kv_heads", [0, 2])
 def test_size_and_flops_are_the_closed_forms(tied, mlp, kv_heads):
-    config = GPTConfig(
-        **{
-            **vars(MODERN),
-            **{"vocab_size": 32_768, "block_size": 1024, "n_layer": 12, "n_head": 8},
-            **{"n_embd": 512, "mlp": mlp, "n_kv_head": kv_heads, "tied_head": tied},
-        }
+    config = dataclasses.replace(
+        MODERN,
+        **{"vocab_size": 32_768, "block_size": 1024, "n_layer": 12, "n_head": 8},
+        **{"n_embd": 512, "mlp": mlp, "n_kv_head": kv_heads, "tied_head": tied},
     )
     keys_and_values = 2 * 512 * 64 * (kv_heads or 8)
     in_mlp = 3 * 512 * 1408 if mlp == "swiglu" else 2 * 512 * 2048

@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
+from shapes import tiny_gpt
 
 from configs import rtx4070
 from gptjax import model
-from gptjax.model import GPTConfig
 from gptjax.muon import join_qkv, split_qkv
 from gptjax.optimizer import groups, make_optimizer, weight_decay
 
@@ -213,7 +213,7 @@ def test_joining_is_the_inverse_of_splitting():
 
 
 def test_every_parameter_of_the_model_is_in_one_group(optim):
-    gpt = GPTConfig(64, 8, 2, 2, 8, 0.0, True, "float32", "none", 1)
+    gpt = tiny_gpt()
     params = model.init(gpt, jax.random.key(0))
     state = make_optimizer(optim, 1, 10).init(params)
     moments = {"muon": optax.tree.get_all_with_path(state, "mu")}
@@ -221,7 +221,7 @@ def test_every_parameter_of_the_model_is_in_one_group(optim):
     total = sum(x.size for x in jax.tree.leaves(params))
     assert sum(sizes) == total  # each has one first moment: none is left out, none is moved twice
     (nu,) = [x for _, x in optax.tree.get_all_with_path(state, "nu") if jax.tree.leaves(x)]
-    assert sum(x.size for x in jax.tree.leaves(nu)) == total - 2 * 12 * 8 * 8
+    assert sum(x.size for x in jax.tree.leaves(nu)) == total - 2 * 12 * 16 * 16
     named = jax.tree_util.tree_leaves_with_path(groups(params))
     in_muon = {jax.tree_util.keystr(p, simple=True, separator="/") for p, g in named if g == "muon"}
     assert in_muon == {f"blocks/{name}/kernel" for name in KERNELS}

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from shapes import tiny_gpt
 
 from configs import rtx4070
 from gptjax import model
-from gptjax.model import GPTConfig
 from gptjax.optimizer import decay_mask, decay_start, make_optimizer, schedule
 
 
@@ -129,7 +129,7 @@ def test_trajectory_equals_numpy_over_20_updates(optim, micro_steps):
 
 
 def test_every_parameter_of_the_model_has_a_decay_group():
-    gpt = GPTConfig(64, 8, 2, 2, 8, 0.0, True, "float32", "none", 1)
+    gpt = tiny_gpt()
     params = jax.eval_shape(lambda: model.init(gpt, jax.random.key(0)))
     mask = decay_mask(params)
     decayed = {

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shapes import tiny_gpt
 
 from gptjax import model, sampler
 from gptjax.sampler import Sampler, Sampling, choose
@@ -14,15 +15,7 @@ GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
 
 
 def gpt_config(**changes) -> model.GPTConfig:
-    shape = {"vocab_size": 50, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 16}
-    fixed = {
-        "dropout": 0.0,
-        "bias": True,
-        "compute_dtype": "float32",
-        "attention": "xla",
-        "remat": "none",
-    }
-    return model.GPTConfig(**{**shape, **fixed, "scan_unroll": 1, **changes})
+    return tiny_gpt(**{"block_size": 8, **changes})
 
 
 def scaled_params(config, scale=25.0):

@@ -18,14 +18,18 @@ def get_config() -> ConfigDict:
     for rate in (1.2e-3, 2.4e-3):
         settings[f"recipe-{rate:g}"] = {"optim.learning_rate": rate}
     for rate in (1.2e-3, 2.4e-3, 4.8e-3):
-        changes = {"optim.learning_rate": rate, "optim.warmup_iters": 24}
-        settings[f"modern-{rate:g}"] = [modern.apply, changes]
+        settings[f"modern-{rate:g}"] = [
+            modern.apply,
+            {"optim.learning_rate": rate, "optim.warmup_iters": 24},
+        ]
     for rate in (2.4e-3, 4.8e-3):
-        changes = {
-            "optim.optimizer": "muon",
-            "optim.muon_learning_rate": rate,
-            "optim.learning_rate": 2.4e-3,
-            "optim.warmup_iters": 24,
-        }
-        settings[f"muon-{rate:g}"] = [modern.apply, changes]
+        settings[f"muon-{rate:g}"] = [
+            modern.apply,
+            {
+                "optim.optimizer": "muon",
+                "optim.muon_learning_rate": rate,
+                "optim.learning_rate": 2.4e-3,
+                "optim.warmup_iters": 24,
+            },
+        ]
     return sweep(base=small.recipe(tokens=TOKENS), settings=settings, seeds=(1,))
