@@ -22,11 +22,22 @@ class UserError(ValueError):
 
 
 def define_config(
-    name: str = "config", text: str = "Configuration file, such as configs/quickstart.py."
+    name: str = "config",
+    text: str = "Configuration file, such as configs/quickstart.py.",
+    *,
+    default: str | None = None,
 ) -> None:
-    """Defines `--config`; call it beside the program's other flags, before `run`."""
-    config_flags.DEFINE_config_file(name, None, text, lock_config=True)
-    flags.mark_flag_as_required(name)
+    """Defines `--config`; call it beside the program's other flags, before `run`.
+
+    Args:
+        name: of the flag.
+        text: what --help says of it.
+        default: a file of this folder; without one, the flag must be given.
+    """
+    file = default and str(Path(__file__).with_name(default))
+    config_flags.DEFINE_config_file(name, file, text, lock_config=True)
+    if file is None:
+        flags.mark_flag_as_required(name)
     # absl's --help tells of the program's own flags, and would count this one as the library's.
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 

@@ -152,8 +152,8 @@ def _schedule_refusals(old: ConfigDict, new: ConfigDict, step: int) -> list[str]
     for name, steps in others.items():
         there, here = (v[name][steps[0]] for v in values)
         found.append(
-            f"so the {name} of {steps.size:,} of the {step:,} steps done would have been another: "
-            f"of step {steps[0] + 1}, {there:.3g} there, {here:.3g} here"
+            f"so the {name.replace('_', ' ')} of {steps.size:,} of the {step:,} steps done would "
+            f"have been another: of step {steps[0] + 1}, {there:.3g} there, {here:.3g} here"
         )
     if old.optim.schedule == new.optim.schedule == "cosine" and (
         past_the_end or new.optim.lr_decay_iters > old.optim.lr_decay_iters
@@ -165,13 +165,13 @@ def _schedule_refusals(old: ConfigDict, new: ConfigDict, step: int) -> list[str]
             "until its last optim.decay_iters steps, raising --config.train.max_iters makes it "
             "longer at no loss"
         )
-    if old.optim.schedule == new.optim.schedule == "wsd" and "learning rate" in others:
+    if old.optim.schedule == new.optim.schedule == "wsd" and "learning_rate" in others:
         start = decay_start(old.optim, old.train.max_iters)
         found.append(
             f"the learning rate of a wsd run may change until its decay begins, here at step "
             f"{start:,}: move the later checkpoints away to go on from the one kept before it"
         )
-    if old.optim.weight_decay_schedule == "linear" and "weight decay" in others:
+    if old.optim.weight_decay_schedule == "linear" and "weight_decay" in others:
         found.append(
             "a linear weight decay depends on train.max_iters from the first step on: such a run "
             "keeps its length"

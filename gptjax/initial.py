@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from configs.flags import UserError
@@ -44,4 +45,7 @@ def initial_state(config: ConfigDict, steps: StepFunctions, store: TokenStore) -
             f"{config.init_from}/tokenizer.model)."
         )
     _log.info("The run starts with the parameters of %s.", config.init_from)
-    return dataclasses.replace(state, params=jax.device_put(params, steps.state_shardings.params))
+    params = jax.device_put(params, steps.state_shardings.params)
+    # The average begins with them, too: in arrays of its own, for a step takes the state's over.
+    ema = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
+    return dataclasses.replace(state, params=params, ema_params=ema)

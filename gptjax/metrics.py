@@ -76,6 +76,7 @@ class Clock:
             self._since = self._now()
 
 
+_SCHEDULED = ("learning_rate", "muon_learning_rate", "weight_decay")  # the second with Muon only
 _WINDOW_SCALARS = (
     "train/loss",
     "train/bits_per_byte",
@@ -173,7 +174,7 @@ class Window:
             values |= {
                 "train/loss": means["loss"],
                 "train/bits_per_byte": means["bits_per_byte"],
-                "optim/learning_rate": last["learning_rate"],
+                **{f"optim/{name}": last[name] for name in _SCHEDULED if name in last},
                 "optim/grad_norm": math.fsum(norms) / len(norms),
                 "optim/param_norm": last["param_norm"],
             }

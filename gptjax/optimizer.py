@@ -64,14 +64,14 @@ def weight_decay(optim: ConfigDict, max_iters: int) -> float | optax.Schedule:
 
 
 def schedules(optim: ConfigDict, max_iters: int) -> dict[str, optax.Schedule]:
-    """Returns all that decides how a step is made and may vary over steps, by name."""
+    """Returns what decides how a step is made and may vary over steps, by the key of its peak."""
     decay = weight_decay(optim, max_iters)
     found = {
-        "learning rate": schedule(optim, max_iters),
-        "weight decay": decay if callable(decay) else optax.constant_schedule(decay),
+        "learning_rate": schedule(optim, max_iters),
+        "weight_decay": decay if callable(decay) else optax.constant_schedule(decay),
     }
     if optim.optimizer == "muon":
-        found["learning rate of Muon"] = muon_schedule(optim, max_iters)
+        found["muon_learning_rate"] = muon_schedule(optim, max_iters)
     return found
 
 

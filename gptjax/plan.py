@@ -6,9 +6,10 @@ prints parameters, data, compute, memory and time, and ends with status 1 where 
 fit. Memory is estimated, in seconds; with --compile it is read off the compiled step, in a minute,
 for a card that is not here with the extra `target`. Training prints the short form before each run.
 
-    python -m gptjax.plan --config=configs/rtx4070_best.py --target=rtx4070 --suggest --days=5
+    python -m gptjax.plan --suggest --days=5 --target=rtx4070
 
 proposes the size of the model, the batch and the steps for the data and the time that there are.
+Without --config, both are about configs/rtx4070_best.py.
 """
 
 import dataclasses
@@ -87,7 +88,7 @@ def main(
 
 
 if __name__ == "__main__":
-    define_config()
+    define_config(default="rtx4070_best.py")
     flags.declare_key_flag("config")  # so that --help tells of it
     flags.DEFINE_string(
         "target", targets.LOCAL, f"Where it is to run: local, or one of {', '.join(targets.CARDS)}."

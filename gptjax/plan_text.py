@@ -194,6 +194,8 @@ def _batch_verdict(plan: Plan) -> str:
 def warnings(plan: Plan) -> list[str]:
     """Returns what the owner of the run should know before it takes days, with remedies."""
     train, data = plan.config.train, plan.data
+    cosine = plan.config.optim.schedule == "cosine"
+    length = "train.max_iters" + (" and optim.lr_decay_iters" if cosine else "")
     found = []
     if not plan.fits:
         found.append(refusal(plan))
@@ -214,9 +216,8 @@ def warnings(plan: Plan) -> list[str]:
         found.append(
             f"this run reads its {data.train_tokens:,} tokens {plan.passes:.0f} times. Repeated "
             f"data is worth nearly as much as new data for about 4 passes and ever less after "
-            f"(Muennighoff et al. 2023). {max(steps, 1):,} steps (train.max_iters and "
-            f"optim.lr_decay_iters) would be {train.max_passes:g} passes, where this warning "
-            f"begins (train.max_passes)."
+            f"(Muennighoff et al. 2023). {max(steps, 1):,} steps ({length}) would be "
+            f"{train.max_passes:g} passes, where this warning begins (train.max_passes)."
         )
     if data.val_tokens is not None and data.val_tokens < 100_000:
         found.append(
@@ -228,10 +229,9 @@ def warnings(plan: Plan) -> list[str]:
         steps = int(train.max_iters * 5 * 86400 / seconds)
         found.append(
             f"{seconds / 86400:.0f} days at 40 % of the peak. Five days are about {steps:,} steps: "
-            f"set both train.max_iters and optim.lr_decay_iters, so that the learning rate reaches "
-            f"its floor."
+            f"set {length}, so that the learning rate reaches its floor."
         )
-    if plan.config.optim.lr_decay_iters > train.max_iters:
+    if cosine and plan.config.optim.lr_decay_iters > train.max_iters:
         found.append(
             f"the learning rate reaches its floor after optim.lr_decay_iters = "
             f"{plan.config.optim.lr_decay_iters:,} steps, but the run ends after "

@@ -1,6 +1,7 @@
 """One page about a run, or several side by side, from what they wrote: opens from disk, offline.
 
     python -m gptjax.report --workdir=runs/quickstart --compare runs/other runs/third
+    python -m gptjax.report --compare runs/one runs/other
     python -m gptjax.report --workdir=runs/sweeps/example
 
 The folder of a sweep stands for all its runs; those that differ in the seed only share a colour.
@@ -38,8 +39,10 @@ def write_report(workdir: Path, compare: Sequence[Path] = (), out: Path | None =
         UserError: if one of the folders has no metrics.jsonl, or the page cannot be written.
     """
     out = out or workdir / "report.html"
+    folders = (workdir, *compare)
     page = render(
-        [history.read(path) for folder in (workdir, *compare) for path in history.workdirs(folder)]
+        [history.read(path) for folder in folders for path in history.workdirs(folder)],
+        [tables.sweep(folder) for folder in folders],
     )
     try:
         write_atomically(out, page.encode(errors="replace"))  # JSON can hold halves of characters
@@ -48,8 +51,13 @@ def write_report(workdir: Path, compare: Sequence[Path] = (), out: Path | None =
     return out
 
 
-def render(runs: list[History]) -> str:
-    """Returns the page, self-contained; its content policy lets nothing but its own script run."""
+def render(runs: list[History], sweeps: Sequence[str] = ()) -> str:
+    """Returns the page, self-contained; its content policy lets nothing but its own script run.
+
+    Args:
+        runs: what it is about.
+        sweeps: sections that come first, from `tables.sweep`.
+    """
     runs = _distinct(runs)
     style = _static("report.css")
     script = _static("scales.js") + _static("report.js")
@@ -62,7 +70,7 @@ def render(runs: list[History]) -> str:
         script_hash=_hash(script),
         title=html.escape(" and ".join(run.name for run in runs)),
         subtitle=f"Written {now:%Y-%m-%d %H:%M} UTC from metrics.jsonl, config.json and samples/.",
-        summary=tables.summary(runs) + tables.notes(runs),
+        summary="".join(sweeps) + tables.summary(runs) + tables.notes(runs),
         data=data.replace("<", r"\u003c"),  # no text may end the element that holds it
         sections="\n".join(filter(None, (section(runs) for section in tables.SECTIONS))),
     )
@@ -91,17 +99,17 @@ def _main(argv: list[str]) -> None:
     if further and not values.compare:
         raise UserError(f"what is {' '.join(further)}? Runs to compare with come after --compare.")
     compare = [Path(folder) for folder in (*values.compare, *further)]
-    out = write_report(
-        Path(values.workdir), compare, None if values.out is None else Path(values.out)
-    )
+    folders = [*([] if values.workdir is None else [Path(values.workdir)]), *compare]
+    if not folders:
+        raise UserError("say which run: --workdir=runs/quickstart, or --compare runs/a runs/b.")
+    first, *others = folders
+    out = write_report(first, others, None if values.out is None else Path(values.out))
     print(f"{out} ({out.stat().st_size / 1024:,.0f} KiB)")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string(
-        "workdir", None, "Folder of a run, finished or not, or of a sweep.", required=True
-    )
+    flags.DEFINE_string("workdir", None, "Folder of a run, finished or not, or of a sweep.")
     flags.DEFINE_multi_string("compare", [], "Folders of runs, or sweeps, to put beside it.")
     flags.FLAGS.set_gnu_getopt(True)  # other flags may follow the folders of --compare
-    flags.DEFINE_string("out", None, "The page; without: report.html in the workdir.")
+    flags.DEFINE_string("out", None, "The page; without: report.html in the first folder.")
     app.run(lambda argv: call(_main, argv))

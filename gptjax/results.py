@@ -1,4 +1,4 @@
-"""The table of a sweep: a line of JSON a run, and what it says, as Markdown.
+"""The table of a sweep: a line of JSON a run, and what it says.
 
 A row holds `date`, `commit`, `sweep`, `setting`, `seed`, `overrides` (of configs/base.py), `status`
 (done or failed) and, of a run that is done, `n_params`, `n_params_non_embedding`, `tokens`,
@@ -14,12 +14,12 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from configs.flags import UserError
-from data_pipeline.files import fsync_folder
+from data_pipeline.files import fsync_folder, write_atomically
 from data_pipeline.token_store import TOKENIZER
 from data_pipeline.tokenizer import Tokenizer
 from gptjax import config as config_lib
@@ -29,6 +29,9 @@ from gptjax.model import GPTConfig
 _log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+TABLE = "results.jsonl"
+_DECLARED = "sweep.json"
+_UNKNOWN = "–"
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
@@ -57,8 +60,11 @@ def read(path: Path, sweep: str) -> dict[tuple[str, int], Row]:
     return rows
 
 
-def measured(workdir: Path) -> Row | None:
-    """Returns what a run has come to, from its workdir; None if it has not reached its end."""
+def measured(workdir: Path) -> Row | str | None:
+    """Returns what a run has come to, from its workdir; None if it has not reached its end.
+
+    Of one that ended without figures to compare, in words why.
+    """
     try:
         run = history.read(workdir)
     except UserError:  # not one line yet
@@ -68,24 +74,27 @@ def measured(workdir: Path) -> Row | None:
     end = config.train.max_iters
     if not steps or steps[-1] != end:
         return None
+    if bits[-1] is None:
+        return f"its val loss after the last step, {end:,}, is not finite"
+    positions = [run.position(name, steps) for name in ("data/tokens_seen", "perf/train_seconds")]
+    passes = run.position("data/epoch", [end])
+    if None in positions or passes is None:
+        return "metrics.jsonl has no line of training"
     gpt = GPTConfig.from_config(config, Tokenizer.load(workdir / TOKENIZER).vocab_size)
     n_params, n_params_non_embedding = model.count_params(gpt)
     # Exact where train.log_interval divides the steps; the first step, which compiles, has no time.
-    tokens = [round(t) for t in run.position("data/tokens_seen", steps) or []]
-    seconds = [round(s, 3) for s in run.position("perf/train_seconds", steps) or []]
-    known = [value for value in bits if value is not None]
-    if not tokens or not seconds or bits[-1] is None:
-        return None
+    tokens = [round(t) for t in positions[0] or ()]
+    seconds = [round(s, 3) for s in positions[1] or ()]
     return {
         "n_params": n_params,
         "n_params_non_embedding": n_params_non_embedding,
         "tokens": tokens[-1],
-        "passes": passes[0] if (passes := run.position("data/epoch", [end])) else None,
+        "passes": passes[0],
         "seconds": seconds[-1],
         "flops": tokens[-1] * model.flops_per_token(gpt),
         "val_loss": run.last("val/loss"),
         "bits_per_byte": bits[-1],
-        "best_bits_per_byte": min(known),
+        "best_bits_per_byte": min(value for value in bits if value is not None),
         "skipped_steps": run.last("optim/skipped_steps"),
         "curve": [list(point) for point in zip(steps, tokens, seconds, bits, strict=True)],
     }
@@ -125,8 +134,36 @@ def first_reached(xs: Sequence[float], ys: Sequence[float], target: float) -> fl
     return None
 
 
-def summary(rows: Iterable[Row], settings: Sequence[str], reference: str) -> str:
-    """Returns Markdown: the settings side by side, and when each was as good as `reference`.
+def declare(folder: Path, settings: Sequence[str]) -> None:
+    """Notes in the folder of a sweep what its settings are, in their order."""
+    text = json.dumps({"settings": list(settings)}, indent=1) + "\n"
+    write_atomically(folder / _DECLARED, text.encode())
+
+
+def of_folder(folder: Path) -> "tuple[list[Table], list[str]] | None":
+    """Returns the `summary` of the sweep whose folder this is; None where it is of none.
+
+    The others are compared with its first setting.
+    """
+    try:
+        settings = json.loads((folder / _DECLARED).read_text())["settings"]
+        return summary(read(folder / TABLE, folder.name).values(), settings, settings[0])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+class Table(NamedTuple):
+    """Text, cell by cell."""
+
+    caption: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+def summary(
+    rows: Iterable[Row], settings: Sequence[str], reference: str
+) -> tuple[list[Table], list[str]]:
+    """Returns the settings side by side, and when each was as good as `reference`; and notes.
 
     Args:
         rows: of one sweep.
@@ -144,31 +181,37 @@ def summary(rows: Iterable[Row], settings: Sequence[str], reference: str) -> str
         name: {r["seed"]: r for r in rows if r["setting"] == name and r["status"] == "done"}
         for name in names
     }
-    failed = {
-        name: [r for r in rows if r["setting"] == name and r["status"] == "failed"]
-        for name in names
-    }
-    lines = [
-        f"| setting | runs | val bits per byte | difference to {reference} | parameters | tokens "
-        "| passes | seconds | FLOPs |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    failed = [r for name in names for r in rows if (r["setting"], r["status"]) == (name, "failed")]
+    lines = []
+    for name in names:
+        n_failed = sum(r["setting"] == name for r in failed)
+        count = f"{len(done[name])}" + (f" (+ {n_failed} failed)" if n_failed else "")
+        figures = _figures(done[name], done[reference], name == reference)
+        lines.append([name, count, *figures])
+    head = ["setting", "runs", "val bits per byte", f"difference to {reference}", "parameters"]
+    tables = [
+        Table("", [*head, "tokens", "passes", "seconds", "model FLOPs"], lines),
+        _equal_loss(done, reference),
     ]
-    for name in names:
-        count = f"{len(done[name])}" + (f" (+ {len(failed[name])} failed)" if failed[name] else "")
-        lines.append(_cells(name, count, *_figures(done[name], done[reference], name == reference)))
-    lines += ["", *_equal_loss(done, reference)]
-    for name in names:
-        lines += [f"\n{name}, seed {r['seed']}, failed: {r['reason']}" for r in failed[name]]
-    return "\n".join(lines)
+    notes = [f"{r['setting']}, seed {r['seed']}, failed: {r['reason']}" for r in failed]
+    if len(codes := {row["code"] for row in rows}) > 1:
+        notes.append(f"{len(codes)} versions of the code made these runs (`code` in the rows).")
+    return tables, notes
 
 
-def _cells(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |"
+def markdown(tables: Iterable[Table], notes: Iterable[str]) -> str:
+    """Returns what `summary` returns as Markdown."""
+    parts = []
+    for table in tables:
+        lines = [table.head, ["---"] * len(table.head), *table.rows]
+        text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+        parts += [table.caption, text] if table.caption else [text]
+    return "\n\n".join([*parts, *notes])
 
 
 def _with_error(pair: tuple[float, float | None] | None, form: str) -> str:
     if pair is None:
-        return "–"
+        return _UNKNOWN
     value, error = pair
     return format(value, form) + ("" if error is None else f" ± {error:.4f}")
 
@@ -177,7 +220,7 @@ def _figures(
     runs: Mapping[int, Row], reference: Mapping[int, Row], is_reference: bool
 ) -> list[str]:
     if not runs:
-        return ["–"] * 7
+        return [_UNKNOWN] * 7
 
     def mean(name: str) -> float:
         return float(np.mean([run[name] for run in runs.values()]))
@@ -195,34 +238,36 @@ def _figures(
     ]
 
 
-def _equal_loss(done: Mapping[str, Mapping[int, Row]], reference: str) -> list[str]:
-    """Returns the table of when the mean curve of each setting is where the reference ended."""
-    curves = {name: mean_curve(list(runs.values())) for name, runs in done.items() if runs}
-    if reference not in curves:
-        return [f"{reference} has no run that is done: nothing to compare with."]
-    end = curves[reference][-1]
-    lines = [
-        f"Until {end[3]:.4f} bits per byte, where {reference} ended (mean curves, straight "
-        "between evaluations):",
-        "",
-        "| setting | tokens | ratio | seconds | ratio |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for name, curve in curves.items():
-        cells = []
-        for axis in (1, 2):
-            at = first_reached(curve[:, axis].tolist(), curve[:, 3].tolist(), end[3])
-            form = ",.0f" if axis == 1 else ",.1f"
-            cells += ["–", "–"] if at is None else [format(at, form), f"{at / end[axis]:.3f}"]
-        lines.append(_cells(name, *cells))
-    return lines
+def _equal_loss(done: Mapping[str, Mapping[int, Row]], reference: str) -> Table:
+    """Returns what each run needed to be as good as the reference's of the same seed at its end.
 
-
-def mean_curve(runs: Sequence[Row]) -> np.ndarray:
-    """Returns the mean over runs of (step, tokens, seconds, bits per byte), [evaluations, 4].
-
-    Only evaluations that all of them made, and that were finite, count.
+    Ratios are means over seeds, with their standard error.
     """
-    points = [{p[0]: p for p in run["curve"] if p[3] is not None} for run in runs]
-    steps = sorted(set.intersection(*(set(p) for p in points)))
-    return np.mean([[p[step] for step in steps] for p in points], axis=0)
+    ends = {seed: run["curve"][-1] for seed, run in done[reference].items()}
+    lines = []
+    for name, runs in done.items():
+        common = [seed for seed in runs if seed in ends]
+        cells, reached = [], 0
+        for axis in (1, 2):
+            at = {}
+            for seed in common:
+                known = [point for point in runs[seed]["curve"] if point[3] is not None]
+                xs, ys = ([point[i] for point in known] for i in (axis, 3))
+                if (x := first_reached(xs, ys, ends[seed][3])) is not None:
+                    at[seed] = x
+            reached = len(at)
+            if not common or reached < len(common):  # a mean over some would flatter
+                cells += [_UNKNOWN, _UNKNOWN]
+                continue
+            mean, deviation = mean_and_deviation([at[s] / ends[s][axis] for s in common])
+            error = None if deviation is None else deviation / math.sqrt(len(common))
+            form = ",.0f" if axis == 1 else ",.1f"
+            cells += [format(float(np.mean(list(at.values()))), form)]
+            cells += [_with_error((mean, error), ".3f")]
+        lines.append([name, f"{reached} of {len(common)}", *cells])
+    return Table(
+        f"Until each run was as good as that of {reference} with its seed at the end (straight "
+        "between evaluations):",
+        ["setting", "reached", "tokens", "ratio", "seconds", "ratio"],
+        lines,
+    )

@@ -169,8 +169,8 @@ class Sampler:
         """Yields the tokens that continue each prompt, some at a time, as NumPy arrays.
 
         Of a text that grows beyond block_size T, the model sees the last T tokens at first, and
-        then, each time T are full, goes on from the last T // 2: learned positions cannot slide,
-        so the window must be computed anew whenever its start moves.
+        then, each time T are full, goes on from the last T // 2: what a token gives to the cache
+        depends on all before it, so the window must be computed anew whenever its start moves.
 
         Up to rounding, a row's tokens depend on its prompt and seed, not on the rows beside it.
 

@@ -7,8 +7,8 @@ Every run is checked before the first starts. Each gets a workdir in runs/sweeps
 log.txt, and a row in results.jsonl there (gptjax/results.py says what it holds); one that fails has
 a row with its reason. The same command goes on where it was stopped or killed, and leaves out what
 has a row. With --jobs=2, two runs share the machine, each on cores of its own. At the end, or with
---summary at once, a table is printed as Markdown. `gptjax.report --workdir=runs/sweeps/NAME` draws
-the runs.
+--summary at once, tables are printed as Markdown. `gptjax.report --workdir=runs/sweeps/NAME` has
+them, too, and draws the runs.
 """
 
 import collections
@@ -140,6 +140,8 @@ class Sweep:
         if found is None and (stopping or status == 0):
             _log.info("%s stopped before its end.", trial.name)
             return
+        if found is None:
+            found = _reason(trial.workdir / _LOG, status)
         row: Row = {
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             **self._code,
@@ -148,9 +150,9 @@ class Sweep:
             "seed": trial.seed,
             "overrides": trials.changes(trial.config),
         }
-        if found is None:
-            row |= {"status": "failed", "reason": _reason(trial.workdir / _LOG, status)}
-            told = f"FAILED: {row['reason']}"
+        if isinstance(found, str):
+            row |= {"status": "failed", "reason": found}
+            told = f"FAILED: {found}"
         else:
             row |= {"status": "done", "checkpoints_kept": self._keep, **found}
             told = (
@@ -158,7 +160,7 @@ class Sweep:
                 f"{found['seconds']:.1f} s of training, {wall:.1f} s in all"
             )
         results.append(self._table, row)
-        if found is not None and not self._keep:
+        if row["status"] == "done" and not self._keep:
             _remove_checkpoints(trial)
         ended = self._total - len(self._waiting) - len(self._running)
         _log.info("%d/%d %s | %s", ended, self._total, trial.name, told)
@@ -204,12 +206,14 @@ def main(
     """
     jax.config.update("jax_platforms", "cpu")  # in this process: a GPU belongs to the runs
     folder = Path("runs/sweeps") / name
-    table = out or folder / "results.jsonl"
+    table = out or folder / results.TABLE
     declared = trials.declared_trials(sweep, folder)
+    settings = list(dict.fromkeys(trial.setting for trial in declared))
     if not only_summary:
         folder.mkdir(parents=True, exist_ok=True)
         lock = WorkdirLock(folder)
         try:
+            results.declare(folder, settings)
             rows = results.read(table, name)
             trials.refuse_others(declared, rows)
             kept = {key for key, row in rows.items() if row["status"] == "done" or not retry}
@@ -224,9 +228,8 @@ def main(
                 return
         finally:
             lock.release()
-    settings = list(dict.fromkeys(trial.setting for trial in declared))
     rows = results.read(table, name)
-    print(results.summary(rows.values(), settings, reference or settings[0]))
+    print(results.markdown(*results.summary(rows.values(), settings, reference or settings[0])))
 
 
 if __name__ == "__main__":

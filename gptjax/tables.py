@@ -8,11 +8,13 @@ import html
 import json
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from configs import base
+from gptjax import results
 from gptjax.history import History, leaves_of
 from gptjax.metrics import format_seconds
 from gptjax.published import NOTES, Results, comparison
@@ -59,7 +61,20 @@ def _number(value: Any, form: str = ",.0f") -> str:
     return format(value, form) if isinstance(value, int | float) else _UNKNOWN
 
 
-# ---- how far the runs are, side by side
+# ---- what a sweep has found, and how far the runs are, side by side
+
+
+def sweep(folder: Path) -> str:
+    """What the sweep of this folder has found; "" where it is of none."""
+    found = results.of_folder(folder)
+    if found is None:
+        return ""
+    tables, notes = found
+    parts = [f"<h2>{html.escape(folder.resolve().name)}</h2>"]
+    for table in tables:
+        caption = f"<p>{html.escape(table.caption)}</p>" if table.caption else ""
+        parts.append(caption + _table(table.head, table.rows, "numbers figures"))
+    return "".join([*parts, *(f"<p>{html.escape(note)}</p>" for note in notes)])
 
 
 def summary(runs: list[History]) -> str:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from gptjax import model, sharding
 from gptjax.loss import cross_entropy_sum
 from gptjax.model import GPTConfig
-from gptjax.optimizer import make_optimizer, schedule
+from gptjax.optimizer import make_optimizer, schedules
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
@@ -61,7 +61,7 @@ class StepFunctions:
             max_loss_spike=train.max_loss_spike,
             compute_dtype=gpt.compute_dtype,
         )
-        self._schedule = schedule(config.optim, train.max_iters)
+        self._schedules = schedules(config.optim, train.max_iters)
         self._token_bytes_V = token_bytes_V  # small: a constant of the compiled steps
         # An argument, not a constant: what is compiled and kept serves every seed.
         seed_key = np.asarray(jax.random.key_data(jax.random.key(config.seed)))
@@ -154,7 +154,7 @@ class StepFunctions:
             **counts,
             "grad_norm": optax.tree.get(opt_state, "grad_norm"),
             "param_norm": optax.tree.norm(params),
-            "learning_rate": jnp.asarray(self._schedule(state.step - before)),
+            **{name: jnp.asarray(at(state.step - before)) for name, at in self._schedules.items()},
             "skipped": after,
             "skipped_in_a_row": optax.tree.get(opt_state, "in_a_row"),
         }

@@ -82,6 +82,11 @@ def declared_trials(sweep: ConfigDict, folder: Path) -> list[Trial]:
                 config_lib.validate(config, 1)  # more devices: each run says so itself
             except UserError as error:
                 found += [line.lstrip(" -") for line in str(error).splitlines()[1:]]
+            if config.train.log_interval > config.train.max_iters:
+                found.append(
+                    f"train.log_interval = {config.train.log_interval} exceeds train.max_iters = "
+                    f"{config.train.max_iters}: no line would tell its tokens and seconds"
+                )
             problems += [f"{setting}: {problem}" for problem in found]
             trials.append(trial)
     _refuse(problems)
@@ -114,14 +119,20 @@ def changes(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
 
     A key that is added later thus changes nothing, as long as its default is what was done before.
     """
-    tree = config.to_dict() if isinstance(config, ConfigDict) else config
-    defaults = _flat(base.get_config())
+    defaults = _json_leaves(base.get_config().to_dict())
     found = {
         key: value
-        for key, value in leaves_of(json.loads(json.dumps(tree)))
+        for key, value in _json_leaves(
+            config.to_dict() if isinstance(config, ConfigDict) else config
+        ).items()
         if not _ASIDE.match(key) and value != defaults.get(key)
     }
     return {key: found[key] for key in sorted(found)}
+
+
+def _json_leaves(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns leaves by dotted name as JSON has them: tuples are lists there."""
+    return dict(leaves_of(json.loads(json.dumps(tree))))
 
 
 def refuse_others(trials: list[Trial], rows: Mapping[tuple[str, int], Mapping[str, Any]]) -> None:

@@ -10,7 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from gptjax import hooks, train
+from data_pipeline.token_store import TOKENIZER
+from gptjax import checkpoint, hooks, train
+from gptjax import config as config_lib
+from gptjax.initial import initial_state
 from gptjax.load import load_run
 from gptjax.model import GPTConfig
 from gptjax.sharding import make_mesh
@@ -93,7 +96,21 @@ def test_it_is_evaluated_sampled_and_loaded(config, store, steps, tmp_path, capl
         run = load_run(tmp_path)
     best = min(told, key=told.get)
     assert run.step == best and "checkpoints/6: the moving average of its weights" in caplog.text
-    if best == 6:
-        assert bits(run.params) == bits(state.ema_params)
+    assert best == 6 and bits(run.params) == bits(state.ema_params)
     folder = Path(config.workdir) / "checkpoints" / str(best)
     assert {p.name for p in folder.iterdir() if p.is_dir()} >= {"ema_params", "params", "opt_state"}
+
+
+def test_a_run_that_starts_from_another_averages_from_there(config, store, steps, tmp_path):
+    config = copy.deepcopy(config)
+    config.workdir = str(tmp_path)
+    other = steps.init_state()
+    checkpoint.save_params(tmp_path, jax.tree.map(lambda p: p + 1, other.params))
+    config_lib.save(config, tmp_path)
+    (tmp_path / TOKENIZER).write_bytes((store.path / TOKENIZER).read_bytes())
+    config.init_from = str(tmp_path)
+    state = initial_state(config, steps, store)
+    assert bits(state.params) == bits(jax.tree.map(lambda p: p + 1, other.params))
+    assert bits(state.ema_params) == bits(state.params)
+    leaves = jax.tree.leaves((state.params, state.ema_params))
+    assert len({x.unsafe_buffer_pointer() for x in leaves}) == len(leaves)  # a step takes them over

@@ -93,7 +93,7 @@ def test_training_goes_on_as_if_the_bad_batch_had_not_been(poisoned):
     assert (int(metrics["skipped"]), int(metrics["skipped_in_a_row"])) == (3, 0)
     assert int(state.step) == int(other.step) + 3
     # The schedule counts updates that were made.
-    assert float(metrics["learning_rate"]) == float(steps._schedule(3))
+    assert float(metrics["learning_rate"]) == float(steps._schedules["learning_rate"](3))
     assert steps.train_step._cache_size() == 1
 
 

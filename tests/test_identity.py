@@ -221,7 +221,7 @@ def test_what_muon_and_the_decay_were_stays(run):
     there = at(8, run(**muon))
     found = "\n".join(refusals(there, run(**muon, optim__muon_learning_rate=0.5)))
     assert "optim.muon_learning_rate: 0.002 there, 0.5 here" in found
-    assert "so the learning rate of Muon of 8 of the 8 steps done" in found
+    assert "so the muon learning rate of 8 of the 8 steps done" in found
     found = "\n".join(refusals(there, run(**muon, optim__weight_decay=0.5)))
     assert (
         "so the weight decay of 8 of the 8 steps done would have been another: of step 1" in found

@@ -93,6 +93,7 @@ ORDER = [
     "gptjax.import_hf",
     "gptjax.initial",
     "gptjax.history",
+    "gptjax.results",
     "gptjax.charts",
     "gptjax.tables",
     "gptjax.report",
@@ -101,7 +102,6 @@ ORDER = [
     "gptjax.main",
     "gptjax.code_version",
     "gptjax.trials",
-    "gptjax.results",
     "gptjax.sweep",
 ]
 

@@ -11,7 +11,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from shapes import tiny_gpt
 
-from configs import modern, quickstart
+from configs import base, modern, quickstart
 from gptjax import decode, layers, loss, model
 from gptjax.model import GPTConfig
 from gptjax.optimizer import decay_mask
@@ -442,12 +442,16 @@ def test_cached_equals_uncached(name, tokens_BT):
 
 def test_the_preset_is_a_model():
     """All its keys reach the model."""
-    config = quickstart.get_config()
+    config = base.get_config()
+    config.model.update(n_embd=256, n_head=4, bias=True, tied_head=False)
     modern.apply(config)
-    gpt = GPTConfig.from_config(config, 8192)
-    assert (gpt.norm, gpt.position, gpt.qk_norm, gpt.mlp) == ("rmsnorm", "rope", True, "swiglu")
-    assert gpt.zero_init and gpt.tied_head and not gpt.bias
-    assert gpt.mlp_dim == 704 and gpt.kv_heads == 4
+    for gpt in (
+        GPTConfig.from_config(config, 8192),
+        GPTConfig.from_config(quickstart.get_config(), 8192),
+    ):
+        assert (gpt.norm, gpt.position, gpt.qk_norm, gpt.mlp) == ("rmsnorm", "rope", True, "swiglu")
+        assert gpt.zero_init and gpt.tied_head and not gpt.bias
+        assert gpt.mlp_dim == 704 and gpt.kv_heads == 4
 
 
 def test_matrices_are_decayed_and_norms_are_not():

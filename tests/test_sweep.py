@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs import debug, flags
+from configs import base, debug, flags
 from configs.flags import UserError
 from configs.sweep import sweep
 from gptjax import code_version, results, train, trials
@@ -57,6 +58,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
             "b": {"model.n_head": 5},
             "c": {"model.n_layer": "two"},
             "d/e": {},
+            "f": {"train.log_interval": 21, "train.max_iters": 20, "optim.lr_decay_iters": 20},
         },
         seeds=(1, 1),
         common={"optim.nothing_like_it_at_all": 1},
@@ -70,10 +72,11 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
         "c: model.n_layer = 'two'",
         "'d/e' cannot be the name of a folder",
         "a seed is there twice",
+        "f: train.log_interval = 21 exceeds train.max_iters = 20",
         "b: optim.nothing_like_it_at_all is not a key",
     ):
         assert len([p for p in problems if words in p]) == 1, words
-    assert len(problems) == 9  # the last one for each of the four settings
+    assert len(problems) == 11  # the last one for each of the five settings
     assert not list(tmp_path.iterdir())
 
 
@@ -103,7 +106,7 @@ def row(setting, seed, bits, *, tokens=1000, seconds=10.0, **other):
     return {
         **{"sweep": "s", "setting": setting, "seed": seed, "status": "done", "n_params": 10},
         **{"tokens": tokens, "seconds": seconds, "flops": 1e9, "passes": 0.5},
-        **{"bits_per_byte": bits[-1], "curve": curve},
+        **{"bits_per_byte": bits[-1], "curve": curve, "code": "c"},
         **other,
     }
 
@@ -113,8 +116,10 @@ def test_summary_is_that_of_numpy():
     a, b = (np.sort(x, axis=1)[:, ::-1] for x in (a, b - 0.05))
     rows = [row("a", s, a[s].tolist()) for s in range(5)]
     rows += [row("b", s, b[s].tolist(), tokens=500, seconds=20.0) for s in (4, 2, 0)]
-    rows.append({"sweep": "s", "setting": "b", "seed": 9, "status": "failed", "reason": "ouch"})
-    text = results.summary(rows, ["a", "b"], "a")
+    failed = {"sweep": "s", "setting": "b", "seed": 9, "status": "failed", "reason": "ouch"}
+    rows.append({**failed, "code": "d"})
+    text = summary(rows, ["a", "b"], "a")
+    assert "2 versions of the code" in text
     cells = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()]
     first, second = (c for c in cells if c and c[0] in ("a", "b") and len(c) == 9)
     assert first[1:4] == ["5", f"{a[:, -1].mean():.4f} ± {a[:, -1].std(ddof=1):.4f}", ""]
@@ -124,23 +129,61 @@ def test_summary_is_that_of_numpy():
     assert second[1] == "3 (+ 1 failed)" and "b, seed 9, failed: ouch" in text
     assert second[3] == f"{difference.mean():+.4f} ± {error:.4f}"
     assert second[5:8] == ["500", "0.50", "20.0"]
-    target, curve = a[:, -1].mean(), b[both].mean(axis=0)
     xs = np.linspace(125, 500, 400_001)
-    reached = xs[np.interp(xs, [125, 250, 375, 500], curve) <= target]
-    third, fourth = (c for c in cells if c and c[0] in ("a", "b") and len(c) == 5)
-    assert third[1:] == ["1,000", "1.000", "10.0", "1.000"]
-    assert reached.size and float(fourth[2]) == pytest.approx(reached[0] / 1000, abs=6e-4)
-    assert float(fourth[4]) == pytest.approx(reached[0] / 500 * 20 / 10, abs=6e-4)
+    ratios = []
+    for s in both:  # each beside the run of its seed
+        reached = xs[np.interp(xs, [125, 250, 375, 500], b[s]) <= a[s, -1]]
+        ratios.append(reached[0] / 1000)
+    error = np.std(ratios, ddof=1) / math.sqrt(3)
+    third, fourth = (c for c in cells if c and c[0] in ("a", "b") and len(c) == 6)
+    assert third[1:] == ["5 of 5", "1,000", "1.000 ± 0.0000", "10.0", "1.000 ± 0.0000"]
+    assert fourth[1] == "3 of 3" and float(fourth[2]) == round(1000 * np.mean(ratios))
+    for cell, scale in ((fourth[3], 1), (fourth[5], 1000 / 500 * 20 / 10)):
+        found = [float(x) for x in cell.split(" ± ")]
+        assert found == pytest.approx([scale * np.mean(ratios), scale * error], abs=6e-4)
+
+
+def summary(rows, settings, reference):
+    return results.markdown(*results.summary(rows, settings, reference))
 
 
 def test_what_is_never_reached_and_single_runs_have_no_figure():
     rows = [row("a", 1, [3.0, 2.0]), row("b", 2, [3.0, 2.5])]
-    text = results.summary(rows, [], "a")
+    text = summary(rows, [], "a")
     assert "| a | 1 | 2.0000 |  |" in text and "| b | 1 | 2.5000 | – |" in text
-    assert "| b | – | – | – | – |" in text
-    assert "| b | 1 | 2.5000 |  |" in results.summary(rows, [], "b")
+    assert "| b | 0 of 0 | – | – | – | – |" in text
+    assert "| b | 1 | 2.5000 |  |" in summary(rows, [], "b")
+    rows += [row("b", 1, [3.0, 1.5]), row("a", 2, [3.0, 2.4])]  # with seed 2, b is too late
+    assert "| b | 1 of 2 | – | – | – | – |" in summary(rows, [], "a")
     with pytest.raises(UserError, match="the settings are a, b"):
-        results.summary(rows, [], "c")
+        summary(rows, [], "c")
+
+
+def test_a_run_that_ended_without_a_figure_says_why(made, tmp_path):
+    """Only one that is not at its end has no row: the others would be waited for in vain."""
+    folder, _, _ = made
+    workdir = tmp_path / "good-s1"
+    shutil.copytree(folder / "good-s1", workdir)
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    assert results.measured(workdir)["tokens"] == 20 * 8 * 32
+
+    def measured(*kept):
+        (workdir / "metrics.jsonl").write_text("".join(line + "\n" for line in kept))
+        return results.measured(workdir)
+
+    last = json.loads(lines[-1])
+    assert last["step"] == 20 and "val/loss" in last
+    assert measured(*(line for line in lines if '"step": 20' not in line)) is None
+    last["val/bits_per_byte"] = math.nan
+    assert "20, is not finite" in measured(*lines[:-1], json.dumps(last))
+    assert "no line of training" in measured(*(x for x in lines if "data/tokens_seen" not in x))
+
+
+def test_changes_are_those_from_the_defaults():
+    assert trials.changes(base.get_config()) == {}
+    config = base.get_config()
+    config.eval.benchmarks = ("a.jsonl",)
+    assert trials.changes(config) == {"eval.benchmarks": ["a.jsonl"]}
 
 
 def test_a_row_that_was_cut_short_costs_no_other(tmp_path):
@@ -270,6 +313,7 @@ def test_a_row_says_what_the_same_run_alone_comes_to(made, debug_config, tmp_pat
 def test_report_draws_a_sweep(made):
     folder, _, _ = made
     page = write_report(folder).read_text()
+    assert "difference to good" in page and "bad, seed 2, failed: " in page
     data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
     groups = {run["name"]: run["group"] for run in data["runs"]}
     assert groups["good-s1"] == groups["good-s2"] != groups["bad-s1"] == groups["bad-s2"]

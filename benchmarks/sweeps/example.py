@@ -1,4 +1,4 @@
-"""How a sweep is declared: two learning rates of a small model, two seeds; a minute on two cores.
+"""How a sweep is declared: three settings of a small model, two seeds; a minute on two cores.
 
 Run `python -m gptjax.sweep --sweep=benchmarks/sweeps/example.py`.
 """
