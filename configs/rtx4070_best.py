@@ -50,6 +50,9 @@ def get_config() -> ConfigDict:
     config.optim.lr_decay_iters = 23_750
     config.optim.decay_iters = 4_750
 
+    # A step takes 19 s at 40 % of the peak: evaluated and saved every half hour, for 2 % of the time.
+    config.eval.eval_interval = 100
+    config.train.log_interval = 10
     config.sample.interval = 1000
     config.report.interval = 500
     return config

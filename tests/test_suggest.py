@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from configs import rtx4070
+from configs import rtx4070, rtx4070_best
 from configs.flags import UserError
 from gptjax import model, planning, scaling_law, suggest, targets
 from gptjax.planning import Data
@@ -105,6 +105,18 @@ def test_the_flags_make_what_is_suggested(recipe, found):
     assert config.train == plan.config.train
     assert config.optim.decay_iters == plan.config.optim.decay_iters
     assert sum(line.lstrip().startswith("->") for line in text.splitlines()) == 1
+
+
+def test_the_best_recipe_is_as_good_as_what_is_suggested():
+    config = rtx4070_best.get_config()
+    target, data = targets.find("rtx4070"), planning.find_data(config)
+    suggestions, best = suggest.suggest(
+        config, target, data, days=config.claims.days, flops_per_sec=0.4 * 58.3e12
+    )
+    (own,) = [s for s in suggestions if s.plan.gpt.n_layer == config.model.n_layer]
+    assert own.plan.gpt.n_embd == config.model.n_embd and own.plan.gpt.n_head == config.model.n_head
+    assert own.loss < suggestions[best].loss + 1e-3  # of 3.086 nats: what the law cannot tell apart
+    assert config.train.max_iters == pytest.approx(own.plan.config.train.max_iters, rel=0.01)
 
 
 def test_grouped_heads_and_a_width_of_its_own_keep_their_proportions(recipe):
