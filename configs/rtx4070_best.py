@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
     config.optim.lr_decay_iters = 23_750
     config.optim.decay_iters = 4_750
 
-    # A step takes 19 s at 40 % of the peak: evaluated and saved every half hour, for 2 % of the time.
+    # A step takes 19 s at 40 % of the peak: evaluated and saved every half hour, 2 % of the time.
     config.eval.eval_interval = 100
     config.train.log_interval = 10
     config.sample.interval = 1000

@@ -124,7 +124,8 @@ def exported(workdir, tmp_path_factory) -> Transformers:
     return Transformers(out)
 
 
-def test_transformers_loads_every_tensor_and_computes_our_logits(exported, run):
+def assert_logits_agree(exported: Transformers, run) -> None:
+    """With all tensors loaded, and no other."""
     assert not any(exported.loading[key] for key in ("missing_keys", "unexpected_keys"))
     ids_BT = batch_of(run)
     ours, theirs = our_logits(run, ids_BT), exported.logits(ids_BT)
@@ -132,15 +133,23 @@ def test_transformers_loads_every_tensor_and_computes_our_logits(exported, run):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
 
 
-def test_transformers_gives_our_ids_and_our_text(exported, run):
-    ours, theirs = run[2], exported.tokenizer
+def assert_ids_and_texts_agree(theirs, ours: Tokenizer, texts: list[str]) -> None:
     assert (theirs.bos_token_id, theirs.eos_token_id, len(theirs)) == (1, 1, ours.vocab_size)
-    for text in [*fuzzed(3000, seed=1), *documents(20)]:
+    for text in texts:
         ids = ours.encode(text).tolist()
         assert theirs(text, add_special_tokens=False).input_ids == ids, text
         assert theirs(text).input_ids == [1, *ids], text
         assert theirs.decode(ids) == text
         assert theirs.decode([1, *ids], skip_special_tokens=True) == text
+
+
+def test_transformers_loads_every_tensor_and_computes_our_logits(exported, run):
+    assert_logits_agree(exported, run)
+
+
+def test_transformers_gives_our_ids_and_our_text(exported, run):
+    texts = [*fuzzed(3000, seed=1), *documents(20)]
+    assert_ids_and_texts_agree(exported.tokenizer, run[2], texts)
 
 
 def test_transformers_samples_the_same_greedy_text(exported, run):

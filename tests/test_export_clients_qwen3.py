@@ -11,7 +11,9 @@ import pytest
 from test_export_clients import (
     LlamaCpp,
     Transformers,
+    assert_ids_and_texts_agree,
     assert_log_probs_agree,
+    assert_logits_agree,
     batch_of,
     documents,
     fuzzed,
@@ -77,21 +79,11 @@ def greedy_ids(run) -> tuple[list[int], list[int]]:
 
 def test_transformers_loads_every_tensor_and_computes_our_logits(exported, run):
     assert type(exported.model).__name__ == "Qwen3ForCausalLM"
-    assert not any(exported.loading[key] for key in ("missing_keys", "unexpected_keys"))
-    ids_BT = batch_of(run)
-    ours, theirs = our_logits(run, ids_BT), exported.logits(ids_BT)
-    assert np.abs(ours).max() > 1  # a model that says something
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+    assert_logits_agree(exported, run)
 
 
 def test_transformers_gives_our_ids_and_our_text(exported, run):
-    ours, theirs = run[2], exported.tokenizer
-    assert (theirs.bos_token_id, theirs.eos_token_id, len(theirs)) == (1, 1, ours.vocab_size)
-    for text in [*fuzzed(1000, seed=5), *documents(5)]:
-        ids = ours.encode(text).tolist()
-        assert theirs(text, add_special_tokens=False).input_ids == ids, text
-        assert theirs(text).input_ids == [1, *ids], text
-        assert theirs.decode(ids) == text
+    assert_ids_and_texts_agree(exported.tokenizer, run[2], [*fuzzed(1000, seed=5), *documents(5)])
 
 
 def test_transformers_continues_with_the_same_greedy_ids(exported, greedy_ids):
