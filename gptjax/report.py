@@ -42,7 +42,8 @@ def write_report(workdir: Path, compare: Sequence[Path] = (), out: Path | None =
     folders = (workdir, *compare)
     page = render(
         [history.read(path) for folder in folders for path in history.workdirs(folder)],
-        [tables.sweep(folder) for folder in folders],
+        title=" and ".join(folder.resolve().name for folder in folders),
+        sweeps="".join(tables.sweep(folder) for folder in folders),
     )
     try:
         write_atomically(out, page.encode(errors="replace"))  # JSON can hold halves of characters
@@ -51,12 +52,13 @@ def write_report(workdir: Path, compare: Sequence[Path] = (), out: Path | None =
     return out
 
 
-def render(runs: list[History], sweeps: Sequence[str] = ()) -> str:
+def render(runs: list[History], *, title: str, sweeps: str) -> str:
     """Returns the page, self-contained; its content policy lets nothing but its own script run.
 
     Args:
         runs: what it is about.
-        sweeps: sections that come first, from `tables.sweep`.
+        title: its heading.
+        sweeps: comes first, from `tables.sweep`; "" for none.
     """
     runs = _distinct(runs)
     style = _static("report.css")
@@ -68,9 +70,9 @@ def render(runs: list[History], sweeps: Sequence[str] = ()) -> str:
         style_hash=_hash(style),
         script=script,
         script_hash=_hash(script),
-        title=html.escape(" and ".join(run.name for run in runs)),
+        title=html.escape(title),
         subtitle=f"Written {now:%Y-%m-%d %H:%M} UTC from metrics.jsonl, config.json and samples/.",
-        summary="".join(sweeps) + tables.summary(runs) + tables.notes(runs),
+        summary=sweeps + tables.summary(runs) + tables.notes(runs),
         data=data.replace("<", r"\u003c"),  # no text may end the element that holds it
         sections="\n".join(filter(None, (section(runs) for section in tables.SECTIONS))),
     )

@@ -74,7 +74,8 @@ def sweep(folder: Path) -> str:
     for table in tables:
         caption = f"<p>{html.escape(table.caption)}</p>" if table.caption else ""
         parts.append(caption + _table(table.head, table.rows, "numbers figures"))
-    return "".join([*parts, *(f"<p>{html.escape(note)}</p>" for note in notes)])
+    parts += [f"<p>{html.escape(note)}</p>" for note in notes]
+    return "".join([*parts, "<h2>Its runs</h2>"])
 
 
 def summary(runs: list[History]) -> str:
