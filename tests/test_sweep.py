@@ -245,7 +245,7 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def made(debug_config, tmp_path_factory):
-    """A sweep that was killed when it had a row, and run again; (folder, rows, outputs)."""
+    """A sweep, killed when it had a row, stopped, and run again; (folder, rows, outputs)."""
     home = tmp_path_factory.mktemp("sweep")
     (home / "tiny.py").write_text(
         FILE % (str(ROOT / debug_config.data.source), debug_config.data.store_dir)
@@ -264,10 +264,19 @@ def made(debug_config, tmp_path_factory):
     os.killpg(killed.pid, signal.SIGKILL)  # and the run that is under way
     killed.wait()
     first = table.read_text()
+    before = time.time()
+    stopped = subprocess.Popen(command, **arguments)
+    while stopped.poll() is None and time.monotonic() < give_up:
+        if any(log.stat().st_mtime > before for log in folder.glob("*/log.txt")):
+            stopped.terminate()  # a run is under way
+            break
+        time.sleep(0.01)
+    assert stopped.wait(timeout=200) == 0
+    assert table.read_text().startswith(first) and table.read_text().count("\n") < 4
     command.append(f"--jobs={jobs}")
     outputs = [
         subprocess.run([*command, *more], capture_output=True, timeout=300, **arguments)
-        for more in ([], ["--summary", "--reference=bad"])
+        for more in ([], ["--summary", "--reference=bad"], ["--retry"])
     ]
     rows = [json.loads(line) for line in table.read_text().splitlines()]
     assert table.read_text().startswith(first) and 1 <= first.count("\n") < 4
@@ -276,13 +285,15 @@ def made(debug_config, tmp_path_factory):
 
 def test_each_run_has_a_row_whatever_happened(made):
     folder, rows, outputs = made
-    assert [output.returncode for output in outputs] == [0, 0], outputs[0].stderr
-    assert sorted((r["setting"], r["seed"]) for r in rows) == [
+    assert [output.returncode for output in outputs] == [0, 0, 0], outputs[0].stderr
+    assert sorted((r["setting"], r["seed"]) for r in rows[:4]) == [
         ("bad", 1),
         ("bad", 2),
         ("good", 1),
         ("good", 2),
     ]
+    retried = sorted((r["setting"], r["seed"]) for r in rows[4:])
+    assert retried == [("bad", 1), ("bad", 2)]
     for r in rows:
         assert r["sweep"] == "tiny" and r["overrides"]["optim.beta2"] == 0.95
         assert r["status"] == ("done" if r["setting"] == "good" else "failed")
