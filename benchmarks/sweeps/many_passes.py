@@ -1,0 +1,23 @@
+"""The user's recipe and the best one, over and over the same tokens: equal size, three seeds.
+
+Run `python -m gptjax.sweep --sweep=benchmarks/sweeps/many_passes.py --jobs=2`. The data is a slice
+with 2.6 to 2.7 tokens a parameter, as the shard's 0.73e9 are to 275M. What came of it stands in
+benchmarks/LOG.md.
+"""
+
+from ml_collections import ConfigDict
+
+from benchmarks.sweeps import small
+from configs.sweep import Change, sweep
+
+TOKENS = 2_900_000  # of the slice
+PASSES = 4
+
+
+def get_config() -> ConfigDict:
+    """Returns the sweep."""
+    base = small.recipe(tokens=PASSES * TOKENS)
+    base.tokenizer.vocab_size = 2048
+    base.data.max_train_tokens = TOKENS
+    settings: dict[str, Change] = {"recipe": {}, "best": small.best}
+    return sweep(base=base, settings=settings, seeds=(1, 2, 3))
