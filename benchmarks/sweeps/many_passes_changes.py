@@ -28,9 +28,10 @@ def get_config() -> ConfigDict:
         "decay-0.4": {"optim.weight_decay": 0.4},
         "ema": {"optim.ema_decay": 0.998},
         "wsd": {"optim.schedule": "wsd", "optim.min_lr": 0.0},
+        "floor-0": {"optim.min_lr": 0.0},
+        "half-rate": {"optim.learning_rate": rate / 2, "optim.muon_learning_rate": rate / 2},
         "dropout": {"model.dropout": 0.1},
         "adamw": {"optim.optimizer": "adamw"},
-        "half-rate": {"optim.learning_rate": rate / 2, "optim.muon_learning_rate": rate / 2},
         "batch-x4": {
             "train.gradient_accumulation_steps": 4,
             "train.max_iters": steps // 4,
@@ -43,7 +44,6 @@ def get_config() -> ConfigDict:
             "optim.weight_decay_schedule": "linear",
             "optim.weight_decay_end": 0.0,
         },
-        "floor-0": {"optim.min_lr": 0.0},
         "relu2": {"model.mlp": "relu2"},
         "untied": {"model.tied_head": False},
     }
