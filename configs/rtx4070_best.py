@@ -8,8 +8,8 @@ at 8 rows a micro-step, and 7.44 s of arithmetic an optimizer step at the card's
 Measured, on a CPU with models of 0.3M to 4M parameters and text that is not FineWeb, three seeds
 (benchmarks/LOG.md): the modern shape and Muon end 0.41 bits per byte below the user's recipe after
 one pass of 1M tokens, and 0.30 below after 4 passes over 2.6 tokens a parameter; as good as the
-recipe with a fifth of its tokens and a quarter of its time. Weight decay 0.4 instead of 0.1, one
-seed, changed nothing.
+recipe with a fifth of its tokens and a quarter of its time. Weight decay of 0.4, an average of the
+weights and a floor of 0 changed nothing there (one seed). Size of batch and dropout: not measured.
 
 Extrapolated: the size, by a law that others fitted (`python -m gptjax.plan --suggest --days=5
 --target=rtx4070`), at 40 % of the peak, which is assumed: 6.2e9 tokens are 8.6 passes over the

@@ -143,6 +143,7 @@ def refuse_others(trials: list[Trial], rows: Mapping[tuple[str, int], Mapping[st
         rows: of the table, by setting and seed.
     """
     problems = []
+    defaults = _json_leaves(base.get_config().to_dict())
     for trial in trials:
         here = changes(trial.config)
         row = rows.get((trial.setting, trial.seed))
@@ -150,6 +151,8 @@ def refuse_others(trials: list[Trial], rows: Mapping[tuple[str, int], Mapping[st
         file = trial.workdir / "config.json"
         if there is None and file.is_file():
             there = changes(json.loads(file.read_text()))
+        if there is not None:  # a row may name what is a default
+            there = {key: value for key, value in there.items() if value != defaults.get(key)}
         if there is not None and there != here:
             keys = sorted({k for k in {**there, **here} if there.get(k) != here.get(k)})
             values = [

@@ -87,6 +87,8 @@ def test_a_run_of_that_name_with_other_values_is_refused(tmp_path):
     )
     row = {"overrides": json.loads(json.dumps(trials.changes(before[0].config)))}
     trials.refuse_others(before, {("a", 1): row})
+    row["overrides"]["eval.benchmarks"] = []  # a default, as an older version told it
+    trials.refuse_others(before, {("a", 1): row})
     with pytest.raises(UserError, match=r"a-s1 was run with optim.beta2: 0.9 there, 0.95 here"):
         trials.refuse_others(now, {("a", 1): row})
     now[1].workdir.mkdir()  # begun, and no row yet
