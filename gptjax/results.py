@@ -76,15 +76,16 @@ def measured(workdir: Path) -> Row | str | None:
         return None
     if bits[-1] is None:
         return f"its val loss after the last step, {end:,}, is not finite"
-    positions = [run.position(name, steps) for name in ("data/tokens_seen", "perf/train_seconds")]
+    tokens_seen = run.position("data/tokens_seen", steps)
+    train_seconds = run.position("perf/train_seconds", steps)
     passes = run.position("data/epoch", [end])
-    if None in positions or passes is None:
+    if tokens_seen is None or train_seconds is None or passes is None:
         return "metrics.jsonl has no line of training"
     gpt = GPTConfig.from_config(config, Tokenizer.load(workdir / TOKENIZER).vocab_size)
     n_params, n_params_non_embedding = model.count_params(gpt)
     # Exact where train.log_interval divides the steps; the first step, which compiles, has no time.
-    tokens = [round(t) for t in positions[0] or ()]
-    seconds = [round(s, 3) for s in positions[1] or ()]
+    tokens = [round(t) for t in tokens_seen]
+    seconds = [round(s, 3) for s in train_seconds]
     return {
         "n_params": n_params,
         "n_params_non_embedding": n_params_non_embedding,
@@ -109,18 +110,23 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     return float(np.mean(values)), deviation
 
 
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Returns the mean and its standard error, s / sqrt(n); None for a single value."""
+    mean, deviation = mean_and_deviation(values)
+    return mean, None if deviation is None else deviation / math.sqrt(len(values))
+
+
 def paired_difference(
     values: Mapping[int, float], reference: Mapping[int, float]
 ) -> tuple[float, float | None] | None:
     """Returns the mean difference over the seeds that both have, and its standard error.
 
-    Runs of a seed see the same batches, so the error is that of the differences: s / sqrt(n).
+    Runs of a seed see the same batches, so the error is that of the differences.
     """
     differences = [values[seed] - reference[seed] for seed in values if seed in reference]
     if not differences:
         return None
-    mean, deviation = mean_and_deviation(differences)
-    return mean, None if deviation is None else deviation / math.sqrt(len(differences))
+    return mean_and_error(differences)
 
 
 def first_reached(xs: Sequence[float], ys: Sequence[float], target: float) -> float | None:
@@ -134,13 +140,21 @@ def first_reached(xs: Sequence[float], ys: Sequence[float], target: float) -> fl
     return None
 
 
+class Table(NamedTuple):
+    """Text, cell by cell."""
+
+    caption: str
+    head: list[str]
+    rows: list[list[str]]
+
+
 def declare(folder: Path, settings: Sequence[str]) -> None:
     """Notes in the folder of a sweep what its settings are, in their order."""
     text = json.dumps({"settings": list(settings)}, indent=1) + "\n"
     write_atomically(folder / _DECLARED, text.encode())
 
 
-def of_folder(folder: Path) -> "tuple[list[Table], list[str]] | None":
+def of_folder(folder: Path) -> tuple[list[Table], list[str]] | None:
     """Returns the `summary` of the sweep whose folder this is; None where it is of none.
 
     The others are compared with its first setting.
@@ -150,14 +164,6 @@ def of_folder(folder: Path) -> "tuple[list[Table], list[str]] | None":
         return summary(read(folder / TABLE, folder.name).values(), settings, settings[0])
     except (OSError, ValueError, LookupError, TypeError):
         return None
-
-
-class Table(NamedTuple):
-    """Text, cell by cell."""
-
-    caption: str
-    head: list[str]
-    rows: list[list[str]]
 
 
 def summary(
@@ -247,27 +253,28 @@ def _equal_loss(done: Mapping[str, Mapping[int, Row]], reference: str) -> Table:
     lines = []
     for name, runs in done.items():
         common = [seed for seed in runs if seed in ends]
-        cells, reached = [], 0
-        for axis in (1, 2):
-            at = {}
-            for seed in common:
-                known = [point for point in runs[seed]["curve"] if point[3] is not None]
-                xs, ys = ([point[i] for point in known] for i in (axis, 3))
-                if (x := first_reached(xs, ys, ends[seed][3])) is not None:
-                    at[seed] = x
-            reached = len(at)
-            if not common or reached < len(common):  # a mean over some would flatter
-                cells += [_UNKNOWN, _UNKNOWN]
-                continue
-            mean, deviation = mean_and_deviation([at[s] / ends[s][axis] for s in common])
-            error = None if deviation is None else deviation / math.sqrt(len(common))
-            form = ",.0f" if axis == 1 else ",.1f"
-            cells += [format(float(np.mean(list(at.values()))), form)]
-            cells += [_with_error((mean, error), ".3f")]
-        lines.append([name, f"{reached} of {len(common)}", *cells])
+        # [seed][tokens, seconds] until the line through its evaluations is as low
+        found = [_until(runs[seed]["curve"], ends[seed][3]) for seed in common]
+        reached = [at for at in found if at is not None]
+        cells = [_UNKNOWN] * 4
+        if common and len(reached) == len(common):  # a mean over some would flatter
+            cells = []
+            for i, form in ((0, ",.0f"), (1, ",.1f")):
+                ratios = [at[i] / ends[s][1 + i] for at, s in zip(reached, common, strict=True)]
+                cells.append(format(float(np.mean([at[i] for at in reached])), form))
+                cells.append(_with_error(mean_and_error(ratios), ".3f"))
+        lines.append([name, f"{len(reached)} of {len(common)}", *cells])
     return Table(
         f"Until each run was as good as that of {reference} with its seed at the end (straight "
         "between evaluations):",
         ["setting", "reached", "tokens", "ratio", "seconds", "ratio"],
         lines,
     )
+
+
+def _until(curve: Sequence[Sequence[Any]], target: float) -> tuple[float, float] | None:
+    """Returns (tokens, seconds) at which a run was first as good as `target`; None if never."""
+    _, tokens, seconds, bits = zip(*(p for p in curve if p[3] is not None), strict=True)
+    if (at := first_reached(tokens, bits, target)) is None:
+        return None
+    return at, float(np.interp(at, tokens, seconds))

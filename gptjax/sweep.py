@@ -213,9 +213,9 @@ def main(
         folder.mkdir(parents=True, exist_ok=True)
         lock = WorkdirLock(folder)
         try:
-            results.declare(folder, settings)
             rows = results.read(table, name)
             trials.refuse_others(declared, rows)
+            results.declare(folder, settings)
             kept = {key for key, row in rows.items() if row["status"] == "done" or not retry}
             waiting = [trial for trial in declared if (trial.setting, trial.seed) not in kept]
             for trial in declared:  # a kill may have come between a row and its cleaning up

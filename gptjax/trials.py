@@ -119,19 +119,18 @@ def changes(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
 
     A key that is added later thus changes nothing, as long as its default is what was done before.
     """
-    defaults = _json_leaves(base.get_config().to_dict())
+    defaults = _json_leaves(base.get_config())
     found = {
         key: value
-        for key, value in _json_leaves(
-            config.to_dict() if isinstance(config, ConfigDict) else config
-        ).items()
+        for key, value in _json_leaves(config).items()
         if not _ASIDE.match(key) and value != defaults.get(key)
     }
     return {key: found[key] for key in sorted(found)}
 
 
-def _json_leaves(tree: Mapping[str, Any]) -> dict[str, Any]:
+def _json_leaves(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
     """Returns leaves by dotted name as JSON has them: tuples are lists there."""
+    tree = config.to_dict() if isinstance(config, ConfigDict) else config
     return dict(leaves_of(json.loads(json.dumps(tree))))
 
 
@@ -143,7 +142,7 @@ def refuse_others(trials: list[Trial], rows: Mapping[tuple[str, int], Mapping[st
         rows: of the table, by setting and seed.
     """
     problems = []
-    defaults = _json_leaves(base.get_config().to_dict())
+    defaults = _json_leaves(base.get_config())
     for trial in trials:
         here = changes(trial.config)
         row = rows.get((trial.setting, trial.seed))

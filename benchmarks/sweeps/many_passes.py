@@ -10,14 +10,9 @@ from ml_collections import ConfigDict
 from benchmarks.sweeps import small
 from configs.sweep import Change, sweep
 
-TOKENS = 2_900_000  # of the slice
-PASSES = 4
-
 
 def get_config() -> ConfigDict:
     """Returns the sweep."""
-    base = small.recipe(tokens=PASSES * TOKENS)
-    base.tokenizer.vocab_size = 2048
-    base.data.max_train_tokens = TOKENS
+    base = small.repeated(tokens=2_900_000, passes=4)
     settings: dict[str, Change] = {"recipe": {}, "best": small.best}
     return sweep(base=base, settings=settings, seeds=(1, 2, 3))

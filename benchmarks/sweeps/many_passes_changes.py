@@ -10,15 +10,10 @@ from ml_collections import ConfigDict
 from benchmarks.sweeps import small
 from configs.sweep import Change, sweep
 
-TOKENS = 930_000  # of the slice
-PASSES = 8
-
 
 def get_config() -> ConfigDict:
     """Returns the sweep."""
-    base = small.recipe(tokens=PASSES * TOKENS)
-    base.tokenizer.vocab_size = 2048
-    base.data.max_train_tokens = TOKENS
+    base = small.repeated(tokens=930_000, passes=8)
     base.model.n_embd = 64
     base.model.n_head = 1
     small.best(base)

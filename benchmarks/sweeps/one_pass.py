@@ -1,7 +1,8 @@
 """From the user's recipe to the best one, one thing at a time: one pass, equal size, three seeds.
 
 Run `python -m gptjax.sweep --sweep=benchmarks/sweeps/one_pass.py`. Each setting is the one before
-it and one change more. What came of it stands in benchmarks/LOG.md.
+it and one change more; but Muon comes with its rates and warm-up, which muon_apart.py takes apart.
+What came of it stands in benchmarks/LOG.md.
 """
 
 from ml_collections import ConfigDict

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import modern, rtx4070
 
-BEST_RATE = 2.4e-3  # widths.py
+BEST_RATE = 2.4e-3  # rates.py
 
 
 def recipe(*, tokens: int) -> ConfigDict:
@@ -33,12 +33,21 @@ def recipe(*, tokens: int) -> ConfigDict:
     return config
 
 
-def best(config: ConfigDict, *, rate: float = BEST_RATE) -> None:
-    """Makes the recipe the best one: the modern shape, Muon at `rate`, a warm-up of 5 %."""
+def repeated(*, tokens: int, passes: int) -> ConfigDict:
+    """Returns the recipe with 2,048 pieces for so many passes over a slice of `tokens`."""
+    config = recipe(tokens=passes * tokens)
+    config.tokenizer.vocab_size = 2048
+    config.data.max_train_tokens = tokens
+    return config
+
+
+def best(config: ConfigDict) -> None:
+    """Makes the recipe the best one: the modern shape, Muon, a warm-up of 5 %."""
     modern.apply(config)
     optim = config.optim
     optim.optimizer = "muon"
-    optim.learning_rate = optim.muon_learning_rate = rate  # the first is of the embeddings: AdamW's
+    optim.learning_rate = BEST_RATE  # of the embeddings, which AdamW keeps
+    optim.muon_learning_rate = BEST_RATE
     optim.warmup_iters = max(config.train.max_iters // 20, 1)
 
 
