@@ -45,15 +45,15 @@ def gpt_config(size: str) -> GPTConfig:
     return GPTConfig.from_config(config, vocab_size)
 
 
-def to_transformers(config: GPTConfig, params: Any) -> GPT2LMHeadModel:
+def to_transformers(model_config: GPTConfig, params: Any) -> GPT2LMHeadModel:
     """The same model in transformers."""
     gpt2 = GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=config.vocab_size,
-            n_positions=config.block_size,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            n_embd=config.n_embd,
+            vocab_size=model_config.vocab_size,
+            n_positions=model_config.block_size,
+            n_layer=model_config.n_layer,
+            n_head=model_config.n_head,
+            n_embd=model_config.n_embd,
             bos_token_id=None,
             eos_token_id=None,  # else a text may end early
         )

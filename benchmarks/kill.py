@@ -59,12 +59,12 @@ def _train(arguments: Sequence[str], cache: str, log: str) -> None:
 class KilledRun:
     """A run in a workdir, of which processes are started and killed."""
 
-    def __init__(self, folder: Path, store_dir: str, *, steps: int, seed: int):
+    def __init__(self, folder: Path, cache_dir: str, *, steps: int, seed: int):
         """Starts nothing yet.
 
         Args:
             folder: for the workdirs and for what is compiled.
-            store_dir: with the prepared store of configs/debug.py, else it is prepared there.
+            cache_dir: with the prepared store of configs/debug.py, else it is prepared there.
             steps: optimizer steps of the run.
             seed: of the moments.
         """
@@ -72,7 +72,7 @@ class KilledRun:
         self._random = random.Random(seed)
         self._arguments = (
             "--config=configs/debug.py",
-            f"--config.data.store_dir={store_dir}",
+            f"--config.data.cache_dir={cache_dir}",
             f"--config.train.max_iters={steps}",
             f"--config.optim.lr_decay_iters={steps}",
             "--config.train.log_interval=3",  # some windows are cut by checkpoints

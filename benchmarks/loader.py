@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="of each turn in each round")
     arguments = parser.parse_args()
     config = base.get_config()
-    config.data.source, config.data.store_dir = arguments.source, arguments.store_dir
+    config.data.source, config.data.cache_dir = arguments.source, arguments.cache_dir
     config.tokenizer.vocab_size = arguments.vocab_size
     store = TokenStore.open(prepare(config))
     use_one_core()

@@ -39,8 +39,8 @@ def compile_case(
     config.model.loss_chunk = loss_chunk
     config.train.batch_size, config.train.gradient_accumulation_steps = batch_size, 1
     jax.clear_caches()  # or the programs of all cells stay in memory
-    gpt = GPTConfig.from_config(config, config.tokenizer.vocab_size)
-    return target_compile.compile_step(config, gpt, target)
+    model_config = GPTConfig.from_config(config, config.tokenizer.vocab_size)
+    return target_compile.compile_step(config, model_config, target)
 
 
 def main(_: list[str]) -> None:

@@ -66,8 +66,8 @@ def random_tokens(config: ConfigDict) -> np.ndarray:
 
 def ours(config: ConfigDict) -> Callable[[], float]:
     vocab_size = config.tokenizer.vocab_size
-    gpt = GPTConfig.from_config(config, vocab_size)
-    steps = StepFunctions(config, gpt, np.ones(vocab_size, np.int32), make_mesh(1))
+    model_config = GPTConfig.from_config(config, vocab_size)
+    steps = StepFunctions(config, model_config, np.ones(vocab_size, np.int32), make_mesh(1))
     tokens = random_tokens(config)[None]
     batch = {"inputs": tokens[..., :-1], "targets": tokens[..., 1:]}
     batch["loss_mask"] = np.ones(batch["targets"].shape, bool)

@@ -61,7 +61,7 @@ def prepare(
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     try:
         command = [sys.executable, "-m", "data_pipeline.prepare", f"--config={config}"]
-        command += [f"--config.data.source={source}", f"--config.data.store_dir={folder}"]
+        command += [f"--config.data.source={source}", f"--config.data.cache_dir={folder}"]
         command += [f"--config.data.prepare_workers={workers}", *options]
         seconds, peaks, parent = watch(command)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)

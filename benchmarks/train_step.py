@@ -46,9 +46,9 @@ def synthetic_batch(config: ConfigDict, vocab_size: int, seed: int) -> dict[str,
 def measure(config: ConfigDict, steps: int) -> dict[str, object]:
     """Returns what `steps` steps took; the first, which compiles, and the second do not count."""
     vocab_size = config.tokenizer.vocab_size
-    gpt = GPTConfig.from_config(config, vocab_size)
+    model_config = GPTConfig.from_config(config, vocab_size)
     functions = StepFunctions(
-        config, gpt, np.ones(vocab_size, np.int32), make_mesh(config.mesh.fsdp)
+        config, model_config, np.ones(vocab_size, np.int32), make_mesh(config.mesh.fsdp)
     )
     batches = [
         place_batch(functions.batch_sharding, synthetic_batch(config, vocab_size, seed))
@@ -75,15 +75,15 @@ def measure(config: ConfigDict, steps: int) -> dict[str, object]:
     peak = peak_flops(device.device_kind)
     mfu = None
     if peak is not None:
-        mfu = tokens / seconds * model.flops_per_token(gpt) / (peak * n_devices)
+        mfu = tokens / seconds * model.flops_per_token(model_config) / (peak * n_devices)
     memory = device.memory_stats() or {}  # a CPU has none
     return {
         "benchmark": "train_step",
         "device": f"{n_devices} x {device.device_kind}",
         "jax": jax.__version__,
-        "n_params": model.count_params(gpt)[0],
+        "n_params": model.count_params(model_config)[0],
         "tokens_per_step": tokens,
-        "compute_dtype": gpt.compute_dtype,
+        "compute_dtype": model_config.compute_dtype,
         "step_seconds": round(seconds, 6),
         "fastest_step_seconds": round(min(times), 6),
         "tokens_per_sec": round(tokens / seconds, 1),
@@ -97,7 +97,7 @@ def measure(config: ConfigDict, steps: int) -> dict[str, object]:
 def main(config: ConfigDict) -> None:
     """Prints the line."""
     config_lib.validate(config, jax.device_count())
-    keep_compiled(config.compilation_cache)
+    keep_compiled(config.compilation_cache_dir)
     print(json.dumps(measure(config, _STEPS.value)))
 
 

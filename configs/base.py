@@ -13,17 +13,17 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.workdir = "runs/base"  # everything the run writes: config.json, metrics.jsonl, checkpoints/, tb/, samples/
     config.seed = 1337  # initial weights, dropout and the order of the data are derived from it
-    config.compilation_cache = "data/compiled"  # folder that keeps compiled programs, so that the next start is quick; "": none
+    config.compilation_cache_dir = "data/compiled"  # folder that keeps compiled programs, so that the next start is quick; "": none
 
     config.init_from = ""  # workdir whose parameters a new run starts with (its tokenizer: tokenizer.file); "": drawn at random
 
     config.data = config_dict.create(
         source="data/fineweb_one_shard",  # a parquet file, or a folder: all *.parquet files in it are used, in the order of their names
-        store_dir="data/stores",  # prepared token stores, one folder per (source, settings)
+        cache_dir="data/stores",  # prepared token stores, one folder per (source, settings)
         val_fraction=0.005,  # share of documents, chosen by a hash of `id`, never trained on
         max_train_tokens=0,  # train on this many tokens only, of documents that are the same for every seed; the val split stays whole; 0: all
         document_mask=False,  # True: a token attends only inside its own document
-        on_damage="stop",  # damaged row group: stop, or keep_before (the documents before the damage; the rest is lost, and listed)
+        on_corrupt="stop",  # damaged row group: stop, or keep_before (the documents before the damage; the rest is lost, and listed)
         prepare_workers=0,  # processes that tokenise; 0: one per CPU core
         prefetch_batches=2,  # batches read ahead, on the host and again on the device
     )
@@ -45,8 +45,8 @@ def get_config() -> ConfigDict:
         rope_theta=10_000.0,  # rope: the slowest pair turns by about 1 / rope_theta radians a token
         qk_norm=False,  # an RMSNorm over each head's queries and keys, so that their products stay bounded
         mlp="gelu",  # gelu, relu2 (its square after a ReLU), or swiglu (gated: a third matrix)
-        mlp_hidden=0,  # F, width inside the MLP; 0: 4 n_embd, and for swiglu 8/3 n_embd rounded up to a multiple of 64
-        tied_head=True,  # the head is the token embedding; False: a matrix of its own
+        mlp_dim=0,  # F, width inside the MLP; 0: 4 n_embd, and for swiglu 8/3 n_embd rounded up to a multiple of 64
+        tie_embeddings=True,  # the head is the token embedding; False: a matrix of its own
         zero_init=False,  # True: projections into the residual stream start at 0, so that a block begins as the identity
         dropout=0.0,  # probability; 0 is best for pre-training that sees each document few times
         bias=False,  # biases in linear layers and LayerNorms; an RMSNorm has none
@@ -64,7 +64,7 @@ def get_config() -> ConfigDict:
         schedule="cosine",  # after the warm-up: cosine, or wsd (stays at the peak, then falls fast: the run can be made longer until then)
         warmup_iters=2000,  # optimizer steps of linear warm-up
         lr_decay_iters=250_000,  # cosine: optimizer steps until min_lr, warm-up included
-        decay_iters=25_000,  # wsd: optimizer steps of the fall, the last ones before train.max_iters
+        wsd_decay_iters=25_000,  # wsd: optimizer steps of the fall, the last ones before train.max_iters
         weight_decay=0.1,  # x learning rate a step, on matrices only: not on LayerNorm scales and biases
         weight_decay_schedule="constant",  # constant, or linear (from weight_decay at the first step to weight_decay_end at train.max_iters)
         weight_decay_end=0.0,  # linear only
@@ -82,9 +82,9 @@ def get_config() -> ConfigDict:
         gradient_accumulation_steps=40,  # A: micro-steps per optimizer step
         max_iters=250_000,  # optimizer steps
         log_interval=50,  # optimizer steps between lines of metrics
-        max_passes=8.0,  # warn before step 0 when the run reads the training split more often than this
-        max_bad_steps=50,  # stop after this many skipped steps in a row: loss or gradient not finite, or a spike
-        max_loss_spike=0.0,  # skip a step whose loss exceeds the mean of the last 128 by this many standard deviations; 0: off
+        max_epochs=8.0,  # warn before step 0 when the run reads the training split more often than this
+        max_consecutive_skips=50,  # stop after this many skipped steps in a row: loss or gradient not finite, or a spike
+        loss_spike_sigma=0.0,  # skip a step whose loss exceeds the mean of the last 128 by this many standard deviations; 0: off
         max_hours=config_dict.placeholder(float),  # stop politely, with a checkpoint, after this many hours
     )
 

@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.optim.min_lr = 3e-4
     config.optim.warmup_iters = 2
     config.optim.lr_decay_iters = 20
-    config.optim.decay_iters = 5
+    config.optim.wsd_decay_iters = 5
     config.train.batch_size = 4
     config.train.gradient_accumulation_steps = 2
     config.train.max_iters = 20

@@ -13,5 +13,5 @@ def apply(config: ConfigDict) -> None:
     config.model.qk_norm = True
     config.model.mlp = "swiglu"
     config.model.bias = False
-    config.model.tied_head = True
+    config.model.tie_embeddings = True
     config.model.zero_init = True

@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.optim.min_lr = 1e-5
     config.optim.warmup_iters = 15
     config.optim.lr_decay_iters = 250
-    config.optim.decay_iters = 50
+    config.optim.wsd_decay_iters = 50
     config.train.batch_size = 8
     config.train.gradient_accumulation_steps = 1
     config.train.max_iters = 250

@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
     config.train.batch_size = 8
     config.train.gradient_accumulation_steps = 32
     config.train.max_iters = 23_750
-    config.train.max_passes = 10.0  # 8.6 are meant
+    config.train.max_epochs = 10.0  # 8.6 are meant
 
     config.optim.optimizer = "muon"
     # The best rate fell by 0.55 from width 128 to 256, where it was 4e-3: twice more, 1.2e-3. Those
@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
     config.optim.min_lr = 2.5e-5  # of the peak the share that was measured
     config.optim.warmup_iters = 500
     config.optim.lr_decay_iters = 23_750
-    config.optim.decay_iters = 4_750
+    config.optim.wsd_decay_iters = 4_750
 
     # A step takes 19 s at 40 % of the peak: evaluated and saved every half hour, 2 % of the time.
     config.eval.eval_interval = 100

@@ -289,7 +289,7 @@ def _batches(
         raise DataError(
             f"{path}: row group {i}, column {column}: the data after document {rows} of the row "
             f"group ({expected:,} documents) is damaged ({reason}). Download the file again; or "
-            "leave out the rest of damaged row groups with --config.data.on_damage=keep_before"
+            "leave out the rest of damaged row groups with --config.data.on_corrupt=keep_before"
         ) from error
     damaged.append(Damage(i, column, rows, expected - rows, reason))
 

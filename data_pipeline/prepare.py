@@ -9,9 +9,9 @@ any moment and start it again: it goes on after the last finished part, and the 
 What can be set, each with --config.NAME=VALUE (configs/base.py has the defaults):
 
     data.source             a parquet file with columns `text` and `id`, or a folder of such files
-    data.store_dir          where stores go; each (source, settings) gets a folder of its own
+    data.cache_dir          where stores go; each (source, settings) gets a folder of its own
     data.val_fraction       share of documents, chosen by a hash of `id`, that are never trained on
-    data.on_damage          stop, or keep_before: go on without what follows damage in a row group
+    data.on_corrupt          stop, or keep_before: go on without what follows damage in a row group
     data.prepare_workers    processes; 0: one for each CPU core
     tokenizer.vocab_size    SentencePiece BPE pieces, at most 65,536
     tokenizer.sample_bytes  text that the tokenizer is trained on
@@ -77,7 +77,7 @@ def prepare(config: ConfigDict, *, progress: bool = True) -> Path:
                     )
     for line in statistics.damage(TokenStore.open(store).manifest):
         log.warning(
-            "DAMAGED SOURCE, and data.on_damage=keep_before: %s. To get them back, download the "
+            "DAMAGED SOURCE, and data.on_corrupt=keep_before: %s. To get them back, download the "
             "file again and delete %s.",
             *(line, store),
         )
@@ -96,7 +96,7 @@ def locate(config: ConfigDict) -> tuple[Path, list[ShardInfo]]:
     identity = {"format": token_store.FORMAT, "recipe": RECIPE, "sources": sources, **settings}
     more = f"+{len(shards) - 1}" if len(shards) > 1 else ""
     name = f"{shards[0].path.stem}{more}-{token_store.hash_json(identity)[:12]}"
-    return Path(config.data.store_dir) / name, shards
+    return Path(config.data.cache_dir) / name, shards
 
 
 def _settings(config: ConfigDict) -> dict[str, Any]:
@@ -111,9 +111,9 @@ def _settings(config: ConfigDict) -> dict[str, Any]:
             f"tokenizer.sample_bytes={config.tokenizer.sample_bytes} must be at least 1 and "
             f"data.prepare_workers={config.data.prepare_workers} at least 0."
         )
-    if config.data.on_damage not in ON_DAMAGE:
+    if config.data.on_corrupt not in ON_DAMAGE:
         raise DataError(
-            f"data.on_damage={config.data.on_damage!r}: must be one of {', '.join(ON_DAMAGE)}."
+            f"data.on_corrupt={config.data.on_corrupt!r}: must be one of {', '.join(ON_DAMAGE)}."
         )
     tokenizer: dict[str, Any] = {
         "vocab_size": config.tokenizer.vocab_size,
@@ -127,7 +127,7 @@ def _settings(config: ConfigDict) -> dict[str, Any]:
             )
         tokenizer = {"tokenizer": Tokenizer.load(config.tokenizer.file).hash}
     return {
-        "on_damage": config.data.on_damage,
+        "on_corrupt": config.data.on_corrupt,
         "val_fraction": float(config.data.val_fraction),
         **tokenizer,
     }
@@ -158,7 +158,7 @@ def _disk_errors(store: Path) -> Iterator[None]:
         raise DataError(
             f"{store.parent}: the disk is full ({e.strerror}; {shutil.disk_usage(folder).free:,} "
             "bytes are free). Preparing needs about 1.5 times the size of the parquet files. Free "
-            "some space, or put the store elsewhere with --config.data.store_dir=..., and run "
+            "some space, or put the store elsewhere with --config.data.cache_dir=..., and run "
             "again: finished parts are kept."
         ) from e
 
@@ -197,7 +197,7 @@ def _make(
                 shutil.rmtree(leftover, ignore_errors=True)
             else:
                 leftover.unlink(missing_ok=True)
-        keep_before = settings["on_damage"] == "keep_before"
+        keep_before = settings["on_corrupt"] == "keep_before"
         if keep_before:
             parts.discard_damaged(work / "parts")
         plan = [
@@ -266,7 +266,7 @@ def _tokenizer(
         shards,
         wanted,
         val_fraction=settings["val_fraction"],
-        keep_before=settings["on_damage"] == "keep_before",
+        keep_before=settings["on_corrupt"] == "keep_before",
     )
     counts: collections.Counter[str] = collections.Counter()
     for _, found in pool.run(sample.count_place, places):  # sums do not depend on the order

@@ -23,7 +23,7 @@ class Place(NamedTuple):
     row_group: int
     n_bytes: int  # UTF-8 of text, at most
     val_fraction: float
-    keep_before: bool  # of damage: see data.on_damage
+    keep_before: bool  # of damage: see data.on_corrupt
 
 
 def plan_sample(

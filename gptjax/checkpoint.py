@@ -26,10 +26,10 @@ from configs.flags import UserError, call
 from data_pipeline.token_store import TokenStore
 from gptjax import checkpoint_files as files
 from gptjax.checkpoint_files import Damaged, NotFinite
-from gptjax.identity import changes, identity, refusals
+from gptjax.identity import changes, identity, incompatibilities
 from gptjax.lock import WorkdirLock
 from gptjax.optimizer import decay_start
-from gptjax.processes import host_copy, together
+from gptjax.processes import host_copy, on_process_zero
 from gptjax.train_step import StepFunctions, TrainState
 
 _log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._saved = -1  # newest step on the disk, where several processes cannot all look
         self._failure: SaveFailed | NotFinite | None = None  # of that save, until it is raised
-        together(lambda: self._open(workdir), UserError)
+        on_process_zero(lambda: self._open(workdir), UserError)
 
     def _open(self, workdir: Path) -> int:
         try:
@@ -139,7 +139,9 @@ class Checkpoints:
             **self._identity,
         }
         if jax.process_count() > 1:
-            self._saved = together(lambda: self._write(step, items, meta), SaveFailed, UserError)
+            self._saved = on_process_zero(
+                lambda: self._write(step, items, meta), SaveFailed, UserError
+            )
             return
 
         def work() -> None:
@@ -219,7 +221,7 @@ class Checkpoints:
                 )
             return _NONE
 
-        step = together(choose, UserError)
+        step = on_process_zero(choose, UserError)
         if step == _NONE:
             return None
         folder = self._folder / str(step)
@@ -249,7 +251,7 @@ class Checkpoints:
                 f"{folder} is an imported model, not a state of a run. Train from it in a workdir "
                 f"of its own (--config.workdir=...), with --config.init_from={folder.parents[1]}."
             )
-        if found := refusals(meta, self._identity):
+        if found := incompatibilities(meta, self._identity):
             raise UserError(
                 f"{folder} belongs to another run and cannot be continued with this configuration:"
                 "\n  - " + "\n  - ".join(found) + "\nGive this run a workdir of its own "

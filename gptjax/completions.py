@@ -115,7 +115,7 @@ def _echoed_tokens(
     prompts = request.rows[:: request.n]
     if not request.echo or request.logprobs is None:
         return [()] * len(prompts)
-    scores = scoring.prompt_scores(sampler.config, sampler.params, prompts, N_TOP)
+    scores = scoring.prompt_scores(sampler.model_config, sampler.params, prompts, N_TOP)
     found = []
     for prompt, *columns in zip(prompts, *scores, strict=True):
         decoder, offset = StreamDecoder(tokenizer), 0

@@ -41,8 +41,8 @@ def validate(config: ConfigDict, n_devices: int, further: Sequence[str] = ()) ->
             "gradient_accumulation_steps",
             "max_iters",
             "log_interval",
-            "max_passes",
-            "max_bad_steps",
+            "max_epochs",
+            "max_consecutive_skips",
         ),
         "eval": ("eval_interval", "eval_iters"),
         "optim": ("learning_rate", "muon_learning_rate", "lr_decay_iters", "eps"),
@@ -60,13 +60,13 @@ def validate(config: ConfigDict, n_devices: int, further: Sequence[str] = ()) ->
         "optim": (
             "min_lr",
             "warmup_iters",
-            "decay_iters",
+            "wsd_decay_iters",
             "weight_decay",
             "weight_decay_end",
             "grad_clip",
         ),
-        "model": ("loss_chunk", "n_kv_head", "mlp_hidden"),
-        "train": ("max_loss_spike",),
+        "model": ("loss_chunk", "n_kv_head", "mlp_dim"),
+        "train": ("loss_spike_sigma",),
         "data": ("max_train_tokens", "prepare_workers"),
         "checkpoint": ("keep_best",),
         "eval": ("benchmark_interval", "benchmark_limit"),
@@ -84,7 +84,7 @@ def validate(config: ConfigDict, n_devices: int, further: Sequence[str] = ()) ->
         ("model", "norm", ("layernorm", "rmsnorm")),
         ("model", "position", ("learned", "rope")),
         ("model", "mlp", ("gelu", "swiglu", "relu2")),
-        ("data", "on_damage", ("stop", "keep_before")),
+        ("data", "on_corrupt", ("stop", "keep_before")),
         ("optim", "optimizer", ("adamw", "muon")),
         ("optim", "schedule", ("cosine", "wsd")),
         ("optim", "weight_decay_schedule", ("constant", "linear")),
@@ -135,9 +135,9 @@ def validate(config: ConfigDict, n_devices: int, further: Sequence[str] = ()) ->
         f"optim.min_lr = {optim.min_lr} exceeds optim.learning_rate = {optim.learning_rate}",
     )
     require(
-        optim.schedule != "wsd" or optim.warmup_iters + optim.decay_iters <= train.max_iters,
-        f"optim.warmup_iters + optim.decay_iters = {optim.warmup_iters + optim.decay_iters} exceed "
-        f"train.max_iters = {train.max_iters}",
+        optim.schedule != "wsd" or optim.warmup_iters + optim.wsd_decay_iters <= train.max_iters,
+        f"optim.warmup_iters + optim.wsd_decay_iters = "
+        f"{optim.warmup_iters + optim.wsd_decay_iters} exceed train.max_iters = {train.max_iters}",
     )
     require(
         optim.schedule != "cosine" or optim.warmup_iters < optim.lr_decay_iters,

@@ -25,7 +25,7 @@ from gptjax.model import GPTConfig, Params
 Cache = list[tuple[Array, Array]]  # for each layer k_MSH, v_MSH, in the compute dtype
 
 
-def split_layers(config: GPTConfig, params: Params) -> list[Any]:
+def split_layers(model_config: GPTConfig, params: Params) -> list[Any]:
     """Returns each block's parameters as arrays of their own, matrices in the compute dtype.
 
     A scan over stacked layers copies each layer out of the stack for every token, which takes as
@@ -35,16 +35,16 @@ def split_layers(config: GPTConfig, params: Params) -> list[Any]:
     def one(layer: int) -> Any:
         block = jax.tree.map(lambda x_L: x_L[layer], params["blocks"])
         matrices = {name: block[name] for name in ("attn", "mlp")}
-        return block | jax.tree.map(lambda x: x.astype(config.compute_dtype), matrices)
+        return block | jax.tree.map(lambda x: x.astype(model_config.compute_dtype), matrices)
 
-    return [one(layer) for layer in range(config.n_layer)]
+    return [one(layer) for layer in range(model_config.n_layer)]
 
 
-def prefill(config: GPTConfig, params: Params, tokens_BP: Array) -> tuple[Array, Cache]:
+def prefill(model_config: GPTConfig, params: Params, tokens_BP: Array) -> tuple[Array, Cache]:
     """Runs the model on prompts, the same way as in training.
 
     Args:
-        config: the model's shape.
+        model_config: the model's shape.
         params: its parameters.
         tokens_BP: int32 prompts, P <= block_size, padded at their ends with anything.
 
@@ -52,33 +52,38 @@ def prefill(config: GPTConfig, params: Params, tokens_BP: Array) -> tuple[Array,
         (x_BPD after the final norm, the cache). At and behind a row's padding both are
         rubbish, which decoding overwrites before it is seen.
     """
-    gpt = model.merge(config, params)
-    turns = gpt.turns(tokens_BP.shape[1], None)
-    graphdef, params_L = nnx.split(gpt.blocks)
+    module = model.merge(model_config, params)
+    rope = module.rope(tokens_BP.shape[1], None)
+    graphdef, params_L = nnx.split(module.blocks)
 
     def run_block(x_BPD: Array, layer: Any) -> tuple[Array, list[Array]]:
         kept: list[Array] = []
 
         def attend(q_BPNH: Array, k_BPKH: Array, v_BPKH: Array) -> Array:
             kept.extend((k_BPKH, v_BPKH))
-            return attention(q_BPNH, k_BPKH, v_BPKH, implementation=config.attention)
+            return attention(q_BPNH, k_BPKH, v_BPKH, implementation=model_config.attention)
 
-        return nnx.merge(graphdef, layer)(x_BPD, turns, None, None, attend), kept
+        return nnx.merge(graphdef, layer)(x_BPD, rope, None, None, attend), kept
 
     x_BPD, kept_L = jax.lax.scan(
-        run_block, gpt.embed(tokens_BP, None), params_L, unroll=config.scan_unroll
+        run_block, module.embed(tokens_BP, None), params_L, unroll=model_config.scan_unroll
     )
-    free = config.block_size - tokens_BP.shape[1]
-    heads = (config.n_layer, len(tokens_BP) * config.kv_heads, -1, config.head_dim)
+    free = model_config.block_size - tokens_BP.shape[1]
+    heads = (
+        model_config.n_layer,
+        len(tokens_BP) * model_config.kv_heads,
+        -1,
+        model_config.head_dim,
+    )
     k_LMSH, v_LMSH = (
         jnp.pad(y_LBPKH.swapaxes(2, 3).reshape(heads), ((0, 0), (0, 0), (0, free), (0, 0)))
         for y_LBPKH in kept_L
     )
-    return gpt.ln_f(x_BPD), [(k_LMSH[i], v_LMSH[i]) for i in range(config.n_layer)]
+    return module.ln_f(x_BPD), [(k_LMSH[i], v_LMSH[i]) for i in range(model_config.n_layer)]
 
 
 def decode(
-    config: GPTConfig,
+    model_config: GPTConfig,
     params: Params,
     layers: list[Any],
     cache: Cache,
@@ -88,7 +93,7 @@ def decode(
     """Runs the model on one more token of each row.
 
     Args:
-        config: the model's shape.
+        model_config: the model's shape.
         params: its parameters; those of the blocks are not used.
         layers: the blocks' parameters, from `split_layers`.
         cache: holds the tokens before; donate it, and it is changed in place.
@@ -98,10 +103,10 @@ def decode(
     Returns:
         (float32 logits_BV of the tokens after these, the cache with these).
     """
-    gpt = model.merge(config, params)
-    graphdef, _ = nnx.split(gpt.blocks)
-    x_B1D = gpt.embed(tokens_B[:, None], positions_B[:, None])
-    turns = gpt.turns(1, positions_B[:, None])
+    module = model.merge(model_config, params)
+    graphdef, _ = nnx.split(module.blocks)
+    x_B1D = module.embed(tokens_B[:, None], positions_B[:, None])
+    rope = module.rope(1, positions_B[:, None])
     new_cache = []
     for layer, (k_MSH, v_MSH) in zip(layers, cache, strict=True):
         kept: list[Array] = []
@@ -117,9 +122,9 @@ def decode(
             kept.extend(_write(c, y, positions_B) for c, y in zip(cached, new, strict=True))
             return _attend_cached(q_B1NH, kept[0], kept[1], positions_B)
 
-        x_B1D = nnx.merge(graphdef, layer)(x_B1D, turns, None, None, attend)
+        x_B1D = nnx.merge(graphdef, layer)(x_B1D, rope, None, None, attend)
         new_cache.append((kept[0], kept[1]))
-    return model.logits(config, params, gpt.ln_f(x_B1D)[:, 0]), new_cache
+    return model.logits(model_config, params, module.ln_f(x_B1D)[:, 0]), new_cache
 
 
 def _write(cache_MSH: Array, new_B1KH: Array, positions_B: Array) -> Array:

@@ -27,7 +27,7 @@ from data_pipeline.prepare import prepare
 from data_pipeline.token_store import TokenStore
 from data_pipeline.tokenizer import Tokenizer
 from gptjax import benchmarks, metrics, model
-from gptjax.load import Run, load_run
+from gptjax.load import LoadedModel, load_run
 from gptjax.published import text_table
 from gptjax.scoring import Progress, Scorer, rows_per_batch, token_scores
 from gptjax.validation import packed
@@ -85,7 +85,9 @@ class Texts:
         return self._ids[doc]
 
 
-def evaluate_documents(run: Run, documents: Documents, name: str | None = None) -> dict[str, Any]:
+def evaluate_documents(
+    run: LoadedModel, documents: Documents, name: str | None = None
+) -> dict[str, Any]:
     """Returns the loss over every token of some documents, each of them once.
 
     Tokens are seen as in training: documents laid end to end and cut into rows. The standard
@@ -102,7 +104,7 @@ def evaluate_documents(run: Run, documents: Documents, name: str | None = None) 
         a single document); `n_documents`, `n_tokens`, `n_bytes`.
     """
     rows = packed(run.config, documents, run.tokenizer)
-    size = rows_per_batch(run.gpt.block_size)
+    size = rows_per_batch(run.model_config.block_size)
     starts = range(0, rows.rows_per_epoch, size)
     nats, n_targets, n_bytes = (np.zeros(documents.n_docs) for _ in range(3))
     progress = Progress(name, "tokens", documents.n_tokens, len(starts))
@@ -112,7 +114,11 @@ def evaluate_documents(run: Run, documents: Documents, name: str | None = None) 
             dispatched = None
             if start is not None:
                 batch = _batch(rows, start, size)
-                dispatched = (start, batch, token_scores(run.params, batch, config=run.gpt))
+                dispatched = (
+                    start,
+                    batch,
+                    token_scores(run.params, batch, model_config=run.model_config),
+                )
             if unread is not None:  # the device works on the next batch meanwhile
                 first, batch, scores = unread
                 nats_BT = -jax.device_get(scores[0]).astype(np.float64)
@@ -161,7 +167,7 @@ def _owners(rows: PackedRows, g: int, n_targets: int) -> np.ndarray:
     return np.append(owners[1:], owners[-1])[:n_targets]
 
 
-def validation_documents(run: Run) -> Documents:
+def validation_documents(run: LoadedModel) -> Documents:
     """Returns the validation split that the run did not train on.
 
     Raises:
@@ -216,7 +222,7 @@ def _main(_: list[str]) -> None:
     files = benchmarks.find_files([Path(p) for p in values.benchmarks])
     texts = [Path(p) for p in values.text]
     run = load_run(workdir)
-    n_params, _n_rest = model.count_params(run.gpt)
+    n_params, _n_rest = model.count_params(run.model_config)
     print(f"{workdir}, step {run.step:,}: {n_params:,} parameters", flush=True)
     path = workdir / "eval" / f"{run.step}.json"
     save(path, {"step": run.step, "n_params": n_params})  # before hours are spent
@@ -231,7 +237,7 @@ def _main(_: list[str]) -> None:
         print(_line(str(text), result), flush=True)
         save(path, {"text": {str(text): result}})
     if files:
-        scorer = Scorer(run.gpt, run.params)
+        scorer = Scorer(run.model_config, run.params)
         scores = benchmarks.Suite(run.tokenizer, files, limit).run(scorer, progress=True)
         print("\n" + text_table(scores, workdir.name), flush=True)
         save(path, {"benchmarks": scores})

@@ -98,7 +98,7 @@ def continue_texts(
 
 
 def generate_text(
-    config: GPTConfig,
+    model_config: GPTConfig,
     params: Any,
     tokenizer: Tokenizer,
     prompt: str,
@@ -107,7 +107,7 @@ def generate_text(
     **sampling: Any,
 ) -> Iterator[str]:
     """Yields the pieces of one continuation: see `continue_texts` and `Sampling`."""
-    sampler, how = Sampler(config, params), Sampling(**sampling)
+    sampler, how = Sampler(model_config, params), Sampling(**sampling)
     for _, piece in continue_texts(sampler, tokenizer, [prompt], how, seeds=[seed]):
         yield piece
 
@@ -131,13 +131,18 @@ def _main(_: list[str]) -> None:
         raise UserError(f"--top_p={values.top_p} must be in (0, 1].")
     if "" in values.stop:
         raise UserError("--stop= is empty: every text would end before it began.")
-    _, gpt, params, tokenizer, _step = load_run(Path(values.workdir))
+    _, model_config, params, tokenizer, _step = load_run(Path(values.workdir))
     names = (field.name for field in dataclasses.fields(Sampling))
     how: dict[str, Any] = {name: values[name].value for name in names}
     prompts = [prompt for prompt in values.prompt for _ in range(values.num_samples)]
     seeds = [values.seed + i for _ in values.prompt for i in range(values.num_samples)]
     pieces = continue_texts(
-        Sampler(gpt, params), tokenizer, prompts, Sampling(**how), seeds=seeds, stop=values.stop
+        Sampler(model_config, params),
+        tokenizer,
+        prompts,
+        Sampling(**how),
+        seeds=seeds,
+        stop=values.stop,
     )
     for piece in _in_turn(pieces, prompts):
         sys.stdout.write(piece)

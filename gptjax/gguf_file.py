@@ -17,15 +17,17 @@ from gptjax.layers import RMS_NORM_EPS
 from gptjax.model import LAYER_NORM_EPS, GPTConfig, Params
 
 
-def tensors(config: GPTConfig, params: Params, vocab_size: int) -> dict[str, np.ndarray]:
+def tensors(model_config: GPTConfig, params: Params, vocab_size: int) -> dict[str, np.ndarray]:
     """Returns float32 tensors by llama.cpp's names; matrices are [out, in] there."""
     return {
         gguf: np.ascontiguousarray(array.T if is_matrix else array)
-        for _, gguf, is_matrix, array in hf_weights.named(config, params, vocab_size)
+        for _, gguf, is_matrix, array in hf_weights.named(model_config, params, vocab_size)
     }
 
 
-def write(path: Path, config: GPTConfig, params: Params, tokenizer: Tokenizer, name: str) -> None:
+def write(
+    path: Path, model_config: GPTConfig, params: Params, tokenizer: Tokenizer, name: str
+) -> None:
     """Writes the file.
 
     Args:
@@ -40,25 +42,25 @@ def write(path: Path, config: GPTConfig, params: Params, tokenizer: Tokenizer, n
     """
     import gguf  # of the extra `export`; gptjax.export says so where it is missing
 
-    architecture = hf_weights.of_model(config)
+    architecture = hf_weights.of_model(model_config)
     writer = gguf.GGUFWriter(path, architecture.name)
     writer.add_name(name)
-    writer.add_context_length(config.block_size)
-    writer.add_embedding_length(config.n_embd)
-    writer.add_block_count(config.n_layer)
-    writer.add_feed_forward_length(config.mlp_dim)
-    writer.add_head_count(config.n_head)
+    writer.add_context_length(model_config.block_size)
+    writer.add_embedding_length(model_config.n_embd)
+    writer.add_block_count(model_config.n_layer)
+    writer.add_feed_forward_length(model_config.mlp_width)
+    writer.add_head_count(model_config.n_head)
     if architecture is QWEN3:
-        writer.add_head_count_kv(config.kv_heads)
-        writer.add_key_length(config.head_dim)
-        writer.add_value_length(config.head_dim)
-        writer.add_rope_freq_base(config.rope_theta)
+        writer.add_head_count_kv(model_config.kv_heads)
+        writer.add_key_length(model_config.head_dim)
+        writer.add_value_length(model_config.head_dim)
+        writer.add_rope_freq_base(model_config.rope_theta)
         writer.add_layer_norm_rms_eps(RMS_NORM_EPS)
     else:
         writer.add_layer_norm_eps(LAYER_NORM_EPS)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     _add_tokenizer(writer, tokenizer, gguf.TokenType)
-    for tensor_name, array in tensors(config, params, tokenizer.vocab_size).items():
+    for tensor_name, array in tensors(model_config, params, tokenizer.vocab_size).items():
         writer.add_tensor(tensor_name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -28,11 +28,11 @@ class GuardState(NamedTuple):
 
 
 def guard(
-    optimizer: optax.GradientTransformation, max_loss_spike: float
+    optimizer: optax.GradientTransformation, loss_spike_sigma: float
 ) -> optax.GradientTransformationExtraArgs:
     """Returns `optimizer`, whose updates are zero and whose state stays where numbers go wrong.
 
-    A spike is a loss beyond mean + `max_loss_spike` standard deviations of the last WINDOW losses
+    A spike is a loss beyond mean + `loss_spike_sigma` standard deviations of the last WINDOW losses
     (the rule of OLMo 2, OLMo et al. 2024); 0: none is. A spike enters the window as that bound, so
     that one does not blind the guard, and a level that has risen for good is accepted in the end.
 
@@ -55,7 +55,7 @@ def guard(
     ) -> tuple[Any, GuardState]:
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        limit = _spike_limit(state, max_loss_spike)
+        limit = _spike_limit(state, loss_spike_sigma)
         ok = finite & (loss <= limit)
         updates, inner_state = optimizer.update(grads, state.inner_state, params, **extra)
         # Adding -0.0 changes no bit; adding 0.0 would turn -0.0 into 0.0.
@@ -75,12 +75,12 @@ def guard(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _spike_limit(state: GuardState, max_loss_spike: float) -> Array:
-    if max_loss_spike == 0:
+def _spike_limit(state: GuardState, loss_spike_sigma: float) -> Array:
+    if loss_spike_sigma == 0:
         return jnp.asarray(jnp.inf)
     held = jnp.arange(WINDOW) < state.n_losses
     n = jnp.maximum(jnp.minimum(state.n_losses, WINDOW), 1)
     mean = jnp.sum(state.losses_W) / n  # places not filled yet hold 0
     variance = jnp.sum(jnp.where(held, jnp.square(state.losses_W - mean), 0.0)) / n
-    limit = mean + max_loss_spike * jnp.sqrt(variance)
+    limit = mean + loss_spike_sigma * jnp.sqrt(variance)
     return jnp.where(state.n_losses >= _FEWEST, limit, jnp.inf)

@@ -41,21 +41,21 @@ class Architecture:
     tied_by_default: bool  # what an absent `tie_word_embeddings` means
     tensors: tuple[Tensor, ...]
 
-    def differences(self, config: GPTConfig) -> list[str]:
+    def differences(self, model_config: GPTConfig) -> list[str]:
         """Returns what a model would need to be one of this kind: [] if it is."""
         needs = dict(self.needs)
         if "n_kv_head" not in self.keys:
-            needs["n_kv_head"] = config.n_head
+            needs["n_kv_head"] = model_config.n_head
         return [
-            f"model.{key} = {value!r} (here {leaf(config, key)!r})"
+            f"model.{key} = {value!r} (here {leaf(model_config, key)!r})"
             for key, value in needs.items()
-            if leaf(config, key) != value
+            if leaf(model_config, key) != value
         ]
 
 
-def leaf(config: GPTConfig, key: str) -> Any:
+def leaf(model_config: GPTConfig, key: str) -> Any:
     """Returns what a leaf of `config.model` comes to, where its 0 stands for a default."""
-    return getattr(config, {"n_kv_head": "kv_heads", "mlp_hidden": "mlp_dim"}.get(key, key))
+    return getattr(model_config, {"n_kv_head": "kv_heads", "mlp_dim": "mlp_width"}.get(key, key))
 
 
 def _gpt2_tensors() -> tuple[Tensor, ...]:
@@ -98,7 +98,7 @@ GPT2 = Architecture(
         "n_embd": "n_embd",
         "n_layer": "n_layer",
         "n_head": "n_head",
-        "mlp_hidden": "n_inner",
+        "mlp_dim": "n_inner",
     },
     fixed={
         "activation_function": ("gelu_new", "gelu_pytorch_tanh", None),  # GELU in its tanh form
@@ -179,7 +179,7 @@ QWEN3 = Architecture(
         "n_layer": "num_hidden_layers",
         "n_head": "num_attention_heads",
         "n_kv_head": "num_key_value_heads",
-        "mlp_hidden": "intermediate_size",
+        "mlp_dim": "intermediate_size",
         "rope_theta": "rope_theta",
     },
     fixed={

@@ -20,13 +20,13 @@ from gptjax.model import GPTConfig, Params
 _BY_VOCABULARY = ("wte", "lm_head")  # a row for each token
 
 
-def of_model(config: GPTConfig) -> Architecture:
+def of_model(model_config: GPTConfig) -> Architecture:
     """Returns the architecture that computes what a model of ours does.
 
     Raises:
         UserError: there is none; it names the keys that stand in the way of each.
     """
-    found = {a: a.differences(config) for a in ARCHITECTURES}
+    found = {a: a.differences(model_config) for a in ARCHITECTURES}
     for architecture, differences in found.items():
         if not differences:
             return architecture
@@ -48,18 +48,18 @@ def of_config_json(hf: Mapping[str, Any]) -> Architecture:
     )
 
 
-def hf_config(config: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+def hf_config(model_config: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """Returns the content of config.json; UserError if no stock architecture fits."""
-    architecture = of_model(config)
+    architecture = of_model(model_config)
     fixed = {key: values[0] for key, values in architecture.fixed.items()}
     return {
         "architectures": [architecture.hf_class],
         "model_type": architecture.name,
         "vocab_size": tokenizer.vocab_size,
-        **{name: leaf(config, key) for key, name in architecture.keys.items()},
+        **{name: leaf(model_config, key) for key, name in architecture.keys.items()},
         **{key: value for key, value in fixed.items() if value is not None},
-        "tie_word_embeddings": config.tied_head,
-        **architecture.extras(config),
+        "tie_word_embeddings": model_config.tie_embeddings,
+        **architecture.extras(model_config),
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.bos_id,  # stands between documents
         "dtype": "float32",
@@ -95,7 +95,7 @@ def shape(hf: Mapping[str, Any]) -> dict[str, Any]:
             f"this {architecture.title} computes something else than any model of ours: in "
             f"config.json " + "; ".join(problems)
         )
-    return {**architecture.needs, **found, "tied_head": tied}
+    return {**architecture.needs, **found, "tie_embeddings": tied}
 
 
 def _arithmetic(
@@ -126,17 +126,17 @@ class Named(NamedTuple):
     array: np.ndarray  # float32
 
 
-def named(config: GPTConfig, params: Params, vocab_size: int) -> Iterator[Named]:
+def named(model_config: GPTConfig, params: Params, vocab_size: int) -> Iterator[Named]:
     """Yields all parameters; arguments and errors are those of `to_hf`."""
-    for row in of_model(config).tensors:
-        if row.ours == "lm_head" and config.tied_head:
+    for row in of_model(model_config).tensors:
+        if row.ours == "lm_head" and model_config.tie_embeddings:
             continue
         stacked = _array(row, params)
         if row.ours in _BY_VOCABULARY:
             stacked = stacked[:vocab_size]
         parts = [stacked]
         if len(row.hf) > 1:  # queries, keys, values
-            widths = np.array([config.n_head, config.kv_heads]) * config.head_dim
+            widths = np.array([model_config.n_head, model_config.kv_heads]) * model_config.head_dim
             parts = np.split(stacked, np.cumsum(widths), axis=-1)
         is_matrix = row.ours.endswith(".kernel")
         for hf, gguf, part in zip(row.hf, row.gguf, parts, strict=True):
@@ -158,7 +158,7 @@ def _array(row: Tensor, params: Params) -> np.ndarray:
     return np.zeros_like(module["kernel"][..., 0, :], np.float32)
 
 
-def to_hf(config: GPTConfig, params: Params, vocab_size: int) -> dict[str, np.ndarray]:
+def to_hf(model_config: GPTConfig, params: Params, vocab_size: int) -> dict[str, np.ndarray]:
     """Returns float32 tensors by Hugging Face's names; a tied head has none.
 
     Args:
@@ -169,10 +169,10 @@ def to_hf(config: GPTConfig, params: Params, vocab_size: int) -> dict[str, np.nd
     Raises:
         UserError: no stock architecture computes what the model does.
     """
-    transpose = of_model(config).hf_transposes
+    transpose = of_model(model_config).hf_transposes
     return {
         hf: np.ascontiguousarray(array.T if is_matrix and transpose else array)
-        for hf, _, is_matrix, array in named(config, params, vocab_size)
+        for hf, _, is_matrix, array in named(model_config, params, vocab_size)
     }
 
 
@@ -213,14 +213,14 @@ def from_hf(
             f"the checkpoint embeds {len(wte):,} tokens and the tokenizer beside it has "
             f"{vocab_size:,}: they do not belong together"
         )
-    if model["tied_head"] and not np.array_equal(found.get("lm_head.weight", wte), wte):
+    if model["tie_embeddings"] and not np.array_equal(found.get("lm_head.weight", wte), wte):
         raise UserError(
             "config.json says that the head is the embedding (tie_word_embeddings), and the "
             "checkpoint has another (lm_head.weight)"
         )
     params: Params = {}
     for row in architecture.tensors:
-        if row.ours == "lm_head" and model["tied_head"]:
+        if row.ours == "lm_head" and model["tie_embeddings"]:
             continue
         *path, key = row.ours.split(".")
         layers = range(model["n_layer"] if "{}" in row.hf[0] else 1)

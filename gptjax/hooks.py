@@ -1,7 +1,7 @@
 """What a run does between steps, each at its own interval: samples, benchmarks, the report.
 
-They look at the parameters and change nothing. Where one fails, that is logged and training goes
-on. What is off has no hook, and what only it needs is not imported.
+They read the parameters and change nothing. Where one fails, that is logged and training
+continues. What is off has no callback, and what only it needs is not imported.
 """
 
 import logging
@@ -26,14 +26,14 @@ from gptjax.writers import BENCHMARK, MetricsWriter
 
 _log = logging.getLogger(__name__)
 
-Look = Callable[[int, Any], None]  # takes the step and the parameters
+Callback = Callable[[int, Any], None]  # takes the step and the parameters
 
 
-class Hook(NamedTuple):
+class PeriodicCallback(NamedTuple):
     """Something that is done between steps, while the training clock stands still."""
 
     interval: int  # optimizer steps; 0: only at the end of the run, when every hook is due
-    run: Look
+    run: Callback
     again: bool = False  # also when a run that had come to its end is started once more
 
     def due(self, step: int, *, at_end: bool) -> bool:
@@ -52,8 +52,8 @@ def problems(config: ConfigDict) -> list[str]:
 
 
 def measurements(
-    config: ConfigDict, gpt: GPTConfig, tokenizer: Tokenizer, writer: MetricsWriter
-) -> list[Hook]:
+    config: ConfigDict, model_config: GPTConfig, tokenizer: Tokenizer, writer: MetricsWriter
+) -> list[PeriodicCallback]:
     """Returns the hooks that come before a checkpoint, which is never without their results.
 
     Raises:
@@ -61,15 +61,19 @@ def measurements(
     """
     found = []
     if config.sample.prompts:
-        sample = _with_whole_parameters(_samples(config, gpt, tokenizer))
-        found.append(Hook(config.sample.interval, _tolerant("sampling", sample), again=True))
+        sample = _with_whole_parameters(_samples(config, model_config, tokenizer))
+        found.append(
+            PeriodicCallback(config.sample.interval, _tolerant("sampling", sample), again=True)
+        )
     if config.eval.benchmarks:
-        measure = _with_whole_parameters(_benchmarks(config, gpt, tokenizer, writer))
-        found.append(Hook(config.eval.benchmark_interval, _tolerant("benchmarks", measure)))
+        measure = _with_whole_parameters(_benchmarks(config, model_config, tokenizer, writer))
+        found.append(
+            PeriodicCallback(config.eval.benchmark_interval, _tolerant("benchmarks", measure))
+        )
     return found
 
 
-def reports(config: ConfigDict) -> list[Hook]:
+def reports(config: ConfigDict) -> list[PeriodicCallback]:
     """Returns the hook that comes last and shows what the others found; none where it is off."""
     if not config.report.interval:
         return []
@@ -79,15 +83,15 @@ def reports(config: ConfigDict) -> list[Hook]:
         if jax.process_index() == 0:
             write_report(Path(config.workdir))
 
-    return [Hook(config.report.interval, _tolerant("the report", report))]
+    return [PeriodicCallback(config.report.interval, _tolerant("the report", report))]
 
 
-def _tolerant(name: str, look: Look) -> Look:
-    """Logs what goes wrong: a run of days is worth more than any look at it."""
+def _tolerant(name: str, callback: Callback) -> Callback:
+    """Logs what goes wrong: a run of days is worth more than any sample of it."""
 
     def run(step: int, params: Any) -> None:
         try:
-            look(step, params)
+            callback(step, params)
         except (UserError, OSError) as error:
             _log.error("Step %d: %s failed (%s). Training goes on.", step, name, error)
         except Exception:  # such as no memory left on the device
@@ -96,25 +100,25 @@ def _tolerant(name: str, look: Look) -> Look:
     return run
 
 
-def _with_whole_parameters(look: Look) -> Look:
+def _with_whole_parameters(callback: Callback) -> Callback:
     """Gives process 0 the parameters on one device, however they are spread over a mesh."""
 
     def run(step: int, params: Any) -> None:
         whole = on_one_device(params)  # every process gives its share
         if jax.process_index() == 0:
-            look(step, whole)
+            callback(step, whole)
 
     return run
 
 
-def _samples(config: ConfigDict, gpt: GPTConfig, tokenizer: Tokenizer) -> Look:
+def _samples(config: ConfigDict, model_config: GPTConfig, tokenizer: Tokenizer) -> Callback:
     """Prints a continuation of each of `sample.prompts` and keeps them in workdir/samples."""
     prompts = list(config.sample.prompts)
     how = Sampling(**{field.name: config.sample[field.name] for field in fields(Sampling)})
 
     def sample(step: int, params: Any) -> None:
         texts, seeds = list(prompts), [config.seed] * len(prompts)
-        pieces = continue_texts(Sampler(gpt, params), tokenizer, prompts, how, seeds=seeds)
+        pieces = continue_texts(Sampler(model_config, params), tokenizer, prompts, how, seeds=seeds)
         for i, piece in pieces:
             texts[i] += piece
         for text in texts:
@@ -127,8 +131,8 @@ def _samples(config: ConfigDict, gpt: GPTConfig, tokenizer: Tokenizer) -> Look:
 
 
 def _benchmarks(
-    config: ConfigDict, gpt: GPTConfig, tokenizer: Tokenizer, writer: MetricsWriter
-) -> Look:
+    config: ConfigDict, model_config: GPTConfig, tokenizer: Tokenizer, writer: MetricsWriter
+) -> Callback:
     """Writes how the model does on the files of `eval.benchmarks` as metrics."""
     from gptjax import benchmarks
     from gptjax.published import short_line
@@ -142,7 +146,7 @@ def _benchmarks(
 
     def measure(step: int, params: Any) -> None:
         start = time.monotonic()
-        results = suite.run(Scorer(gpt, params), progress=False)
+        results = suite.run(Scorer(model_config, params), progress=False)
         values = {
             f"{BENCHMARK}{name}/{key}": value
             for name in suite.items  # BLiMP's paradigms are not among them

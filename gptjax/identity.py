@@ -21,8 +21,8 @@ FIXED = frozenset(
     """
     seed data.max_train_tokens data.document_mask
     model.block_size model.n_layer model.n_head model.n_embd model.dropout model.bias
-    model.norm model.position model.rope_theta model.qk_norm model.mlp model.mlp_hidden
-    model.n_kv_head model.tied_head model.zero_init
+    model.norm model.position model.rope_theta model.qk_norm model.mlp model.mlp_dim
+    model.n_kv_head model.tie_embeddings model.zero_init
     optim.optimizer optim.beta1 optim.beta2 optim.eps optim.muon_momentum optim.grad_clip
     optim.ema_decay
     """.split()
@@ -31,7 +31,7 @@ FIXED = frozenset(
 SCHEDULE = frozenset(
     """
     optim.schedule optim.learning_rate optim.min_lr optim.warmup_iters optim.lr_decay_iters
-    optim.decay_iters optim.muon_learning_rate optim.weight_decay optim.weight_decay_schedule
+    optim.wsd_decay_iters optim.muon_learning_rate optim.weight_decay optim.weight_decay_schedule
     optim.weight_decay_end train.max_iters
     """.split()
 )
@@ -40,16 +40,18 @@ BATCH = frozenset(["train.batch_size", "train.gradient_accumulation_steps"])
 # They decide the token store, which is compared by what it contains.
 DATA = frozenset(
     """
-    data.source data.val_fraction data.on_damage tokenizer.vocab_size tokenizer.sample_bytes
+    data.source data.val_fraction data.on_corrupt tokenizer.vocab_size tokenizer.sample_bytes
     tokenizer.file
     """.split()
 )
 # How fast, how often, how much is told and kept, and where: logged when it changes.
 FREE = frozenset(
     """
-    workdir init_from compilation_cache data.store_dir data.prepare_workers data.prefetch_batches
+    workdir init_from compilation_cache_dir data.cache_dir data.prepare_workers
+    data.prefetch_batches
     model.compute_dtype model.attention model.remat model.scan_unroll model.loss_chunk
-    train.log_interval train.max_passes train.max_bad_steps train.max_loss_spike train.max_hours
+    train.log_interval train.max_epochs train.max_consecutive_skips train.loss_spike_sigma
+    train.max_hours
     eval.eval_interval eval.eval_iters
     eval.benchmarks eval.benchmark_interval eval.benchmark_limit
     checkpoint.always_save_checkpoint checkpoint.keep_latest checkpoint.keep_best
@@ -64,7 +66,7 @@ _SHOWN = 12  # differences of the data in an error
 
 
 def identity(config: ConfigDict, store: TokenStore) -> dict[str, Any]:
-    """Returns what a checkpoint keeps of its run for `refusals` and `changes`: JSON."""
+    """Returns what a checkpoint keeps of its run for `incompatibilities` and `changes`: JSON."""
     device = jax.devices()[0]
     return {
         "config": config.to_dict(),
@@ -79,7 +81,7 @@ def identity(config: ConfigDict, store: TokenStore) -> dict[str, Any]:
     }
 
 
-def refusals(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+def incompatibilities(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """Returns why the run `here` cannot go on from a checkpoint: all reasons; [] if it can.
 
     Args:
@@ -162,7 +164,7 @@ def _schedule_refusals(old: ConfigDict, new: ConfigDict, step: int) -> list[str]
             "a cosine that has begun to fall cannot be made longer: raising the learning rate "
             "again loses quality (Ibrahim et al. 2024; Haegele et al. 2024), and at optim.min_lr "
             "little is learnt. A run whose length is not known takes --config.optim.schedule=wsd: "
-            "until its last optim.decay_iters steps, raising --config.train.max_iters makes it "
+            "until its last optim.wsd_decay_iters steps, raising --config.train.max_iters makes it "
             "longer at no loss"
         )
     if old.optim.schedule == new.optim.schedule == "wsd" and "learning_rate" in others:

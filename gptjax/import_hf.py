@@ -110,8 +110,8 @@ def _tensors(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged ({error}): download it again.") from error
 
 
-def _check_shapes(params: Params, config: GPTConfig, source: Path) -> None:
-    expected = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+def _check_shapes(params: Params, model_config: GPTConfig, source: Path) -> None:
+    expected = jax.eval_shape(lambda: model.init(model_config, jax.random.key(0)))
     pairs = zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(expected), strict=True)
     problems = [
         f"{jax.tree_util.keystr(path)} is {array.shape}, not {shape.shape}"

@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 _SHAPE = tuple(
     """
     vocab_size block_size n_layer n_head kv_heads n_embd bias norm position rope_theta qk_norm mlp
-    mlp_dim tied_head
+    mlp_width tie_embeddings
     """.split()
 )
 
@@ -31,8 +31,11 @@ def initial_state(config: ConfigDict, steps: StepFunctions, store: TokenStore) -
     state: TrainState = steps.init_state()
     if not config.init_from:
         return state
-    _, gpt, params, tokenizer, _step = load_run(Path(config.init_from))
-    pairs = [(f"model.{key}", getattr(gpt, key), getattr(steps.gpt, key)) for key in _SHAPE]
+    _, model_config, params, tokenizer, _step = load_run(Path(config.init_from))
+    pairs = [
+        (f"model.{key}", getattr(model_config, key), getattr(steps.model_config, key))
+        for key in _SHAPE
+    ]
     pairs.append(("the tokenizer", tokenizer.hash[:12], store.tokenizer.hash[:12]))
     if found := [
         f"{name}: {there} there, {here} here" for name, there, here in pairs if there != here

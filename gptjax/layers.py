@@ -7,7 +7,7 @@ from jax import Array
 
 RMS_NORM_EPS = 1e-6  # as Qwen3's
 
-Rotations = tuple[Array, Array]  # cosines and sines (1 or B, T, 1, H / 2), float32
+Rope = tuple[Array, Array]  # cosines and sines (1 or B, T, 1, H / 2), float32
 
 
 class Linear(nnx.Module):
@@ -44,8 +44,8 @@ class RMSNorm(nnx.Module):
         return (x_float32 * jax.lax.rsqrt(mean_square + RMS_NORM_EPS) * scale).astype(x.dtype)
 
 
-def rotations(positions_BT: Array, width: int, theta: float) -> Rotations:
-    """Returns what `rotate` turns heads of `width` by: pair i by position / theta^(2 i / width).
+def rope_table(positions_BT: Array, width: int, theta: float) -> Rope:
+    """Returns the angles for heads of `width`: pair i turns by position / theta^(2 i / width).
 
     Float32 throughout: in bfloat16, positions above 256 would fall together.
     """
@@ -54,7 +54,7 @@ def rotations(positions_BT: Array, width: int, theta: float) -> Rotations:
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x_BTNH: Array, by: Rotations) -> Array:
+def apply_rope(x_BTNH: Array, by: Rope) -> Array:
     """Turns each pair (i, i + H / 2) of every head by its angle (Su et al. 2021), in float32.
 
     Products of queries and keys then depend on the distance of their positions only. The pairs are

@@ -46,11 +46,11 @@ class GPTJax(TemplateLM):
     BOS stands before every context, as it stood before every document in training.
     """
 
-    def __init__(self, gpt: GPTConfig, params: Any, tokenizer: Tokenizer):
+    def __init__(self, model_config: GPTConfig, params: Any, tokenizer: Tokenizer):
         """Takes a model; `create_from_arg_obj` loads one from a workdir."""
         super().__init__()
-        self._gpt, self._params, self._tokenizer = gpt, params, tokenizer
-        self._scorer = Scorer(gpt, params)
+        self._gpt, self._params, self._tokenizer = model_config, params, tokenizer
+        self._scorer = Scorer(model_config, params)
 
     @classmethod
     def create_from_arg_obj(
@@ -64,7 +64,7 @@ class GPTJax(TemplateLM):
         if set(arg_dict) != {"workdir"}:
             raise UserError("--model gptjax takes --model_args workdir=FOLDER, and nothing else.")
         run = load_run(Path(arg_dict["workdir"]))
-        return cls(run.gpt, run.params, run.tokenizer)
+        return cls(run.model_config, run.params, run.tokenizer)
 
     @classmethod
     def create_from_arg_string(

@@ -17,17 +17,17 @@ from gptjax.model import GPTConfig
 _log = logging.getLogger(__name__)
 
 
-class Run(NamedTuple):
+class LoadedModel(NamedTuple):
     """A model with what is needed to use it."""
 
     config: ConfigDict
-    gpt: GPTConfig
+    model_config: GPTConfig
     params: Any
     tokenizer: Tokenizer
     step: int  # optimizer updates behind the parameters
 
 
-def load_run(workdir: Path) -> Run:
+def load_run(workdir: Path) -> LoadedModel:
     """Returns the best checkpoint of a run, by val loss, or else the newest, on one device.
 
     Raises:
@@ -35,10 +35,10 @@ def load_run(workdir: Path) -> Run:
     """
     config = config_lib.load(workdir)
     tokenizer = Tokenizer.load(workdir / TOKENIZER)
-    gpt = GPTConfig.from_config(config, tokenizer.vocab_size)
-    shapes = jax.eval_shape(lambda: model.init(gpt, jax.random.key(0)))
+    model_config = GPTConfig.from_config(config, tokenizer.vocab_size)
+    shapes = jax.eval_shape(lambda: model.init(model_config, jax.random.key(0)))
     params, step = restore_params(workdir, shapes)
-    return Run(config, gpt, params, tokenizer, step)
+    return LoadedModel(config, model_config, params, tokenizer, step)
 
 
 def restore_params(workdir: Path, shapes: Any) -> tuple[Any, int]:

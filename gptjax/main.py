@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 def main(config: ConfigDict) -> None:
     """Trains as `config` says."""
-    keep_compiled(config.compilation_cache)
+    keep_compiled(config.compilation_cache_dir)
     devices = jax.devices()
     _log.info("JAX %s on %d x %s.", jax.__version__, len(devices), devices[0].device_kind)
     train_and_evaluate(config)

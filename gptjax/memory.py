@@ -45,7 +45,7 @@ class Memory:
         return self.state + self.batch + self.kept + self.work
 
 
-def estimate(config: ConfigDict, gpt: GPTConfig, cost: StepCost, n_devices: int) -> Memory:
+def estimate(config: ConfigDict, model_config: GPTConfig, cost: StepCost, n_devices: int) -> Memory:
     """Returns what one device needs, within TOLERANCE of what XLA assigns for an NVIDIA card.
 
     A micro-step is fullest either in the loss, or in the backward pass of its first layers, when
@@ -54,33 +54,39 @@ def estimate(config: ConfigDict, gpt: GPTConfig, cost: StepCost, n_devices: int)
 
     Args:
         config: a validated configuration.
-        gpt: the model's shape.
+        model_config: the model's shape.
         cost: `step_cost.measure` of the same configuration.
         n_devices: the batch is split over all, the state over `mesh.fsdp` of them.
     """
     train, fsdp = config.train, config.mesh.fsdp
     micro_steps = train.gradient_accumulation_steps
-    n_params, n_hidden = model.count_params(gpt)
-    itemsize = jnp.dtype(gpt.compute_dtype).itemsize
+    n_params, n_hidden = model.count_params(model_config)
+    itemsize = jnp.dtype(model_config.compute_dtype).itemsize
     rows = train.batch_size / n_devices
-    tokens = rows * gpt.block_size
-    array_BTD = tokens * gpt.n_embd * itemsize
-    head = gpt.vocab_size * gpt.n_embd * itemsize
+    tokens = rows * model_config.block_size
+    array_BTD = tokens * model_config.n_embd * itemsize
+    head = model_config.vocab_size * model_config.n_embd * itemsize
     gradients = 4 * n_params
 
     chunk = config.model.loss_chunk / n_devices or tokens
     in_chunks = chunk < tokens
-    logits = 4 * chunk * gpt.vocab_size  # float32, and their gradient
+    logits = 4 * chunk * model_config.vocab_size  # float32, and their gradient
     loss = 2 * logits + (2 if in_chunks else 1) * head + (4.5 if in_chunks else 2) * array_BTD
 
-    arrays: float = _LAYER_ARRAYS[gpt.remat] + _ATTENTION_ARRAYS[gpt.attention]
-    if gpt.remat == "full":  # fullest in the attention, or in the rest of the layer
-        heads = _FULL_TURNED_HEADS * (gpt.qk_norm or gpt.position == "rope")
-        gate = _FULL_GATE * (gpt.mlp == "swiglu")
+    arrays: float = _LAYER_ARRAYS[model_config.remat] + _ATTENTION_ARRAYS[model_config.attention]
+    if model_config.remat == "full":  # fullest in the attention, or in the rest of the layer
+        heads = _FULL_TURNED_HEADS * (model_config.qk_norm or model_config.position == "rope")
+        gate = _FULL_GATE * (model_config.mlp == "swiglu")
         arrays = max(arrays, _LAYER_ARRAYS["full"] + heads + gate)
-    backward = (1 + _LAYER_GRADIENTS[gpt.remat]) * gradients + arrays * array_BTD
-    if gpt.attention == "xla":
-        backward += _XLA_SCORES[gpt.remat] * 4 * rows * gpt.n_head * gpt.block_size**2
+    backward = (1 + _LAYER_GRADIENTS[model_config.remat]) * gradients + arrays * array_BTD
+    if model_config.attention == "xla":
+        backward += (
+            _XLA_SCORES[model_config.remat]
+            * 4
+            * rows
+            * model_config.n_head
+            * model_config.block_size**2
+        )
 
     # Without accumulation the whole of gradients and updates is there at once.
     update = (2.4 if micro_steps == 1 else 1.5) * gradients

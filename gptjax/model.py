@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from gptjax import attention as attention_lib
 from gptjax.attention import attention
 from gptjax.config import compute_dtype
-from gptjax.layers import Linear, RMSNorm, Rotations, dropout, rotate, rotations
+from gptjax.layers import Linear, RMSNorm, Rope, apply_rope, dropout, rope_table
 
 Params = dict[str, Any]  # nested dict of float32 arrays
 
@@ -66,9 +66,9 @@ class GPTConfig:
     rope_theta: float
     qk_norm: bool
     mlp: str
-    mlp_hidden: int  # F; 0: see `mlp_dim`
+    mlp_dim: int  # F; 0: see `mlp_width`
     n_kv_head: int  # K; 0: see `kv_heads`
-    tied_head: bool
+    tie_embeddings: bool
     zero_init: bool
 
     @classmethod
@@ -95,13 +95,13 @@ class GPTConfig:
         return self.n_kv_head or self.n_head
 
     @property
-    def mlp_dim(self) -> int:
+    def mlp_width(self) -> int:
         """F, by default 4 D; for SwiGLU, which has a third matrix, 8/3 D in whole multiples of 64.
 
         (Shazeer 2020: the same number of parameters.)
         """
-        if self.mlp_hidden:
-            return self.mlp_hidden
+        if self.mlp_dim:
+            return self.mlp_dim
         if self.mlp == "swiglu":
             return 64 * math.ceil(8 * self.n_embd / (3 * 64))
         return 4 * self.n_embd
@@ -113,21 +113,23 @@ class GPTConfig:
 
 
 def linear(
-    config: GPTConfig, d_in: int, d_out: int, *, rngs: nnx.Rngs, std: float = _INIT_STD
+    model_config: GPTConfig, d_in: int, d_out: int, *, rngs: nnx.Rngs, std: float = _INIT_STD
 ) -> Linear:
     """Returns a layer drawn with a standard deviation of `std`."""
-    return Linear(d_in, d_out, std=std, bias=config.bias, dtype=config.compute_dtype, rngs=rngs)
+    return Linear(
+        d_in, d_out, std=std, bias=model_config.bias, dtype=model_config.compute_dtype, rngs=rngs
+    )
 
 
-def norm(config: GPTConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm | RMSNorm:
+def norm(model_config: GPTConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm | RMSNorm:
     """Returns a norm over D with float32 statistics, a LayerNorm's two-pass."""
-    if config.norm == "rmsnorm":
-        return RMSNorm(config.n_embd)
+    if model_config.norm == "rmsnorm":
+        return RMSNorm(model_config.n_embd)
     return nnx.LayerNorm(
-        config.n_embd,
+        model_config.n_embd,
         epsilon=LAYER_NORM_EPS,
-        use_bias=config.bias,
-        dtype=jnp.dtype(config.compute_dtype),
+        use_bias=model_config.bias,
+        dtype=jnp.dtype(model_config.compute_dtype),
         use_fast_variance=False,
         rngs=rngs,
     )
@@ -136,36 +138,43 @@ def norm(config: GPTConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm | RMSNorm:
 class SelfAttention(nnx.Module):
     """Causal self-attention; dropout on its output, for flash kernels hide the weights."""
 
-    def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        d_qkv = (config.n_head + 2 * config.kv_heads) * config.head_dim
-        self.c_attn = linear(config, config.n_embd, d_qkv, rngs=rngs)
-        self.q_norm = RMSNorm(config.head_dim) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.head_dim) if config.qk_norm else None
+    def __init__(self, model_config: GPTConfig, *, rngs: nnx.Rngs):
+        self.model_config = model_config
+        d_qkv = (model_config.n_head + 2 * model_config.kv_heads) * model_config.head_dim
+        self.c_attn = linear(model_config, model_config.n_embd, d_qkv, rngs=rngs)
+        self.q_norm = RMSNorm(model_config.head_dim) if model_config.qk_norm else None
+        self.k_norm = RMSNorm(model_config.head_dim) if model_config.qk_norm else None
         self.c_proj = linear(
-            config, config.n_embd, config.n_embd, rngs=rngs, std=config.residual_std
+            model_config,
+            model_config.n_embd,
+            model_config.n_embd,
+            rngs=rngs,
+            std=model_config.residual_std,
         )
 
     def __call__(
         self,
         x_BTD: Array,
-        turns: Rotations | None,
+        rope: Rope | None,
         segment_ids_BT: Array | None,
         attend: Attend | None = None,
     ) -> Array:
-        config = self.config
-        ends = (config.n_embd, config.n_embd + config.kv_heads * config.head_dim)
+        model_config = self.model_config
+        ends = (
+            model_config.n_embd,
+            model_config.n_embd + model_config.kv_heads * model_config.head_dim,
+        )
         q_BTNH, k_BTKH, v_BTKH = (
-            y.reshape(*x_BTD.shape[:2], -1, config.head_dim)
+            y.reshape(*x_BTD.shape[:2], -1, model_config.head_dim)
             for y in jnp.split(self.c_attn(x_BTD), ends, axis=-1)
         )
         if self.q_norm is not None and self.k_norm is not None:
             q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
-        if turns is not None:
-            q_BTNH, k_BTKH = rotate(q_BTNH, turns), rotate(k_BTKH, turns)
+        if rope is not None:
+            q_BTNH, k_BTKH = apply_rope(q_BTNH, rope), apply_rope(k_BTKH, rope)
         if attend is None:
             y_BTNH = attention(
-                q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, implementation=config.attention
+                q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, implementation=model_config.attention
             )
         else:
             y_BTNH = attend(q_BTNH, k_BTKH, v_BTKH)
@@ -175,13 +184,13 @@ class SelfAttention(nnx.Module):
 class MLP(nnx.Module):
     """Linear layers D -> F -> D around a GELU in its tanh form, ReLU^2, or gated by a SiLU."""
 
-    def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs):
-        width, hidden = config.n_embd, config.mlp_dim
-        gated = config.mlp == "swiglu"
-        self.kind = config.mlp
-        self.c_fc = linear(config, width, hidden, rngs=rngs)
-        self.c_proj = linear(config, hidden, width, rngs=rngs, std=config.residual_std)
-        self.c_gate = linear(config, width, hidden, rngs=rngs) if gated else None
+    def __init__(self, model_config: GPTConfig, *, rngs: nnx.Rngs):
+        width, hidden = model_config.n_embd, model_config.mlp_width
+        gated = model_config.mlp == "swiglu"
+        self.kind = model_config.mlp
+        self.c_fc = linear(model_config, width, hidden, rngs=rngs)
+        self.c_proj = linear(model_config, hidden, width, rngs=rngs, std=model_config.residual_std)
+        self.c_gate = linear(model_config, width, hidden, rngs=rngs) if gated else None
 
     def __call__(self, x_BTD: Array) -> Array:
         y_BTF = self.c_fc(x_BTD)
@@ -197,23 +206,23 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs):
-        self.dropout = config.dropout
-        self.ln_1 = norm(config, rngs=rngs)
-        self.attn = SelfAttention(config, rngs=rngs)
-        self.ln_2 = norm(config, rngs=rngs)
-        self.mlp = MLP(config, rngs=rngs)
+    def __init__(self, model_config: GPTConfig, *, rngs: nnx.Rngs):
+        self.dropout = model_config.dropout
+        self.ln_1 = norm(model_config, rngs=rngs)
+        self.attn = SelfAttention(model_config, rngs=rngs)
+        self.ln_2 = norm(model_config, rngs=rngs)
+        self.mlp = MLP(model_config, rngs=rngs)
 
     def __call__(
         self,
         x_BTD: Array,
-        turns: Rotations | None,
+        rope: Rope | None,
         segment_ids_BT: Array | None,
         key: Array | None,
         attend: Attend | None = None,
     ) -> Array:
         attn_key, mlp_key = (None, None) if key is None else jax.random.split(key)
-        y_BTD = self.attn(self.ln_1(x_BTD), turns, segment_ids_BT, attend)
+        y_BTD = self.attn(self.ln_1(x_BTD), rope, segment_ids_BT, attend)
         x_BTD = x_BTD + dropout(y_BTD, self.dropout, attn_key)
         y_BTD = self.mlp(self.ln_2(x_BTD))
         return x_BTD + dropout(y_BTD, self.dropout, mlp_key)
@@ -222,18 +231,22 @@ class Block(nnx.Module):
 class GPT(nnx.Module):
     """Embeddings, L blocks, a norm. The head is the token embedding, or a matrix of its own."""
 
-    def __init__(self, config: GPTConfig, *, key: Array):
+    def __init__(self, model_config: GPTConfig, *, key: Array):
         wte_key, wpe_key, blocks_key, ln_f_key, head_key = jax.random.split(key, 5)
-        self.config = config
-        self.wte = _table(wte_key, config.vocab_size, config.n_embd)
-        learned = config.position == "learned"
-        self.wpe = _table(wpe_key, config.block_size, config.n_embd) if learned else None
-        self.blocks = nnx.vmap(lambda k: Block(config, rngs=nnx.Rngs(k)))(
-            jax.random.split(blocks_key, config.n_layer)
+        self.model_config = model_config
+        self.wte = _table(wte_key, model_config.vocab_size, model_config.n_embd)
+        learned = model_config.position == "learned"
+        self.wpe = (
+            _table(wpe_key, model_config.block_size, model_config.n_embd) if learned else None
         )
-        self.ln_f = norm(config, rngs=nnx.Rngs(ln_f_key))
-        untied = not config.tied_head
-        self.lm_head = _table(head_key, config.vocab_size, config.n_embd) if untied else None
+        self.blocks = nnx.vmap(lambda k: Block(model_config, rngs=nnx.Rngs(k)))(
+            jax.random.split(blocks_key, model_config.n_layer)
+        )
+        self.ln_f = norm(model_config, rngs=nnx.Rngs(ln_f_key))
+        untied = not model_config.tie_embeddings
+        self.lm_head = (
+            _table(head_key, model_config.vocab_size, model_config.n_embd) if untied else None
+        )
 
     def embed(self, tokens_BT: Array, positions_BT: Array | None) -> Array:
         x_BTD = self.wte[...][tokens_BT]
@@ -242,16 +255,16 @@ class GPT(nnx.Module):
             x_BTD = x_BTD + (
                 wpe[None, : tokens_BT.shape[1]] if positions_BT is None else wpe[positions_BT]
             )
-        return x_BTD.astype(self.config.compute_dtype)
+        return x_BTD.astype(self.model_config.compute_dtype)
 
-    def turns(self, length: int, positions_BT: Array | None) -> Rotations | None:
+    def rope(self, length: int, positions_BT: Array | None) -> Rope | None:
         """Returns what all blocks turn queries and keys by; None for learned positions."""
-        config = self.config
-        if config.position != "rope":
+        model_config = self.model_config
+        if model_config.position != "rope":
             return None
         if positions_BT is None:
             positions_BT = jnp.arange(length)[None]
-        return rotations(positions_BT, config.head_dim, config.rope_theta)
+        return rope_table(positions_BT, model_config.head_dim, model_config.rope_theta)
 
     def __call__(
         self,
@@ -260,28 +273,30 @@ class GPT(nnx.Module):
         segment_ids_BT: Array | None,
         dropout_key: Array | None,
     ) -> Array:
-        config = self.config
+        model_config = self.model_config
         x_BTD = self.embed(tokens_BT, positions_BT)
         keys_L = None
         if dropout_key is not None:
             embedding_key, dropout_key = jax.random.split(dropout_key)
-            x_BTD = dropout(x_BTD, config.dropout, embedding_key)
-            keys_L = jax.random.split(dropout_key, config.n_layer)
-        turns = self.turns(tokens_BT.shape[1], positions_BT)
+            x_BTD = dropout(x_BTD, model_config.dropout, embedding_key)
+            keys_L = jax.random.split(dropout_key, model_config.n_layer)
+        rope = self.rope(tokens_BT.shape[1], positions_BT)
         graphdef, params_L = nnx.split(self.blocks)
 
         def run_block(x_BTD: Array, layer: tuple[Any, Array | None]) -> tuple[Array, None]:
             params, key = layer
-            return nnx.merge(graphdef, params)(x_BTD, turns, segment_ids_BT, key), None
+            return nnx.merge(graphdef, params)(x_BTD, rope, segment_ids_BT, key), None
 
-        if config.remat != "none":
+        if model_config.remat != "none":
             # A loop keeps XLA from undoing the recomputation; without one, CSE must be barred.
             run_block = jax.checkpoint(
                 run_block,
-                policy=_REMAT_POLICIES[config.remat],
-                prevent_cse=config.scan_unroll >= config.n_layer,
+                policy=_REMAT_POLICIES[model_config.remat],
+                prevent_cse=model_config.scan_unroll >= model_config.n_layer,
             )
-        x_BTD, _ = jax.lax.scan(run_block, x_BTD, (params_L, keys_L), unroll=config.scan_unroll)
+        x_BTD, _ = jax.lax.scan(
+            run_block, x_BTD, (params_L, keys_L), unroll=model_config.scan_unroll
+        )
         return self.ln_f(x_BTD)
 
 
@@ -290,23 +305,23 @@ def _table(key: Array, n_rows: int, width: int) -> nnx.Param:
 
 
 @functools.cache
-def _graphdef(config: GPTConfig) -> Any:
-    build = functools.partial(GPT, config)
+def _graphdef(model_config: GPTConfig) -> Any:
+    build = functools.partial(GPT, model_config)
     return nnx.split(nnx.eval_shape(lambda: build(key=jax.random.key(0))))[0]
 
 
-def merge(config: GPTConfig, params: Params) -> GPT:
+def merge(model_config: GPTConfig, params: Params) -> GPT:
     """Returns the module with these parameters, as a stateless thing to call under `jax.jit`."""
-    return nnx.merge(_graphdef(config), params)
+    return nnx.merge(_graphdef(model_config), params)
 
 
-def init(config: GPTConfig, key: Array) -> Params:
+def init(model_config: GPTConfig, key: Array) -> Params:
     """Returns new parameters, drawn as GPT-2's: a nested dict of float32 arrays."""
-    return nnx.to_pure_dict(nnx.state(GPT(config, key=key)))
+    return nnx.to_pure_dict(nnx.state(GPT(model_config, key=key)))
 
 
 def hidden_states(
-    config: GPTConfig,
+    model_config: GPTConfig,
     params: Params,
     tokens_BT: Array,
     *,
@@ -317,7 +332,7 @@ def hidden_states(
     """Runs the model up to the head.
 
     Args:
-        config: the model's shape.
+        model_config: the model's shape.
         params: as returned by `init`.
         tokens_BT: int32 token ids.
         positions_BT: places of the tokens in their documents; 0..T-1 by default.
@@ -325,38 +340,48 @@ def hidden_states(
         dropout_key: PRNG key; without it there is no dropout.
 
     Returns:
-        x_BTD after the final norm, in the compute dtype. Logits are `x_BTD @ head(params).T`.
+        x_BTD after the final norm, in the compute dtype. See `logits`.
     """
-    model = merge(config, params)
+    model = merge(model_config, params)
     return model(tokens_BT, positions_BT, segment_ids_BT, dropout_key)
 
 
-def head(params: Params) -> Array:
+def unembedding(params: Params) -> Array:
     """Returns the output matrix (V, D), float32: the token embedding, unless it is untied."""
     return params["lm_head"] if "lm_head" in params else params["wte"]
 
 
-def logits(config: GPTConfig, params: Params, x_BTD: Array) -> Array:
+def logits(model_config: GPTConfig, params: Params, x_BTD: Array) -> Array:
     """Returns float32 logits (..., V) of hidden states (..., D)."""
-    w_VD = head(params).astype(config.compute_dtype)
+    w_VD = unembedding(params).astype(model_config.compute_dtype)
     return jnp.einsum("...d,vd->...v", x_BTD, w_VD, preferred_element_type=jnp.float32)
 
 
-def count_params(config: GPTConfig) -> tuple[int, int]:
+def count_params(model_config: GPTConfig) -> tuple[int, int]:
     """Returns (all parameters, those without embeddings and head), allocating none."""
-    shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: init(model_config, jax.random.key(0)))
     total = sum(x.size for x in jax.tree.leaves(shapes))
     outside = sum(shapes[name].size for name in ("wte", "wpe", "lm_head") if name in shapes)
     return total, total - outside
 
 
-def flops_per_token(config: GPTConfig) -> int:
+def flops_per_token(model_config: GPTConfig) -> int:
     """Returns the model FLOPs of a training token: 6 a matmul parameter (head too), and attention.
 
     As in PaLM (Chowdhery et al. 2022, appendix B): 12 L D T for attention, masked half included.
     """
-    attention_params = 2 * config.n_embd * (config.n_head + config.kv_heads) * config.head_dim
-    mlp_params = (3 if config.mlp == "swiglu" else 2) * config.n_embd * config.mlp_dim
-    matmul_params = config.n_layer * (attention_params + mlp_params)
-    matmul_params += config.vocab_size * config.n_embd
-    return 6 * matmul_params + 12 * config.n_layer * config.n_embd * config.block_size
+    attention_params = (
+        2
+        * model_config.n_embd
+        * (model_config.n_head + model_config.kv_heads)
+        * model_config.head_dim
+    )
+    mlp_params = (
+        (3 if model_config.mlp == "swiglu" else 2) * model_config.n_embd * model_config.mlp_width
+    )
+    matmul_params = model_config.n_layer * (attention_params + mlp_params)
+    matmul_params += model_config.vocab_size * model_config.n_embd
+    return (
+        6 * matmul_params
+        + 12 * model_config.n_layer * model_config.n_embd * model_config.block_size
+    )

@@ -15,9 +15,9 @@ def schedule(optim: ConfigDict, max_iters: int) -> optax.Schedule:
     """Returns learning rate by optimizer steps completed, the first of a linear warm-up.
 
     `cosine` falls from the peak to `min_lr` at `lr_decay_iters`. `wsd` (warm-up, stable, decay: Hu
-    et al. 2024, MiniCPM) stays at the peak until `decay_iters` steps before `max_iters`, so that a
-    run can be made longer until then, and falls by 1 - sqrt(progress), which Haegele et al. 2024
-    found better than a line. Both keep `min_lr` after.
+    et al. 2024, MiniCPM) stays at the peak until `wsd_decay_iters` steps before `max_iters`, so
+    that a run can be made longer until then, and falls by 1 - sqrt(progress), which Haegele et al.
+    2024 found better than a line. Both keep `min_lr` after.
 
     The first step has learning_rate / (warmup_iters + 1), not zero, so that no step is wasted.
     """
@@ -32,7 +32,7 @@ def schedule(optim: ConfigDict, max_iters: int) -> optax.Schedule:
         )
 
     def decay(steps: jax.typing.ArrayLike) -> jax.Array:
-        progress = jnp.clip(jnp.asarray(steps) / max(optim.decay_iters, 1), 0, 1)
+        progress = jnp.clip(jnp.asarray(steps) / max(optim.wsd_decay_iters, 1), 0, 1)
         return optim.min_lr + (optim.learning_rate - optim.min_lr) * (1 - jnp.sqrt(progress))
 
     return optax.join_schedules(
@@ -77,7 +77,7 @@ def schedules(optim: ConfigDict, max_iters: int) -> dict[str, optax.Schedule]:
 
 def decay_start(optim: ConfigDict, max_iters: int) -> int:
     """Returns the optimizer steps completed when the learning rate begins to fall."""
-    return optim.warmup_iters if optim.schedule == "cosine" else max_iters - optim.decay_iters
+    return optim.warmup_iters if optim.schedule == "cosine" else max_iters - optim.wsd_decay_iters
 
 
 def decay_mask(params: Any) -> Any:
@@ -100,7 +100,7 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(is_decayed, params)
 
 
-def groups(params: Any) -> Any:
+def param_labels(params: Any) -> Any:
     """Returns `muon` for the matrices inside blocks, `adamw` for all else, with `optimizer` = muon.
 
     Embeddings and the head are tables of vectors, each moved by few tokens: Muon is not for them.
@@ -125,7 +125,7 @@ def make_optimizer(
     accumulation_steps: int,
     max_iters: int,
     *,
-    max_loss_spike: float = 0.0,
+    loss_spike_sigma: float = 0.0,
     compute_dtype: str = "float32",
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the guarded optimizer; its `update` takes `loss` besides the usual arguments.
@@ -138,7 +138,7 @@ def make_optimizer(
         optim: see configs/base.py.
         accumulation_steps: micro-steps an update.
         max_iters: updates of the run, on which schedules may depend.
-        max_loss_spike: see `guard`.
+        loss_spike_sigma: see `guard`.
         compute_dtype: of Muon's matmuls.
     """
     optimizer = optax.adamw(
@@ -158,9 +158,9 @@ def make_optimizer(
         )
         if accumulation_steps > 1:
             hidden = at_the_last(hidden)
-        optimizer = optax.partition({"muon": hidden, "adamw": optimizer}, groups)
+        optimizer = optax.partition({"muon": hidden, "adamw": optimizer}, param_labels)
     clip = optax.clip_by_global_norm(optim.grad_clip) if optim.grad_clip else optax.identity()
-    optimizer = guard(optax.chain(clip, optimizer), max_loss_spike)
+    optimizer = guard(optax.chain(clip, optimizer), loss_spike_sigma)
     if accumulation_steps == 1:
         return optimizer
     multi_steps = optax.MultiSteps(optimizer, accumulation_steps)

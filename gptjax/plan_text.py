@@ -53,7 +53,7 @@ def _step(plan: Plan) -> str:
     train = plan.config.train
     return (
         f"{plan.tokens_per_step:,} tokens: {train.gradient_accumulation_steps} micro-steps of "
-        f"{train.batch_size} x {plan.gpt.block_size:,}"
+        f"{train.batch_size} x {plan.model_config.block_size:,}"
     )
 
 
@@ -79,9 +79,9 @@ def _compute(plan: Plan) -> str:
     again = plan.cost.flops / (plan.tokens_per_step * plan.flops_per_token)
     return (
         f"{plan.flops_per_token / 1e6:,.1f} MFLOPs a token, "
-        f"{plan.tokens * plan.flops_per_token:.2e} FLOPs in all, in {plan.gpt.compute_dtype}; "
-        f"attention {plan.gpt.attention}, remat {plan.gpt.remat}: "
-        f"a step does {again:.2f} times that"
+        f"{plan.tokens * plan.flops_per_token:.2e} FLOPs in all, "
+        f"in {plan.model_config.compute_dtype}; attention {plan.model_config.attention}, "
+        f"remat {plan.model_config.remat}: a step does {again:.2f} times that"
     )
 
 
@@ -186,8 +186,8 @@ def _batch_verdict(plan: Plan) -> str:
     model = plan.config.model
     return (
         f"{'so' if plan.fits else 'not so'}, {plan.peak_bytes / _GIB:.2f} of "
-        f"{plan.target.budget_bytes / _GIB:.2f} GiB, with attention {plan.gpt.attention}, remat "
-        f"{model.remat}, loss_chunk {model.loss_chunk:,}"
+        f"{plan.target.budget_bytes / _GIB:.2f} GiB, with attention {plan.model_config.attention}, "
+        f"remat {model.remat}, loss_chunk {model.loss_chunk:,}"
     )
 
 
@@ -210,14 +210,14 @@ def warnings(plan: Plan) -> list[str]:
             f"unasked and not the cheapest. Take batch_size {plan.largest_batch}, or "
             f"{_remedies(plan)}."
         )
-    if plan.passes is not None and plan.passes > train.max_passes:
+    if plan.passes is not None and plan.passes > train.max_epochs:
         assert data.train_tokens is not None
-        steps = int(train.max_passes * data.train_tokens / plan.tokens_per_step)
+        steps = int(train.max_epochs * data.train_tokens / plan.tokens_per_step)
         found.append(
             f"this run reads its {data.train_tokens:,} tokens {plan.passes:.0f} times. Repeated "
             f"data is worth nearly as much as new data for about 4 passes and ever less after "
             f"(Muennighoff et al. 2023). {max(steps, 1):,} steps ({length}) would be "
-            f"{train.max_passes:g} passes, where this warning begins (train.max_passes)."
+            f"{train.max_epochs:g} passes, where this warning begins (train.max_epochs)."
         )
     if data.val_tokens is not None and data.val_tokens < 100_000:
         found.append(
@@ -237,7 +237,7 @@ def warnings(plan: Plan) -> list[str]:
             f"{plan.config.optim.lr_decay_iters:,} steps, but the run ends after "
             f"{train.max_iters:,} (train.max_iters): set both alike."
         )
-    if plan.target.platform == "gpu" and plan.gpt.compute_dtype == "float32":
+    if plan.target.platform == "gpu" and plan.model_config.compute_dtype == "float32":
         found.append(
             "float32 on a GPU leaves its tensor cores idle: model.compute_dtype=bfloat16 is "
             "several times faster."
@@ -250,7 +250,9 @@ def refusal(plan: Plan) -> str:
     how = "needs" if plan.compiled is not None else "needs, by estimate,"
     fits = f"train.batch_size={plan.largest_batch} fits"
     if plan.largest_batch:
-        accumulation = -(-plan.tokens_per_step // (plan.largest_batch * plan.gpt.block_size))
+        accumulation = -(
+            -plan.tokens_per_step // (plan.largest_batch * plan.model_config.block_size)
+        )
         fits += (
             f" (with train.gradient_accumulation_steps={accumulation} a step keeps its "
             f"{plan.tokens_per_step:,} tokens, or nearly)"
@@ -271,7 +273,7 @@ def _remedies(plan: Plan) -> str:
     remedies = []
     if model.loss_chunk == 0:
         remedies.append("model.loss_chunk=2048 (logits never whole)")
-    if plan.gpt.attention == "xla":
+    if plan.model_config.attention == "xla":
         remedies.append("model.attention=auto (scores never T x T)")
     if model.remat != "full":
         then = "dots" if model.remat == "none" else "full"

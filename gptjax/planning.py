@@ -42,7 +42,7 @@ class Plan:
     """The size of a run; every figure follows from the configuration, the data and the target."""
 
     config: ConfigDict  # with everything that was `auto` as it is on the target
-    gpt: GPTConfig
+    model_config: GPTConfig
     target: Target
     data: Data
     n_params: int
@@ -58,7 +58,7 @@ class Plan:
     def tokens_per_step(self) -> int:
         """Target tokens of an optimizer step."""
         train = self.config.train
-        return train.batch_size * train.gradient_accumulation_steps * self.gpt.block_size
+        return train.batch_size * train.gradient_accumulation_steps * self.model_config.block_size
 
     @property
     def tokens(self) -> int:
@@ -121,23 +121,23 @@ def make_plan(
         UserError: the step cannot be compiled for the target.
     """
     config = on_target(config, target)
-    gpt = GPTConfig.from_config(config, vocab_size)
-    n_params, n_params_non_embedding = model.count_params(gpt)
-    cost = step_cost.measure(config, gpt)
-    estimate_at = _estimator(config, gpt, cost, target.n_devices)
-    compiled = target_compile.compile_step(config, gpt, target) if compile_step else None
+    model_config = GPTConfig.from_config(config, vocab_size)
+    n_params, n_params_non_embedding = model.count_params(model_config)
+    cost = step_cost.measure(config, model_config)
+    estimate_at = _estimator(config, model_config, cost, target.n_devices)
+    compiled = target_compile.compile_step(config, model_config, target) if compile_step else None
     batch_size, step = config.train.batch_size, memory.batch_step(config, target.n_devices)
     largest = memory.largest_batch(lambda b: estimate_at(b).total <= target.budget_bytes, step)
     if compiled is not None:
-        largest = _largest_compiled(config, gpt, target, compiled, estimate_at)
+        largest = _largest_compiled(config, model_config, target, compiled, estimate_at)
     return Plan(
         config=config,
-        gpt=gpt,
+        model_config=model_config,
         target=target,
         data=data,
         n_params=n_params,
         n_params_non_embedding=n_params_non_embedding,
-        flops_per_token=model.flops_per_token(gpt),
+        flops_per_token=model.flops_per_token(model_config),
         cost=cost,
         estimate=estimate_at(batch_size),
         compiled=compiled,
@@ -163,18 +163,20 @@ def on_target(config: ConfigDict, target: Target) -> ConfigDict:
 
 
 def _estimator(
-    config: ConfigDict, gpt: GPTConfig, cost: StepCost, n_devices: int
+    config: ConfigDict, model_config: GPTConfig, cost: StepCost, n_devices: int
 ) -> Callable[[int], Memory]:
     """Returns batch size -> Memory; what layers keep grows with the batch by the same each row."""
     rows = config.train.batch_size
-    kept_of_twice = step_cost.measure(memory.with_batch_size(config, 2 * rows), gpt).kept_bytes
+    kept_of_twice = step_cost.measure(
+        memory.with_batch_size(config, 2 * rows), model_config
+    ).kept_bytes
     per_row = (kept_of_twice - cost.kept_bytes) / rows
 
     def estimate_at(batch_size: int) -> Memory:
         kept = round(cost.kept_bytes + (batch_size - rows) * per_row)
         return memory.estimate(
             memory.with_batch_size(config, batch_size),
-            gpt,
+            model_config,
             dataclasses.replace(cost, kept_bytes=kept),
             n_devices,
         )
@@ -184,7 +186,7 @@ def _estimator(
 
 def _largest_compiled(
     config: ConfigDict,
-    gpt: GPTConfig,
+    model_config: GPTConfig,
     target: Target,
     compiled: CompiledStep,
     estimate_at: Callable[[int], Memory],
@@ -210,7 +212,7 @@ def _largest_compiled(
             break
         batch_size = promising
         resized = memory.with_batch_size(config, batch_size)
-        compiled = target_compile.compile_step(resized, gpt, target)
+        compiled = target_compile.compile_step(resized, model_config, target)
     return fitting
 
 

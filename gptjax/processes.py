@@ -8,7 +8,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 
-def together(work: Callable[[], int], *errors: type[Exception]) -> int:
+def on_process_zero(work: Callable[[], int], *errors: type[Exception]) -> int:
     """Returns on every process what `work` returns on process 0; where it raises, all raise.
 
     Args:

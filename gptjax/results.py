@@ -81,8 +81,8 @@ def measured(workdir: Path) -> Row | str | None:
     passes = run.position("data/epoch", [end])
     if tokens_seen is None or train_seconds is None or passes is None:
         return "metrics.jsonl has no line of training"
-    gpt = GPTConfig.from_config(config, Tokenizer.load(workdir / TOKENIZER).vocab_size)
-    n_params, n_params_non_embedding = model.count_params(gpt)
+    model_config = GPTConfig.from_config(config, Tokenizer.load(workdir / TOKENIZER).vocab_size)
+    n_params, n_params_non_embedding = model.count_params(model_config)
     # Exact where train.log_interval divides the steps; the first step, which compiles, has no time.
     tokens = [round(t) for t in tokens_seen]
     seconds = [round(s, 3) for s in train_seconds]
@@ -92,7 +92,7 @@ def measured(workdir: Path) -> Row | str | None:
         "tokens": tokens[-1],
         "passes": passes[0],
         "seconds": seconds[-1],
-        "flops": tokens[-1] * model.flops_per_token(gpt),
+        "flops": tokens[-1] * model.flops_per_token(model_config),
         "val_loss": run.last("val/loss"),
         "bits_per_byte": bits[-1],
         "best_bits_per_byte": min(value for value in bits if value is not None),

@@ -89,7 +89,7 @@ class _Draw(NamedTuple):
         return Drawn(ids_B, logprobs_B, top_ids_BC, top_logprobs_BC)
 
 
-_STATIC = ("config", "top_k", "n_top")
+_STATIC = ("model_config", "top_k", "n_top")
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC)
@@ -100,14 +100,14 @@ def _prefill(
     number: Array,
     draw: _Draw,
     *,
-    config: GPTConfig,
+    model_config: GPTConfig,
     top_k: int,
     n_top: int,
 ) -> tuple[Drawn, decode.Cache]:
     """Runs the prompts and draws the token behind each: K = 1."""
-    x_BPD, cache = decode.prefill(config, params, tokens_BP)
+    x_BPD, cache = decode.prefill(model_config, params, tokens_BP)
     x_BD = jnp.take_along_axis(x_BPD, lengths_B[:, None, None] - 1, axis=1)[:, 0]
-    drawn = draw(model.logits(config, params, x_BD), number, top_k=top_k, n_top=n_top)
+    drawn = draw(model.logits(model_config, params, x_BD), number, top_k=top_k, n_top=n_top)
     return jax.tree.map(lambda x: x[:, None], drawn), cache
 
 
@@ -122,7 +122,7 @@ def _decode(
     n: Array,
     draw: _Draw,
     *,
-    config: GPTConfig,
+    model_config: GPTConfig,
     top_k: int,
     n_top: int,
 ) -> tuple[Drawn, decode.Cache]:
@@ -133,7 +133,9 @@ def _decode(
 
     def one(i: Array, carry: Any) -> Any:
         chunk, cache, tokens_B = carry
-        logits_BV, cache = decode.decode(config, params, layers, cache, tokens_B, positions_B + i)
+        logits_BV, cache = decode.decode(
+            model_config, params, layers, cache, tokens_B, positions_B + i
+        )
         drawn = draw(logits_BV, number + i, top_k=top_k, n_top=n_top)
         chunk = jax.tree.map(lambda all_BK, x_B: all_BK.at[:, i].set(x_B), chunk, drawn)
         return chunk, cache, drawn.ids
@@ -153,10 +155,10 @@ def _decode(
 class Sampler:
     """A model made ready to generate; holds its parameters a second time, layer by layer."""
 
-    def __init__(self, config: GPTConfig, params: Any):
-        self.config = config
+    def __init__(self, model_config: GPTConfig, params: Any):
+        self.model_config = model_config
         self.params = params
-        self._layers = jax.jit(decode.split_layers, static_argnums=0)(config, params)
+        self._layers = jax.jit(decode.split_layers, static_argnums=0)(model_config, params)
 
     def draw(
         self,
@@ -182,11 +184,11 @@ class Sampler:
         """
         if not prompts or sampling.max_new_tokens == 0:
             return
-        block_size = self.config.block_size
+        block_size = self.model_config.block_size
         windows = [list(prompt[-block_size:]) for prompt in prompts]
         keys = jax.vmap(jax.random.key)(np.array([seed % 2**32 for seed in seeds], np.uint32))
         draw = _Draw(keys, jnp.float32(sampling.temperature), jnp.float32(sampling.top_p))
-        static = {"config": self.config, "top_k": sampling.top_k, "n_top": n_top}
+        static = {"model_config": self.model_config, "top_k": sampling.top_k, "n_top": n_top}
         number, n_cached, chunk = 0, block_size, 1
         cache: decode.Cache = []
         while number < sampling.max_new_tokens:
@@ -219,7 +221,7 @@ class Sampler:
         padded = _MIN_PREFILL
         while padded < length:
             padded *= 2
-        return min(padded, self.config.block_size)
+        return min(padded, self.model_config.block_size)
 
 
 def _fast(start: float) -> bool:

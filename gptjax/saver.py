@@ -56,7 +56,7 @@ class Saver:
                     self._step,
                     format_seconds(self._now() - self._started),
                 )
-                self.owe()
+                self.request_save()
                 return
             time.sleep(0.01)
         self._finish()
@@ -75,7 +75,7 @@ class Saver:
             self._evaluated = (step, val_loss)
         return self._evaluated[1] if self._evaluated[0] == step else None
 
-    def owe(self) -> None:
+    def request_save(self) -> None:
         """Makes a save due, at once."""
         self._next_try = self._now()
 

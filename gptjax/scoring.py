@@ -42,8 +42,10 @@ class Score(NamedTuple):
     is_greedy: bool  # whether each token is the most likely one
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def token_scores(params: Any, batch: dict[str, Array], *, config: GPTConfig) -> tuple[Array, Array]:
+@functools.partial(jax.jit, static_argnames="model_config")
+def token_scores(
+    params: Any, batch: dict[str, Array], *, model_config: GPTConfig
+) -> tuple[Array, Array]:
     """Scores the targets that the mask keeps.
 
     Args:
@@ -57,7 +59,7 @@ def token_scores(params: Any, batch: dict[str, Array], *, config: GPTConfig) -> 
         token. 0 and False where the mask is.
     """
     x_BTD = model.hidden_states(
-        config,
+        model_config,
         params,
         batch["inputs"],
         positions_BT=batch.get("positions"),
@@ -72,7 +74,7 @@ def token_scores(params: Any, batch: dict[str, Array], *, config: GPTConfig) -> 
         # Where M is no multiple of the chunk, the last slice is moved up and does some twice.
         index_C = jax.lax.dynamic_slice_in_dim(wanted_first_M, i * chunk, chunk)
         targets_C = targets_M[index_C]
-        logits_CV = model.logits(config, params, x_MD[index_C])
+        logits_CV = model.logits(model_config, params, x_MD[index_C])
         target_logits_C = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=1)[:, 0]
         log_probs_M, greedy_M = scores
         return (
@@ -97,33 +99,37 @@ class PromptScores(NamedTuple):
 
 
 def prompt_scores(
-    config: GPTConfig, params: Any, rows: Sequence[Sequence[int]], n_top: int
+    model_config: GPTConfig, params: Any, rows: Sequence[Sequence[int]], n_top: int
 ) -> PromptScores:
     """Scores every token of the rows, of which none is longer than block_size; NumPy arrays.
 
     Rows are padded to one of the lengths of a `Scorer`, which are few.
     """
     longest = max(map(len, rows))
-    length = next(n for n in padded_lengths(config.block_size) if n >= longest)
+    length = next(n for n in padded_lengths(model_config.block_size) if n >= longest)
     tokens_BT = np.zeros((len(rows), length), np.int32)
     for row, tokens in zip(tokens_BT, rows, strict=True):
         row[: len(tokens)] = tokens
-    scores = jax.device_get(_prompt_scores(params, tokens_BT, config=config, n_top=n_top))
+    scores = jax.device_get(
+        _prompt_scores(params, tokens_BT, model_config=model_config, n_top=n_top)
+    )
     return PromptScores(*(np.roll(x, 1, axis=1) for x in scores))  # from where it was foretold
 
 
-@functools.partial(jax.jit, static_argnames=("config", "n_top"))
-def _prompt_scores(params: Any, tokens_BT: Array, *, config: GPTConfig, n_top: int) -> PromptScores:
+@functools.partial(jax.jit, static_argnames=("model_config", "n_top"))
+def _prompt_scores(
+    params: Any, tokens_BT: Array, *, model_config: GPTConfig, n_top: int
+) -> PromptScores:
     """Scores at t the token t + 1; at the last place there is none, and 0."""
 
     def of_row(row: tuple[Array, Array]) -> PromptScores:  # a row's logits exist at a time
         x_TD, targets_T = row
-        logprobs_TV = jax.nn.log_softmax(model.logits(config, params, x_TD))
+        logprobs_TV = jax.nn.log_softmax(model.logits(model_config, params, x_TD))
         logprobs_T = jnp.take_along_axis(logprobs_TV, targets_T[:, None], axis=1)[:, 0]
         top_logprobs_TC, top_ids_TC = jax.lax.top_k(logprobs_TV, n_top)
         return PromptScores(logprobs_T.at[-1].set(0), top_ids_TC, top_logprobs_TC)
 
-    x_BTD = model.hidden_states(config, params, tokens_BT)
+    x_BTD = model.hidden_states(model_config, params, tokens_BT)
     return jax.lax.map(of_row, (x_BTD, jnp.roll(tokens_BT, -1, axis=1)))
 
 
@@ -159,11 +165,11 @@ class _Row(NamedTuple):
 class Scorer:
     """Scores requests with one model."""
 
-    def __init__(self, gpt: GPTConfig, params: Any):
+    def __init__(self, model_config: GPTConfig, params: Any):
         """Compiles nothing yet; what an earlier scorer of the same shape compiled is used again."""
-        self.gpt = gpt
+        self.model_config = model_config
         self._params = params
-        self.lengths = padded_lengths(gpt.block_size)
+        self.lengths = padded_lengths(model_config.block_size)
 
     def score(self, requests: Sequence[Request], name: str | None = None) -> list[Score]:
         """Returns the score of each request, in their order.
@@ -205,7 +211,7 @@ class Scorer:
         context, continuation = list(request[0]), list(request[1])
         if not context or not continuation:
             raise ValueError(f"request {index}: the context or the continuation has no tokens")
-        longest = self.gpt.block_size
+        longest = self.model_config.block_size
         part = len(continuation) if len(continuation) <= longest else max(1, longest // 2)
         for start in range(0, len(continuation), part):
             stop = min(start + part, len(continuation))
@@ -233,7 +239,7 @@ class Scorer:
             inputs[b, :end], targets[b, :end] = row.tokens[:-1], row.tokens[1:]
             mask[b, end - row.n_targets : end] = True
         batch = {"inputs": inputs, "targets": targets, "loss_mask": mask}
-        return token_scores(self._params, batch, config=self.gpt)
+        return token_scores(self._params, batch, model_config=self.model_config)
 
 
 class Progress:

@@ -62,7 +62,7 @@ class Engine:
         return completion_request.parse(
             body,
             tokenizer=self.tokenizer,
-            block_size=self._sampler.config.block_size,
+            block_size=self._sampler.model_config.block_size,
             model_name=self.model_name,
         )
 
@@ -278,9 +278,9 @@ def _main(_: list[str]) -> None:
     values = flags.FLAGS
     token = _access(values.host, values.public, values.token_file)
     workdir = Path(values.workdir)
-    _, gpt, params, tokenizer, _step = load_run(workdir)
+    _, model_config, params, tokenizer, _step = load_run(workdir)
     with _listen(values.host, values.port) as listener:
-        engine = Engine(Sampler(gpt, params), tokenizer, workdir.resolve().name)
+        engine = Engine(Sampler(model_config, params), tokenizer, workdir.resolve().name)
         engine.warm_up()
         hosts = _LOOPBACK if values.host in _LOOPBACK else None
         application = build_app(engine, token=token, hosts=hosts)

@@ -37,7 +37,7 @@ class SkippedSteps:
             nats_A: summed loss of each of its micro-steps.
 
         Raises:
-            UserError: if it is the last of `train.max_bad_steps` in a row.
+            UserError: if it is the last of `train.max_consecutive_skips` in a row.
         """
         skipped = int(values["skipped"]) > self.total
         self.total, self.in_a_row = int(values["skipped"]), int(values["skipped_in_a_row"])
@@ -45,14 +45,14 @@ class SkippedSteps:
             return False
         loss, grad_norm = values["nats"] / values["n_targets"], values["grad_norm"]
         self._report(step, first_row, loss, grad_norm, nats_A)
-        if self.in_a_row >= self._train.max_bad_steps:
+        if self.in_a_row >= self._train.max_consecutive_skips:
             raise UserError(
                 f"step {step} is number {self.in_a_row} in a row that had to be skipped "
-                f"(train.max_bad_steps): loss {loss:g}, gradient norm {grad_norm:g}. This state "
-                f"was not saved, and from the checkpoints before it training comes here again: "
-                f"start in another workdir with a lower --config.optim.learning_rate or a longer "
-                f"--config.optim.warmup_iters; where these are spikes, go on with a higher "
-                f"--config.train.max_loss_spike. The documents are in metrics.jsonl "
+                f"(train.max_consecutive_skips): loss {loss:g}, gradient norm {grad_norm:g}. "
+                f"This state was not saved, and training from the checkpoints before it leads here "
+                f"again: start in another workdir with a lower --config.optim.learning_rate or a "
+                f"longer --config.optim.warmup_iters; where these are spikes, go on with a higher "
+                f"--config.train.loss_spike_sigma. The documents are in metrics.jsonl "
                 f"(skipped/documents)."
             )
         return True

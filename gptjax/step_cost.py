@@ -60,16 +60,16 @@ class StepCost:
 
 
 def abstract_step(
-    config: ConfigDict, gpt: GPTConfig, mesh: Mesh
+    config: ConfigDict, model_config: GPTConfig, mesh: Mesh
 ) -> tuple[StepFunctions, Any, dict[str, jax.ShapeDtypeStruct]]:
     """Returns the functions of a run and the shapes of a state and a batch, placed on `mesh`."""
-    steps = StepFunctions(config, gpt, np.zeros(gpt.vocab_size, np.int32), mesh)
+    steps = StepFunctions(config, model_config, np.zeros(model_config.vocab_size, np.int32), mesh)
     state = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         *(steps.state_shapes, steps.state_shardings),
     )
     train = config.train
-    shape = (train.gradient_accumulation_steps, train.batch_size, gpt.block_size)
+    shape = (train.gradient_accumulation_steps, train.batch_size, model_config.block_size)
     dtypes = {"inputs": np.int32, "targets": np.int32, "loss_mask": np.bool_}
     if config.data.document_mask:
         dtypes |= {"segment_ids": np.int32, "positions": np.int32}
@@ -94,10 +94,12 @@ def cudnn_assumed() -> Iterator[None]:
         fused_attention_stablehlo.check_cudnn_version = check
 
 
-def measure(config: ConfigDict, gpt: GPTConfig) -> StepCost:
+def measure(config: ConfigDict, model_config: GPTConfig) -> StepCost:
     """Returns the cost of one optimizer step of `config`, all its rows on one device."""
-    gpt = dataclasses.replace(gpt, scan_unroll=1)  # so that the layers are one scan
-    steps, state, batch = abstract_step(config, gpt, make_mesh(1, jax.devices()[:1]))
+    model_config = dataclasses.replace(
+        model_config, scan_unroll=1
+    )  # so that the layers are one scan
+    steps, state, batch = abstract_step(config, model_config, make_mesh(1, jax.devices()[:1]))
     with cudnn_assumed():
         jaxpr = steps.train_step.trace(state, batch).jaxpr.jaxpr
     micro_steps = config.train.gradient_accumulation_steps
@@ -109,7 +111,7 @@ def measure(config: ConfigDict, gpt: GPTConfig) -> StepCost:
     return StepCost(
         operations=tuple(_operations(jaxpr, 1)),
         update_bytes=update_bytes,
-        kept_bytes=_kept(jaxpr, gpt.n_layer),
+        kept_bytes=_kept(jaxpr, model_config.n_layer),
         state_bytes=state_bytes,
     )
 

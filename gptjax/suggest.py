@@ -43,8 +43,8 @@ def sustained_flops(config: ConfigDict, target: Target, tflops: float | None) ->
             raise UserError(f"--tflops={tflops}: must be positive.")
         return tflops * 1e12, "by --tflops"
     if target.is_local and (rate := planning.measured(Path(config.workdir))) is not None:
-        gpt = GPTConfig.from_config(config, config.tokenizer.vocab_size)
-        return rate * model.flops_per_token(gpt), f"measured by {config.workdir}"
+        model_config = GPTConfig.from_config(config, config.tokenizer.vocab_size)
+        return rate * model.flops_per_token(model_config), f"measured by {config.workdir}"
     if target.peak_flops is None:
         raise UserError(
             f"how fast {target.device_kind} trains is not known: give --tflops (of a run of any "
@@ -79,9 +79,9 @@ def suggest(
     vocab_size = config.tokenizer.vocab_size
     sized = []
     for shape in _shapes(config):
-        gpt = GPTConfig.from_config(planning.on_target(shape, target), vocab_size)
-        n_params, _ = model.count_params(gpt)
-        tokens = days * 86400 * flops_per_sec / model.flops_per_token(gpt)
+        model_config = GPTConfig.from_config(planning.on_target(shape, target), vocab_size)
+        n_params, _ = model.count_params(model_config)
+        tokens = days * 86400 * flops_per_sec / model.flops_per_token(model_config)
         shape.train.max_iters = int(tokens / _tokens_per_step(shape))
         if shape.train.max_iters > 0:
             passes = tokens / data.train_tokens
@@ -121,7 +121,7 @@ def describe(suggestions: list[Suggestion], best: int, *, days: float, speed: st
         rows.append(
             (
                 "->" if i == best else "",
-                f"{plan.gpt.n_layer} x {plan.gpt.n_embd}",
+                f"{plan.model_config.n_layer} x {plan.model_config.n_embd}",
                 f"{plan.n_params / 1e6:,.1f}M",
                 f"{plan.tokens / 1e9:,.3g}e9",
                 f"{plan.passes:.1f}",
@@ -168,9 +168,9 @@ def _shapes(config: ConfigDict) -> list[ConfigDict]:
         shape.model.n_embd = n_groups * group * head_dim
         if settings.n_kv_head:
             shape.model.n_kv_head = n_groups
-        if settings.mlp_hidden:
-            ratio = settings.mlp_hidden / settings.n_embd
-            shape.model.mlp_hidden = round(ratio * shape.model.n_embd)
+        if settings.mlp_dim:
+            ratio = settings.mlp_dim / settings.n_embd
+            shape.model.mlp_dim = round(ratio * shape.model.n_embd)
         found.append(shape)
     return found
 
@@ -192,15 +192,15 @@ def _fit(
     optim, max_iters = config.optim, config.train.max_iters
     optim.lr_decay_iters = max_iters
     optim.warmup_iters = min(optim.warmup_iters, max_iters // 10)
-    optim.decay_iters = min(optim.decay_iters, max_iters // 5)
+    optim.wsd_decay_iters = min(optim.wsd_decay_iters, max_iters // 5)
     return Suggestion(planning.make_plan(config, target, data, vocab_size=vocab_size), loss)
 
 
 def _flags(config: ConfigDict) -> dict[str, int]:
     settings, optim, train = config.model, config.optim, config.train
-    fall = "lr_decay_iters" if optim.schedule == "cosine" else "decay_iters"
+    fall = "lr_decay_iters" if optim.schedule == "cosine" else "wsd_decay_iters"
     sizes = ["n_layer", "n_head", "n_embd"]
-    sizes += [name for name in ("n_kv_head", "mlp_hidden") if settings[name]]
+    sizes += [name for name in ("n_kv_head", "mlp_dim") if settings[name]]
     return {f"model.{name}": settings[name] for name in sizes} | {
         "train.batch_size": train.batch_size,
         "train.gradient_accumulation_steps": train.gradient_accumulation_steps,

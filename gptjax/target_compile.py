@@ -54,7 +54,7 @@ class CompiledStep:
         return self.arguments + self.outputs + self.temporaries - self.aliased
 
 
-def compile_step(config: ConfigDict, gpt: GPTConfig, target: Target) -> CompiledStep:
+def compile_step(config: ConfigDict, model_config: GPTConfig, target: Target) -> CompiledStep:
     """Compiles the train step of `config` for `target`; runs nothing.
 
     Raises:
@@ -62,7 +62,7 @@ def compile_step(config: ConfigDict, gpt: GPTConfig, target: Target) -> Compiled
     """
     mesh = make_mesh(config.mesh.fsdp) if target.is_local else _card_mesh(CARDS[target.name])
     start = time.monotonic()
-    steps, state, batch = abstract_step(config, gpt, mesh)
+    steps, state, batch = abstract_step(config, model_config, mesh)
     with cudnn_assumed():
         lowered = steps.train_step.lower(state, batch)
     try:

@@ -19,7 +19,7 @@ from data_pipeline.token_store import TOKENIZER, TokenStore
 from gptjax import attention, hooks, model, plan
 from gptjax import config as config_lib
 from gptjax.checkpoint import Checkpoints, Progress
-from gptjax.hooks import Hook
+from gptjax.hooks import PeriodicCallback
 from gptjax.initial import initial_state
 from gptjax.metrics import Clock, Window, format_seconds
 from gptjax.model import GPTConfig
@@ -54,12 +54,12 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
     store = TokenStore.open(prepare(config))
     config_lib.validate_store(config, store)
     workdir = Path(config.workdir)
-    gpt = GPTConfig.from_config(config, store.tokenizer.vocab_size)
+    model_config = GPTConfig.from_config(config, store.tokenizer.vocab_size)
     _log.info("%s", plan.short_form(run_plan, store))
     _log.info("Attention: %s (%s).", *attention.choose(config))
 
     mesh = make_mesh(config.mesh.fsdp)
-    steps = StepFunctions(config, gpt, store.tokenizer.token_bytes, mesh)
+    steps = StepFunctions(config, model_config, store.tokenizer.token_bytes, mesh)
     checkpoints = Checkpoints(workdir, config, store)
     try:
         restored = checkpoints.restore(steps)
@@ -71,7 +71,7 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
                 f"{workdir} cannot be written ({error.strerror}): free some space, or give the run "
                 f"another folder (--config.workdir=...)."
             ) from error
-        run = Run(config, store, steps, checkpoints, state, progress)
+        run = Trainer(config, store, steps, checkpoints, state, progress)
         try:
             run.loop()
         finally:
@@ -90,7 +90,7 @@ def _write_description(config: ConfigDict, store: TokenStore) -> None:
     write_atomically(workdir / TOKENIZER, (store.path / TOKENIZER).read_bytes())
 
 
-class Unread(NamedTuple):
+class PendingStep(NamedTuple):
     """A step that was dispatched, and whose metrics have not been read."""
 
     step: int
@@ -99,7 +99,7 @@ class Unread(NamedTuple):
     timed: bool = True  # False: the clock stood still
 
 
-class Run:
+class Trainer:
     """One process's share of a run: from the step it starts at to the step it stops at."""
 
     def __init__(
@@ -142,16 +142,16 @@ class Run:
         peak = peak_flops(jax.devices()[0].device_kind)
         self._window = Window(
             self._clock,
-            flops_per_token=model.flops_per_token(steps.gpt),
+            flops_per_token=model.flops_per_token(steps.model_config),
             peak_flops=None if peak is None else peak * jax.device_count(),
             state=progress.window,
         )
         self._seconds_per_step: float | None = None
-        self._hook_seconds: dict[Hook, float] = {}  # of the last time that each was due
+        self._hook_seconds: dict[PeriodicCallback, float] = {}  # of the last time that each was due
         self._writer = MetricsWriter(Path(config.workdir), config, self.step)
         self.hooks = [
-            *hooks.measurements(config, steps.gpt, store.tokenizer, self._writer),
-            Hook(config.eval.eval_interval, self._evaluate_and_save),
+            *hooks.measurements(config, steps.model_config, store.tokenizer, self._writer),
+            PeriodicCallback(config.eval.eval_interval, self._evaluate_and_save),
             *hooks.reports(config),
         ]
         self._skipped = SkippedSteps(config, self._rows, self._writer, state.opt_state)
@@ -163,8 +163,8 @@ class Run:
         """Trains until `train.max_iters`, `train.max_hours` or a signal; saves the last state.
 
         Raises:
-            UserError: after `train.max_bad_steps` skipped steps in a row; nothing is saved then. Or
-                if the last state cannot be saved.
+            UserError: after `train.max_consecutive_skips` skipped steps in a row; nothing is saved
+                then. Or if the last state cannot be saved.
         """
         train = self._config.train
         if self.step >= train.max_iters:
@@ -173,13 +173,13 @@ class Run:
             return
         stop_time = None if train.max_hours is None else time.monotonic() + 3600 * train.max_hours
         with StopSignal(self._announce_stop) as stop:
-            unread: Unread | None = self._first_step()
+            pending: PendingStep | None = self._first_step()
             while True:
                 at_end = self.step >= train.max_iters
                 due = [hook for hook in self.hooks if hook.due(self.step, at_end=at_end)]
                 if due or self._saver.due():
-                    self._read(unread)
-                    unread = None
+                    self._read(pending)
+                    pending = None
                     self._between_steps(due)
                 if at_end or stop.received:
                     break
@@ -187,44 +187,44 @@ class Run:
                     _log.info("max_hours = %g are over: %s", train.max_hours, self._announce_stop())
                     break
                 dispatched = self._dispatch()
-                self._read(unread)  # the device works on the next step meanwhile
-                unread = dispatched
-            self._read(unread)
+                self._read(pending)  # the device works on the next step meanwhile
+                pending = dispatched
+            self._read(pending)
             self._saver.finish(self.state, self._progress())
 
-    def _first_step(self) -> Unread:
+    def _first_step(self) -> PendingStep:
         """Makes the step that compiles; its time is nobody's training time."""
         with self._clock.paused():
             start = time.monotonic()
-            unread = self._dispatch()
-            jax.block_until_ready(unread.metrics)
+            pending = self._dispatch()
+            jax.block_until_ready(pending.metrics)
             _log.info("First step done, compiled, in %.1f s.", time.monotonic() - start)
-        return unread._replace(timed=False)
+        return pending._replace(timed=False)
 
-    def _dispatch(self) -> Unread:
+    def _dispatch(self) -> PendingStep:
         """Starts the next step; returns its metrics, which are not there yet."""
         first_row = self._batches.state["next_row"]
         with self._window.waiting():
             batch = next(self._batches)
         self.state, step_metrics = self._steps.train_step(self.state, batch)
         self.step += 1
-        return Unread(self.step, first_row, step_metrics)
+        return PendingStep(self.step, first_row, step_metrics)
 
-    def _read(self, unread: Unread | None) -> None:
+    def _read(self, pending: PendingStep | None) -> None:
         """Waits for the metrics of a step, and logs when it is time.
 
         Raises:
             UserError: if too many steps in a row were skipped.
         """
-        if unread is None:
+        if pending is None:
             return
-        step = unread.step
-        found = jax.device_get(unread.metrics)
+        step = pending.step
+        found = jax.device_get(pending.metrics)
         nats_A = found.pop("nats_A")
         values = {name: float(value) for name, value in found.items()}
-        skipped = self._skipped.look(step, unread.first_row, values, nats_A)
+        skipped = self._skipped.look(step, pending.first_row, values, nats_A)
         self._tokens_seen += int(values["n_targets"])
-        self._window.add(values, skipped=skipped, timed=unread.timed)
+        self._window.add(values, skipped=skipped, timed=pending.timed)
         self._console.advance(step, values["nats"] / values["n_targets"])
         if step % self._config.train.log_interval == 0:
             self._write_window(step)
@@ -254,7 +254,7 @@ class Run:
         )
         return steps_left * self._seconds_per_step + hook_seconds
 
-    def _between_steps(self, due: list[Hook]) -> None:
+    def _between_steps(self, due: list[PeriodicCallback]) -> None:
         with self._clock.paused():
             for hook in due:
                 start = time.monotonic()
@@ -286,7 +286,7 @@ class Run:
     def _save(self, val_loss: float | None = None) -> None:
         if self._skipped.in_a_row:  # a state that may be ruined must not displace good ones
             _log.warning("Step %d was skipped: its checkpoint waits for a good step.", self.step)
-            self._saver.owe()
+            self._saver.request_save()
         else:
             self._saver.save(self.state, self._progress(), val_loss)
 

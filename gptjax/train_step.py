@@ -40,16 +40,18 @@ class TrainState:
 class StepFunctions:
     """The compiled functions of one run; build one and share it, for each compiles anew."""
 
-    def __init__(self, config: ConfigDict, gpt: GPTConfig, token_bytes_V: np.ndarray, mesh: Mesh):
+    def __init__(
+        self, config: ConfigDict, model_config: GPTConfig, token_bytes_V: np.ndarray, mesh: Mesh
+    ):
         """Prepares the functions; compiles nothing.
 
         Args:
             config: a validated configuration.
-            gpt: the model's shape.
+            model_config: the model's shape.
             token_bytes_V: int32, UTF-8 bytes of each token id.
             mesh: from `sharding.make_mesh`.
         """
-        self.gpt = gpt
+        self.model_config = model_config
         self.mesh = mesh
         self.batch_sharding = sharding.batch_sharding(mesh)
         self._config = config
@@ -58,8 +60,8 @@ class StepFunctions:
             config.optim,
             train.gradient_accumulation_steps,
             train.max_iters,
-            max_loss_spike=train.max_loss_spike,
-            compute_dtype=gpt.compute_dtype,
+            loss_spike_sigma=train.loss_spike_sigma,
+            compute_dtype=model_config.compute_dtype,
         )
         self._schedules = schedules(config.optim, train.max_iters)
         self._token_bytes_V = token_bytes_V  # small: a constant of the compiled steps
@@ -84,7 +86,7 @@ class StepFunctions:
 
     def _init_state(self, seed_key: Array) -> TrainState:
         params_key, dropout_key = jax.random.split(jax.random.wrap_key_data(seed_key))
-        params = model.init(self.gpt, params_key)
+        params = model.init(self.model_config, params_key)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -96,7 +98,7 @@ class StepFunctions:
     def _nats(self, params: Any, micro: Batch, dropout_key: Array | None) -> Array:
         """Returns the summed loss of a micro-batch [B, T]."""
         x_BTD = model.hidden_states(
-            self.gpt,
+            self.model_config,
             params,
             micro["inputs"],
             positions_BT=micro.get("positions"),
@@ -105,7 +107,7 @@ class StepFunctions:
         )
         return cross_entropy_sum(
             x_BTD,
-            model.head(params),
+            model.unembedding(params),
             micro["targets"],
             micro["loss_mask"],
             chunk=self._config.model.loss_chunk,
@@ -121,7 +123,7 @@ class StepFunctions:
         nominal_targets = row_shape[0] * row_shape[1]
         counts = self._count_targets(batch)
         step_key = None
-        if self.gpt.dropout > 0:
+        if self.model_config.dropout > 0:
             step_key = jax.random.fold_in(jax.random.wrap_key_data(state.dropout_key), state.step)
 
         def micro_step(carry: tuple[Any, Any, Array], xs: tuple[Batch, Array]) -> Any:

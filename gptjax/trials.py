@@ -23,12 +23,12 @@ LEAN = {
     "log.tensorboard": False,
     "checkpoint.keep_latest": 1,
     "checkpoint.keep_best": 0,
-    "train.max_passes": 1e9,  # many passes are a sweep's purpose, not an oversight
+    "train.max_epochs": 1e9,  # many passes are a sweep's purpose, not an oversight
 }
 # What no result depends on: where things are, what is told and kept.
 _ASIDE = re.compile(
-    r"(workdir|compilation_cache|data\.(store_dir|prepare_workers|prefetch_batches)|"
-    r"train\.(log_interval|max_passes|max_hours)|(checkpoint|sample|log|claims)\..*)$"
+    r"(workdir|compilation_cache_dir|data\.(cache_dir|prepare_workers|prefetch_batches)|"
+    r"train\.(log_interval|max_epochs|max_hours)|(checkpoint|sample|log|claims)\..*)$"
 )
 _NAME = re.compile(r"\w[\w.,+=-]*")
 

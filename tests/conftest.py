@@ -28,7 +28,7 @@ def session_config(tmp_path_factory):
     """configs/debug.py on the bundled shard, prepared once into a folder of this session."""
     config = debug.get_config()
     config.workdir = str(tmp_path_factory.mktemp("runs") / "debug")  # not the checkout's runs/
-    config.data.store_dir = str(tmp_path_factory.mktemp("stores"))
+    config.data.cache_dir = str(tmp_path_factory.mktemp("stores"))
     config.data.prepare_workers = 1
     prepare(config, progress=False)
     return config
@@ -49,9 +49,9 @@ def store(session_config):
 @pytest.fixture(scope="session")
 def steps(session_config, store):
     """The functions of the debug configuration on one device, compiled when first called."""
-    gpt = GPTConfig.from_config(session_config, store.tokenizer.vocab_size)
+    model_config = GPTConfig.from_config(session_config, store.tokenizer.vocab_size)
     mesh = make_mesh(1, jax.devices()[:1])
-    return StepFunctions(session_config, gpt, store.tokenizer.token_bytes, mesh)
+    return StepFunctions(session_config, model_config, store.tokenizer.token_bytes, mesh)
 
 
 @pytest.fixture(scope="session")

@@ -27,28 +27,28 @@ def tokenizer(store):
 
 
 @pytest.fixture(scope="module")
-def gpt(debug_config, tokenizer):
+def model_config(debug_config, tokenizer):
     return GPTConfig.from_config(debug_config, tokenizer.vocab_size)
 
 
 @pytest.fixture(scope="module")
-def params(gpt):
+def params(model_config):
     """Initial weights, scaled: else all tokens are about as likely as each other."""
-    initial = model.init(gpt, jax.random.key(0))
+    initial = model.init(model_config, jax.random.key(0))
     return jax.tree.map(lambda p: p * 10 if p.std() > 0 else p, initial)
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def all_logits(params, tokens_1T, *, config):
-    return model.logits(config, params, model.hidden_states(config, params, tokens_1T))
+@functools.partial(jax.jit, static_argnames="model_config")
+def all_logits(params, tokens_1T, *, model_config):
+    return model.logits(model_config, params, model.hidden_states(model_config, params, tokens_1T))
 
 
-def naive_score(gpt, params, context, continuation):
+def naive_score(model_config, params, context, continuation):
     """One request without padding to a bucket or batching, softmax in float64 NumPy."""
-    tokens = (context + continuation)[-(gpt.block_size + 1) :]
-    inputs = np.zeros((1, gpt.block_size), np.int32)
+    tokens = (context + continuation)[-(model_config.block_size + 1) :]
+    inputs = np.zeros((1, model_config.block_size), np.int32)
     inputs[0, : len(tokens) - 1] = tokens[:-1]
-    logits = np.asarray(all_logits(params, inputs, config=gpt)[0], np.float64)
+    logits = np.asarray(all_logits(params, inputs, model_config=model_config)[0], np.float64)
     log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     total, greedy = 0.0, True
     for i in range(len(continuation)):
@@ -58,12 +58,12 @@ def naive_score(gpt, params, context, continuation):
     return total, greedy
 
 
-def random_requests(gpt, n, seed=0):
+def random_requests(model_config, n, seed=0):
     rng = np.random.default_rng(seed)
     requests = []
     for _ in range(n):
         a, b = rng.integers(1, 2 * T), rng.integers(1, T + 1)
-        ids = rng.integers(2, gpt.vocab_size, a + b).tolist()
+        ids = rng.integers(2, model_config.vocab_size, a + b).tolist()
         requests.append((ids[:a], ids[a:]))
     return requests
 
@@ -71,46 +71,50 @@ def random_requests(gpt, n, seed=0):
 # --- scores ---
 
 
-def test_scores_are_those_of_a_forward_pass(gpt, params):
-    requests = random_requests(gpt, 60)
+def test_scores_are_those_of_a_forward_pass(model_config, params):
+    requests = random_requests(model_config, 60)
     assert any(len(c) + len(e) > T + 1 for c, e in requests)  # some lose the start of their context
     for (context, continuation), score in zip(
-        requests, Scorer(gpt, params).score(requests), strict=True
+        requests, Scorer(model_config, params).score(requests), strict=True
     ):
-        expected, greedy = naive_score(gpt, params, context, continuation)
+        expected, greedy = naive_score(model_config, params, context, continuation)
         assert score.log_likelihood == pytest.approx(expected, rel=2e-6)
         assert score.is_greedy == greedy
 
 
-def test_greedy_continuations_are_recognised(gpt, params):
+def test_greedy_continuations_are_recognised(model_config, params):
     context = [1, 5, 9]
     text = list(context)
     for _ in range(4):
         inputs = np.zeros((1, T), np.int32)
         inputs[0, : len(text)] = text
-        text.append(int(all_logits(params, inputs, config=gpt)[0, len(text) - 1].argmax()))
+        text.append(
+            int(all_logits(params, inputs, model_config=model_config)[0, len(text) - 1].argmax())
+        )
     greedy = text[3:]
-    wrong_last = [*greedy[:-1], (greedy[-1] + 1) % gpt.vocab_size]
-    wrong_first = [(greedy[0] + 1) % gpt.vocab_size, *greedy[1:]]
+    wrong_last = [*greedy[:-1], (greedy[-1] + 1) % model_config.vocab_size]
+    wrong_first = [(greedy[0] + 1) % model_config.vocab_size, *greedy[1:]]
     requests = [(context, e) for e in (greedy, wrong_last, wrong_first, greedy[:1])]
-    scores = Scorer(gpt, params).score(requests)
+    scores = Scorer(model_config, params).score(requests)
     assert [score.is_greedy for score in scores] == [True, False, False, True]
 
 
-def test_a_continuation_longer_than_the_model_sees_is_scored_whole(gpt, params):
+def test_a_continuation_longer_than_the_model_sees_is_scored_whole(model_config, params):
     rng = np.random.default_rng(1)
-    context, continuation = (rng.integers(2, gpt.vocab_size, n).tolist() for n in (5, 2 * T + 7))
+    context, continuation = (
+        rng.integers(2, model_config.vocab_size, n).tolist() for n in (5, 2 * T + 7)
+    )
     expected = 0.0
     for start in range(0, len(continuation), T // 2):
         part = continuation[start : start + T // 2]
-        expected += naive_score(gpt, params, context + continuation[:start], part)[0]
-    (score,) = Scorer(gpt, params).score([(context, continuation)])
+        expected += naive_score(model_config, params, context + continuation[:start], part)[0]
+    (score,) = Scorer(model_config, params).score([(context, continuation)])
     assert score.log_likelihood == pytest.approx(expected, rel=2e-6)
 
 
-def test_order_and_company_do_not_matter(gpt, params):
-    requests = random_requests(gpt, 40, seed=2)
-    scorer = Scorer(gpt, params)
+def test_order_and_company_do_not_matter(model_config, params):
+    requests = random_requests(model_config, 40, seed=2)
+    scorer = Scorer(model_config, params)
     order = np.random.default_rng(3).permutation(len(requests))
     together = scorer.score(requests)
     shuffled = scorer.score([requests[i] for i in order])
@@ -120,25 +124,30 @@ def test_order_and_company_do_not_matter(gpt, params):
     assert scorer.score([]) == []
 
 
-def test_any_lengths_compile_five_times(gpt, params):
+def test_any_lengths_compile_five_times(model_config, params):
     scoring.token_scores.clear_cache()
-    scorer = Scorer(gpt, params)
+    scorer = Scorer(model_config, params)
     assert scorer.lengths == [2, 4, 8, 16, 32]
     requests = [([1] * a, [2] * b) for a in range(1, 2 * T, 3) for b in (1, 2, 7, T, 3 * T)]
     scorer.score(requests)
     assert scoring.token_scores._cache_size() == 5
-    Scorer(gpt, params).score(requests[:9])  # as a hook during training would, again and again
+    Scorer(model_config, params).score(
+        requests[:9]
+    )  # as a hook during training would, again and again
     assert scoring.token_scores._cache_size() == 5
 
 
-def test_only_wanted_positions_reach_the_head(gpt, params, monkeypatch):
+def test_only_wanted_positions_reach_the_head(model_config, params, monkeypatch):
     """The number of chunks follows the mask: with chunks of 4, masks of 0 to 9 targets agree."""
     monkeypatch.setattr(scoring, "_CHUNK", 4)
     scoring.token_scores.clear_cache()
     rng = np.random.default_rng(4)
-    inputs, targets = (rng.integers(2, gpt.vocab_size, (2, 7)).astype(np.int32) for _ in range(2))
+    inputs, targets = (
+        rng.integers(2, model_config.vocab_size, (2, 7)).astype(np.int32) for _ in range(2)
+    )
     logits = np.asarray(
-        model.logits(gpt, params, model.hidden_states(gpt, params, inputs)), np.float64
+        model.logits(model_config, params, model.hidden_states(model_config, params, inputs)),
+        np.float64,
     )
     log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     expected = np.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
@@ -147,15 +156,15 @@ def test_only_wanted_positions_reach_the_head(gpt, params, monkeypatch):
         mask[rng.permutation(14)[:n]] = True
         mask = mask.reshape(2, 7)
         batch = {"inputs": inputs, "targets": targets, "loss_mask": mask}
-        scores, _ = scoring.token_scores(params, batch, config=gpt)
+        scores, _ = scoring.token_scores(params, batch, model_config=model_config)
         np.testing.assert_allclose(scores, np.where(mask, expected, 0), rtol=2e-6)
     scoring.token_scores.clear_cache()  # these were compiled with a chunk of 4
 
 
-def test_empty_requests_are_refused(gpt, params):
+def test_empty_requests_are_refused(model_config, params):
     for request in (([], [5]), ([1], [])):
         with pytest.raises(ValueError, match="request 1"):
-            Scorer(gpt, params).score([([1], [5]), request])
+            Scorer(model_config, params).score([([1], [5]), request])
 
 
 @pytest.mark.parametrize(
@@ -437,18 +446,18 @@ def sets(tmp_path_factory):
     return find_files([folder])
 
 
-def test_a_uniform_model_has_closed_forms(gpt, params, tokenizer, sets):
+def test_a_uniform_model_has_closed_forms(model_config, params, tokenizer, sets):
     """Where all logits are equal, a token costs log V, and shorter texts win."""
     zero = jax.tree.map(np.zeros_like, params)
-    results = Suite(tokenizer, sets).run(Scorer(gpt, zero), progress=False)
+    results = Suite(tokenizer, sets).run(Scorer(model_config, zero), progress=False)
     tokens = [len(tokenizer.encode(f" {i + 1}")) for i in range(5)]
-    expected = gpt.vocab_size ** np.mean(tokens)
+    expected = model_config.vocab_size ** np.mean(tokens)
     assert results["lambada"]["perplexity"] == pytest.approx(expected, rel=1e-5)
     assert results["blimp"]["acc"] == 1.0 and results["blimp"]["acc_stderr"] == 0.0
 
 
-def test_blimp_is_the_mean_of_its_paradigms(gpt, params, tokenizer, sets):
-    results = Suite(tokenizer, sets).run(Scorer(gpt, params), progress=False)
+def test_blimp_is_the_mean_of_its_paradigms(model_config, params, tokenizer, sets):
+    results = Suite(tokenizer, sets).run(Scorer(model_config, params), progress=False)
     assert list(results) == ["lambada", "blimp", "blimp/u0", "blimp/u1"]
     parts = [results["blimp/u0"], results["blimp/u1"]]
     assert [part["n"] for part in parts] == [4, 3]
@@ -458,23 +467,23 @@ def test_blimp_is_the_mean_of_its_paradigms(gpt, params, tokenizer, sets):
 
 
 def test_a_suite_encodes_once_and_scores_silently(
-    gpt, params, tokenizer, sets, capsys, caplog, monkeypatch
+    model_config, params, tokenizer, sets, capsys, caplog, monkeypatch
 ):
     suite = Suite(tokenizer, sets, limit=3)
-    first = suite.run(Scorer(gpt, params), progress=False)
+    first = suite.run(Scorer(model_config, params), progress=False)
     monkeypatch.setattr(benchmarks, "encode_request", None)
-    assert suite.run(Scorer(gpt, params), progress=False) == first
+    assert suite.run(Scorer(model_config, params), progress=False) == first
     assert first["lambada"]["n"] == 3 and first["blimp"]["n"] == 6  # 3 of each paradigm
     zero = jax.tree.map(np.zeros_like, params)
-    assert suite.run(Scorer(gpt, zero), progress=False) != first
+    assert suite.run(Scorer(model_config, zero), progress=False) != first
     assert capsys.readouterr() == ("", "") and not caplog.records
 
 
-def test_progress_tells_rate_and_time_left(gpt, params, caplog, monkeypatch):
+def test_progress_tells_rate_and_time_left(model_config, params, caplog, monkeypatch):
     monkeypatch.setattr(scoring, "_LOG_SECONDS", 0.0)
     caplog.set_level("INFO", "gptjax")
     n = scoring.rows_per_batch(2) + 1
-    Scorer(gpt, params).score([([1], [2])] * n, "lambada")
+    Scorer(model_config, params).score([([1], [2])] * n, "lambada")
     first, last = (record.getMessage() for record in caplog.records)
     assert first.startswith(f"lambada: {n - 1:,} of {n:,} requests, ") and "/s, " in first
     assert last.startswith(f"lambada: {n:,} of {n:,} requests, ") and last.endswith("0s left")
@@ -492,8 +501,8 @@ def test_published_figures_are_of_metrics_that_are_reported():
             assert value > 1 if key.endswith("perplexity") else 0 < value < 1, (other.model, key)
 
 
-def test_the_table_has_other_models_sources_and_paradigms(gpt, params, tokenizer, sets):
-    results = Suite(tokenizer, sets).run(Scorer(gpt, params), progress=False)
+def test_the_table_has_other_models_sources_and_paradigms(model_config, params, tokenizer, sets):
+    results = Suite(tokenizer, sets).run(Scorer(model_config, params), progress=False)
     results["piqa"] = {
         "n": 1838,
         "chance": 0.5,

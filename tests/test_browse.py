@@ -169,9 +169,9 @@ def test_rows_end_with_the_epoch(debug_config, store, capsys):
 
 
 def command(debug_config, *arguments):
-    store_dir = f"--config.data.store_dir={debug_config.data.store_dir}"
+    cache_dir = f"--config.data.cache_dir={debug_config.data.cache_dir}"
     program = [sys.executable, "-m", "data_pipeline.browse", "--config=configs/debug.py"]
-    return [*program, store_dir, *arguments]
+    return [*program, cache_dir, *arguments]
 
 
 def test_pipes_get_plain_text_and_may_close(debug_config):

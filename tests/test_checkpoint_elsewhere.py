@@ -45,9 +45,9 @@ def make(fsdp, devices=None, **changes):
     config.checkpoint.keep_latest = 100
     for key, value in changes.items():
         config.train[key] = value
-    gpt = GPTConfig.from_config(config, store.tokenizer.vocab_size)
+    model_config = GPTConfig.from_config(config, store.tokenizer.vocab_size)
     mesh = make_mesh(fsdp, devices)
-    return config, StepFunctions(config, gpt, store.tokenizer.token_bytes, mesh)
+    return config, StepFunctions(config, model_config, store.tokenizer.token_bytes, mesh)
 
 def place(state, steps):
     return jax.tree.map(jax.device_put, state, steps.state_shardings)
@@ -228,7 +228,7 @@ def test_saved_by_one_process_restored_by_two_and_back(
 RUN = """
 from gptjax import train
 config = debug.get_config()
-config.workdir, config.data.store_dir = str(root / "run"), str(store.path.parent)
+config.workdir, config.data.cache_dir = str(root / "run"), str(store.path.parent)
 config.train.max_iters = config.optim.lr_decay_iters = 4
 config.eval.eval_interval, config.train.log_interval = 2, 1
 config.log.tensorboard = True

@@ -257,8 +257,8 @@ def mount(*options):
     subprocess.run(["mount", *options, str(disk)], check=True)
 
 config, store = debug.get_config(), TokenStore.open({store!r})
-gpt = GPTConfig.from_config(config, store.tokenizer.vocab_size)
-steps = train.StepFunctions(config, gpt, store.tokenizer.token_bytes, make_mesh(1))
+model_config = GPTConfig.from_config(config, store.tokenizer.vocab_size)
+steps = train.StepFunctions(config, model_config, store.tokenizer.token_bytes, make_mesh(1))
 initial = steps.init_state()
 mount("-t", "tmpfs", "-o", "size=3m", "none")
 run = checkpoint.Checkpoints(disk / "run", config, store)

@@ -161,8 +161,10 @@ def test_echoed_tokens_are_scored_as_by_hand(sampler, tokenizer, max_tokens):
     for i, prompt in enumerate(prompts[0:1] * 2 + prompts[1:] * 2):
         echo = tokenizer.decode(prompt)
         assert texts[i] == echo + drawn[i]
-        hidden = model.hidden_states(sampler.config, sampler.params, np.array([prompt]))
-        logits = np.asarray(model.logits(sampler.config, sampler.params, hidden)[0], np.float64)
+        hidden = model.hidden_states(sampler.model_config, sampler.params, np.array([prompt]))
+        logits = np.asarray(
+            model.logits(sampler.model_config, sampler.params, hidden)[0], np.float64
+        )
         log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         echoed, rest = tokens[i][: len(prompt)], tokens[i][len(prompt) :]
         assert (echoed[0].logprob, echoed[0].top) == (None, None)

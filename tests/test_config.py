@@ -108,7 +108,8 @@ def test_the_modern_preset_changes_the_parts_of_the_model_only():
     modern.apply(config)
     config_lib.validate(config, n_devices=1)
     assert differing(base.get_config(), config) <= {
-        f"model.{part}" for part in "norm position qk_norm mlp bias tied_head zero_init".split()
+        f"model.{part}"
+        for part in "norm position qk_norm mlp bias tie_embeddings zero_init".split()
     }
     assert config.model.position == "rope"
 
@@ -130,13 +131,13 @@ POSITIVE = """
     train.batch_size train.gradient_accumulation_steps train.max_iters train.log_interval
     eval.eval_interval eval.eval_iters optim.learning_rate optim.lr_decay_iters optim.eps
     tokenizer.vocab_size tokenizer.sample_bytes data.prefetch_batches checkpoint.keep_latest
-    mesh.fsdp train.max_passes train.max_bad_steps model.rope_theta
+    mesh.fsdp train.max_epochs train.max_consecutive_skips model.rope_theta
 """.split()
 NOT_NEGATIVE = """
-    optim.min_lr optim.warmup_iters optim.decay_iters optim.weight_decay optim.grad_clip
+    optim.min_lr optim.warmup_iters optim.wsd_decay_iters optim.weight_decay optim.grad_clip
     model.loss_chunk data.prepare_workers checkpoint.keep_best sample.max_new_tokens
-    sample.temperature sample.top_k train.max_loss_spike sample.interval report.interval
-    eval.benchmark_interval eval.benchmark_limit model.n_kv_head model.mlp_hidden
+    sample.temperature sample.top_k train.loss_spike_sigma sample.interval report.interval
+    eval.benchmark_interval eval.benchmark_limit model.n_kv_head model.mlp_dim
 """.split()
 RULES = [
     *((name, {name: 0}, f"{name} = 0(.0)? must be positive") for name in POSITIVE),
@@ -144,8 +145,8 @@ RULES = [
     ("compute_dtype", {"model.compute_dtype": "float16"}, "auto, float32, bfloat16"),
     ("remat", {"model.remat": "some"}, "model.remat = 'some' must be one of none, dots, full"),
     (
-        "on_damage",
-        {"data.on_damage": "skip"},
+        "on_corrupt",
+        {"data.on_corrupt": "skip"},
         "'skip' must be one of stop, keep_before",
     ),
     ("norm", {"model.norm": "batchnorm"}, "must be one of layernorm, rmsnorm"),
@@ -175,8 +176,8 @@ RULES = [
     ("schedule", {"optim.schedule": "linear"}, "'linear' must be one of cosine, wsd"),
     (
         "too short for wsd",
-        {"optim.schedule": "wsd", "optim.warmup_iters": 10, "optim.decay_iters": 11},
-        r"warmup_iters \+ optim.decay_iters = 21 exceed train.max_iters = 20",
+        {"optim.schedule": "wsd", "optim.warmup_iters": 10, "optim.wsd_decay_iters": 11},
+        r"warmup_iters \+ optim.wsd_decay_iters = 21 exceed train.max_iters = 20",
     ),
     (
         "samples of nothing",
@@ -219,7 +220,7 @@ def test_what_is_just_allowed():
         "tokenizer.vocab_size": 65_536,
         "optim.grad_clip": 0.0,
         "optim.schedule": "wsd",
-        "optim.decay_iters": 20,
+        "optim.wsd_decay_iters": 20,
         "optim.lr_decay_iters": 1,  # of no use there
         "checkpoint.keep_best": 0,
     }

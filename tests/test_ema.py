@@ -35,9 +35,9 @@ def config(debug_config):
 
 @pytest.fixture(scope="module")
 def steps(config, store):
-    gpt = GPTConfig.from_config(config, store.tokenizer.vocab_size)
+    model_config = GPTConfig.from_config(config, store.tokenizer.vocab_size)
     mesh = make_mesh(1, jax.devices()[:1])
-    return StepFunctions(config, gpt, store.tokenizer.token_bytes, mesh)
+    return StepFunctions(config, model_config, store.tokenizer.token_bytes, mesh)
 
 
 def test_it_is_the_closed_form(steps):
@@ -77,9 +77,9 @@ def test_it_is_evaluated_sampled_and_loaded(config, store, steps, tmp_path, capl
     sampled = []
 
     class Recorded(hooks.Sampler):
-        def __init__(self, gpt, params):
+        def __init__(self, model_config, params):
             sampled.append(params)
-            super().__init__(gpt, params)
+            super().__init__(model_config, params)
 
     monkeypatch.setattr(hooks, "Sampler", Recorded)
     state = train.train_and_evaluate(config)

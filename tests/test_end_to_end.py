@@ -35,7 +35,7 @@ def trained(debug_config, tmp_path_factory):
     arguments = [
         "--config=configs/debug.py",
         f"--config.workdir={workdir}",
-        f"--config.data.store_dir={debug_config.data.store_dir}",
+        f"--config.data.cache_dir={debug_config.data.cache_dir}",
         "--config.optim.learning_rate=8e-3",
         "--config.optim.lr_decay_iters=25",  # so that the run can go on to there
         "--config.log.tensorboard=True",
@@ -102,7 +102,7 @@ def test_rtx4070_runs_on_the_cpu_when_only_shrunk(tmp_path, debug_config):
         "--config=configs/rtx4070.py",
         f"--config.workdir={tmp_path / 'run'}",
         f"--config.data.source={SHARD}",
-        f"--config.data.store_dir={debug_config.data.store_dir}",
+        f"--config.data.cache_dir={debug_config.data.cache_dir}",
         "--config.data.val_fraction=0.05",
         "--config.tokenizer.vocab_size=512",
         "--config.tokenizer.sample_bytes=200000",
@@ -180,7 +180,7 @@ def test_bad_input_is_explained_and_changes_nothing(case, debug_config, tmp_path
     damage(source / "000_00000.parquet")
     config = copy.deepcopy(debug_config)
     config.data.source = str(source)
-    config.data.store_dir = str(tmp_path / "stores")
+    config.data.cache_dir = str(tmp_path / "stores")
     config.workdir = str(tmp_path / "run")
     with pytest.raises(UserError) as error:
         train.train_and_evaluate(config)

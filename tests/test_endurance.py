@@ -18,18 +18,18 @@ import array, json, os, sys
 from configs import debug, flags
 from gptjax import train
 config = debug.get_config()
-config.workdir, config.data.store_dir = sys.argv[1:3]
+config.workdir, config.data.cache_dir = sys.argv[1:3]
 config.train.max_iters = int(sys.argv[3])
 config.eval.eval_interval = 50
 config.sample.prompts = ()
 config.log.tensorboard = True
 resident = array.array("q", bytes(8 * config.train.max_iters))  # what watches takes no more
-dispatch = train.Run._dispatch
+dispatch = train.Trainer._dispatch
 def watch(run):
     with open("/proc/self/statm") as file:
         resident[run.step] = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return dispatch(run)
-train.Run._dispatch = watch
+train.Trainer._dispatch = watch
 flags.call(train.train_and_evaluate, config)
 print(json.dumps(resident.tolist()))
 """
@@ -46,7 +46,7 @@ def test_memory_stays_within_a_percent_over_5000_steps(debug_config, tmp_path):
     steps = SETTLED + 5000 + WINDOW
     config = copy.deepcopy(debug_config)
     result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "run"), config.data.store_dir, str(steps)],
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "run"), config.data.cache_dir, str(steps)],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -20,7 +20,7 @@ from gptjax import config as config_lib
 from gptjax import evaluate, model
 from gptjax.checkpoint import Checkpoints, Progress
 from gptjax.evaluate import Texts, evaluate_documents, validation_documents
-from gptjax.load import Run, load_run
+from gptjax.load import LoadedModel, load_run
 from gptjax.metrics import ratio
 from gptjax.model import GPTConfig
 from gptjax.sharding import make_mesh
@@ -32,10 +32,10 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def run(debug_config, store):
-    gpt = GPTConfig.from_config(debug_config, store.tokenizer.vocab_size)
-    params = model.init(gpt, jax.random.key(0))
+    model_config = GPTConfig.from_config(debug_config, store.tokenizer.vocab_size)
+    params = model.init(model_config, jax.random.key(0))
     params = jax.tree.map(lambda p: p * 5 if p.std() > 0 else p, params)
-    return Run(debug_config, gpt, params, store.tokenizer, 7)
+    return LoadedModel(debug_config, model_config, params, store.tokenizer, 7)
 
 
 class Few:
@@ -89,9 +89,11 @@ def naive(run, documents):
     owners = np.append(owners[1:], owners[-1])
     nats = np.zeros(documents.n_docs)
     forward = jax.jit(
-        lambda params, x: model.logits(run.gpt, params, model.hidden_states(run.gpt, params, x))
+        lambda params, x: model.logits(
+            run.model_config, params, model.hidden_states(run.model_config, params, x)
+        )
     )
-    block = run.gpt.block_size
+    block = run.model_config.block_size
     for start in range(0, line.size, block):
         inputs = np.zeros((1, block), np.int32)
         n = min(block, line.size - start)
@@ -136,7 +138,7 @@ def test_the_whole_split_is_what_training_sees_of_it(run, store, document_mask):
     config = copy.deepcopy(run.config)
     config.data.document_mask = document_mask
     config.eval.eval_iters = 10**6
-    steps = StepFunctions(config, run.gpt, store.tokenizer.token_bytes, make_mesh(1))
+    steps = StepFunctions(config, run.model_config, store.tokenizer.token_bytes, make_mesh(1))
     expected = Validation(config, store, steps).run(run.params)
     result = evaluate_documents(run._replace(config=config), store.split("val"))
     for name, value in expected.items():
@@ -147,7 +149,7 @@ def test_a_uniform_model_has_a_closed_form(run, store):
     zero = run._replace(params=jax.tree.map(np.zeros_like, run.params))
     split = store.split("val")
     result = evaluate_documents(zero, split)
-    vocab_size = run.gpt.vocab_size
+    vocab_size = run.model_config.vocab_size
     assert result["loss"] == pytest.approx(math.log(vocab_size), rel=1e-6)
     assert result["loss_stderr"] == pytest.approx(0, abs=1e-6)  # each token costs the same
     expected = split.n_tokens * math.log2(vocab_size) / split.n_bytes
@@ -214,7 +216,7 @@ def workdir(run, store, tmp_path_factory):
     config.workdir = str(folder)
     config_lib.save(config, folder)
     (folder / TOKENIZER).write_bytes((store.path / TOKENIZER).read_bytes())
-    steps = StepFunctions(config, run.gpt, store.tokenizer.token_bytes, make_mesh(1))
+    steps = StepFunctions(config, run.model_config, store.tokenizer.token_bytes, make_mesh(1))
     checkpoints = Checkpoints(folder, config, store)
     checkpoints.save(steps.init_state(), Progress(), val_loss=6.0)
     checkpoints.close()

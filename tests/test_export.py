@@ -106,9 +106,9 @@ def hf_fixture() -> tuple[dict[str, np.ndarray], model.GPTConfig]:
     return weights, gpt_config(hparams, bias=True)
 
 
-def hf_json(config: model.GPTConfig) -> dict:
-    sizes = {key: getattr(config, key) for key in ("n_embd", "n_layer", "n_head")}
-    return {"model_type": "gpt2", "n_positions": config.block_size, **sizes}
+def hf_json(model_config: model.GPTConfig) -> dict:
+    sizes = {key: getattr(model_config, key) for key in ("n_embd", "n_layer", "n_head")}
+    return {"model_type": "gpt2", "n_positions": model_config.block_size, **sizes}
 
 
 def assert_same(a, b):
@@ -190,7 +190,7 @@ def test_llama_cpp_wants_matrices_the_other_way_round():
 )
 def test_other_models_are_refused(store, key, value, words):
     hf = hf_weights.hf_config(hf_fixture()[1], store.tokenizer)
-    sizes = {"block_size": 24, "n_embd": 20, "n_layer": 2, "n_head": 4, "mlp_hidden": 80}
+    sizes = {"block_size": 24, "n_embd": 20, "n_layer": 2, "n_head": 4, "mlp_dim": 80}
     assert sizes.items() <= hf_weights.shape(hf).items()
     with pytest.raises(UserError, match=words):
         hf_weights.shape(hf | {key: value})
@@ -221,11 +221,11 @@ def test_the_exported_folder(workdir, tmp_path):
     pytest.importorskip("safetensors", reason="needs the extra `export`")
     out = tmp_path / "out"
     export.export_hf(workdir, out)
-    gpt, params, tokenizer = load_run(workdir)[1:4]
+    model_config, params, tokenizer = load_run(workdir)[1:4]
     tensors = read_safetensors(out / "model.safetensors")
-    assert_same(tensors, to_hf(gpt, params, tokenizer.vocab_size))
+    assert_same(tensors, to_hf(model_config, params, tokenizer.vocab_size))
     config = json.loads((out / "config.json").read_text())
-    assert hf_weights.shape(config)["n_embd"] == gpt.n_embd == 32
+    assert hf_weights.shape(config)["n_embd"] == model_config.n_embd == 32
     assert (config["vocab_size"], config["bos_token_id"]) == (512, 1)
     spec = json.loads((out / "tokenizer.json").read_text())
     assert Replayed(spec).encode("The end") == tokenizer.encode("The end").tolist()

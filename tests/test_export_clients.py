@@ -88,9 +88,11 @@ def run(workdir):
 
 
 def our_logits(run, ids_BT: np.ndarray) -> np.ndarray:
-    gpt, params, _ = run
+    model_config, params, _ = run
     with jax.default_matmul_precision("float32"):
-        return np.asarray(model.logits(gpt, params, model.hidden_states(gpt, params, ids_BT)))
+        return np.asarray(
+            model.logits(model_config, params, model.hidden_states(model_config, params, ids_BT))
+        )
 
 
 def batch_of(run, seed: int = 0) -> np.ndarray:
@@ -153,12 +155,12 @@ def test_transformers_gives_our_ids_and_our_text(exported, run):
 
 
 def test_transformers_samples_the_same_greedy_text(exported, run):
-    gpt, params, ours = run
+    model_config, params, ours = run
     ids = exported.tokenizer("The ", return_tensors="pt")
     theirs = exported.model.generate(**ids, max_new_tokens=20, do_sample=False)
     text = exported.tokenizer.decode(theirs[0], skip_special_tokens=True)
     greedy = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0}
-    pieces = generate.generate_text(gpt, params, ours, "The ", max_new_tokens=20, **greedy)
+    pieces = generate.generate_text(model_config, params, ours, "The ", max_new_tokens=20, **greedy)
     assert text.startswith("The ") and len(text) > 5
     assert text.rstrip("\ufffd") == ("The " + "".join(pieces)).rstrip("\ufffd")
 
@@ -250,11 +252,13 @@ def test_a_gpt2_with_its_own_head_and_another_hidden_width(store, tmp_path):
     for package in ("gguf", "safetensors"):
         pytest.importorskip(package, reason="needs the extra `export`")
     config = base.get_config()
-    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "mlp_hidden": 40}
-    config.model.update({**sizes, "tied_head": False, "bias": True, "compute_dtype": "float32"})
-    gpt = model.GPTConfig.from_config(config, store.tokenizer.vocab_size)
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "mlp_dim": 40}
+    config.model.update(
+        {**sizes, "tie_embeddings": False, "bias": True, "compute_dtype": "float32"}
+    )
+    model_config = model.GPTConfig.from_config(config, store.tokenizer.vocab_size)
     tokenizer = (store.path / TOKENIZER).read_bytes()
-    params = random_params(gpt)
+    params = random_params(model_config)
     params["lm_head"] /= 4  # log-probabilities as a GPT-2's: llama.cpp's GELU errs in proportion
     make_workdir(tmp_path / "run", config, params, tokenizer)
     export.export_hf(tmp_path / "run", tmp_path / "hf")
@@ -357,14 +361,14 @@ def program(module: str, *arguments: str) -> str:
 
 
 def trained_and_exported(imported: Path, folder: Path) -> tuple[Any, Transformers, LlamaCpp]:
-    """Trains from an import and exports it; returns (gpt, params, tokenizer) and it in both."""
+    """Trains from an import and exports it; returns the run and both clients."""
     tuned = folder / "tuned"
     program(
         "gptjax.main",
         f"--config=configs/workdir.py:{imported}",
         f"--config.workdir={tuned}",
         "--config.data.source=data_pipeline/shard/quickstart.parquet",
-        f"--config.data.store_dir={folder / 'stores'}",
+        f"--config.data.cache_dir={folder / 'stores'}",
         "--config.data.val_fraction=0.05",
         *("--config.train.max_iters=12", "--config.train.log_interval=1"),
         *("--config.train.gradient_accumulation_steps=1", "--config.eval.eval_iters=2"),
@@ -399,7 +403,7 @@ def test_an_imported_workdir_is_not_trained_in(imported):
     config = workdir_config.get_config(str(imported))
     config.data.source = str(ROOT / "data_pipeline/shard/quickstart.parquet")
     config.data.val_fraction = 0.05
-    config.data.store_dir = str(imported.parent / "stores")
+    config.data.cache_dir = str(imported.parent / "stores")
     config.train.gradient_accumulation_steps = 1
 
     def contents() -> dict[Path, bytes]:  # the lock is made by asking whether it is free

@@ -68,9 +68,9 @@ def llama(workdir, run, tmp_path_factory) -> LlamaCpp:
 def greedy_ids(run) -> tuple[list[int], list[int]]:
     """A prompt and the likeliest tokens after it, by whole forward passes: ids, for what random
     weights say is no text."""
-    gpt, _, tokenizer = run
+    model_config, _, tokenizer = run
     prompt = [tokenizer.bos_id, *tokenizer.encode("The ").tolist()]
-    ids_T = np.zeros(gpt.block_size, np.int32)
+    ids_T = np.zeros(model_config.block_size, np.int32)
     ids_T[: len(prompt)] = prompt
     for n in range(len(prompt), 25):
         ids_T[n] = our_logits(run, ids_T[None])[0, n - 1].argmax()
@@ -116,9 +116,9 @@ def test_llama_cpp_gets_no_file_of_what_it_cannot_compute(store, tmp_path):
     pytest.importorskip("gguf", reason="needs the extra `export`")
     config = modern_config("tied")
     config.model.mlp = "relu2"
-    gpt = model.GPTConfig.from_config(config, store.tokenizer.vocab_size)
+    model_config = model.GPTConfig.from_config(config, store.tokenizer.vocab_size)
     tokenizer = (store.path / TOKENIZER).read_bytes()
-    make_workdir(tmp_path / "run", config, random_params(gpt), tokenizer)
+    make_workdir(tmp_path / "run", config, random_params(model_config), tokenizer)
     with pytest.raises(UserError, match="cannot be exported"):
         export.export_gguf(tmp_path / "run", tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
@@ -167,14 +167,19 @@ def test_an_imported_qwen3_computes_what_transformers_does(qwen3_source, importe
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     run = load_run(imported)[1:4]
-    gpt = run[0]
-    assert (gpt.rope_theta, gpt.kv_heads, gpt.mlp_dim, gpt.block_size) == (1234.0, 2, 100, 64)
+    model_config = run[0]
+    assert (
+        model_config.rope_theta,
+        model_config.kv_heads,
+        model_config.mlp_width,
+        model_config.block_size,
+    ) == (1234.0, 2, 100, 64)
     ids_BT = batch_of(run)
     qwen3 = transformers.AutoModelForCausalLM.from_pretrained(qwen3_source)
-    assert gpt.tied_head == qwen3.config.tie_word_embeddings
+    assert model_config.tie_embeddings == qwen3.config.tie_word_embeddings
     with torch.no_grad():
         theirs = qwen3(torch.from_numpy(ids_BT).long()).logits.numpy()
-    theirs = theirs[..., : gpt.vocab_size]  # the rest is padding
+    theirs = theirs[..., : model_config.vocab_size]  # the rest is padding
     np.testing.assert_allclose(our_logits(run, ids_BT), theirs, rtol=0, atol=1e-4)
 
 

@@ -208,27 +208,27 @@ from gptjax.checkpoint import Checkpoints
 saver._FIRST_DELAY = 0.0
 saver._LAST_DELAY = 0.0
 config = debug.get_config()
-config.workdir, config.data.store_dir = sys.argv[1:3]
+config.workdir, config.data.cache_dir = sys.argv[1:3]
 config.sample.prompts = ()
 config.train.log_interval = 1
 config.train.max_iters = 12
 config.eval.eval_interval = 2
 config.log.tensorboard = True
 limit_from, limit_to = map(int, sys.argv[3:])
-real = train.Run._dispatch
+real = train.Trainer._dispatch
 def dispatch(run):
     if run.step == limit_from:
         run._saver._finish()  # what was begun before is not hit
     soft = 20_000 if limit_from <= run.step < limit_to else resource.RLIM_INFINITY
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, resource.RLIM_INFINITY))
     return real(run)
-train.Run._dispatch = dispatch
+train.Trainer._dispatch = dispatch
 flags.call(train.train_and_evaluate, config)
 """
 
 
 def limited(config, workdir, limit_from, limit_to):
-    arguments = (workdir, config.data.store_dir, limit_from, limit_to)
+    arguments = (workdir, config.data.cache_dir, limit_from, limit_to)
     return subprocess.run(
         [sys.executable, "-c", LIMITED, *map(str, arguments)],
         cwd=ROOT,
@@ -263,7 +263,7 @@ def test_a_disk_that_stays_full_is_told_at_the_end(config, tmp_path):
 
 
 def test_a_workdir_that_is_deleted_comes_again(monkeypatch, config, caplog):
-    real = train.Run._dispatch
+    real = train.Trainer._dispatch
 
     def dispatch(self):
         if self.step == 5:
@@ -271,7 +271,7 @@ def test_a_workdir_that_is_deleted_comes_again(monkeypatch, config, caplog):
             shutil.rmtree(config.workdir)
         return real(self)
 
-    monkeypatch.setattr(train.Run, "_dispatch", dispatch)
+    monkeypatch.setattr(train.Trainer, "_dispatch", dispatch)
     train.train_and_evaluate(config)
     assert "has disappeared" in caplog.text and "has lost its files" in caplog.text
     workdir = Path(config.workdir)
@@ -369,7 +369,7 @@ def test_a_skipped_step_is_told_with_its_documents(monkeypatch, config, store, t
 
 def test_too_many_bad_steps_in_a_row_stop_the_run_with_a_remedy(monkeypatch, config, store):
     poison_steps(monkeypatch, config, store, {4, 5, 6, 7})
-    config.train.max_bad_steps = 3
+    config.train.max_consecutive_skips = 3
     with pytest.raises(UserError, match=r"step 6 is number 3 in a row.*learning_rate"):
         train.train_and_evaluate(config)
     saved = sorted(int(p.name) for p in (Path(config.workdir) / "checkpoints").iterdir())
@@ -395,7 +395,7 @@ def launch(config, workdir, *arguments):
     command = [
         *PROGRAM,
         f"--config.workdir={workdir}",
-        f"--config.data.store_dir={config.data.store_dir}",
+        f"--config.data.cache_dir={config.data.cache_dir}",
         "--config.train.max_iters=1000000",
         *arguments,
     ]

@@ -42,9 +42,9 @@ def gpt_config(hparams: Mapping[str, int], *, bias: bool) -> model.GPTConfig:
     )
 
 
-def from_hf(hf: Mapping[str, np.ndarray], config: model.GPTConfig) -> model.Params:
+def from_hf(hf: Mapping[str, np.ndarray], model_config: model.GPTConfig) -> model.Params:
     """Returns our parameters, or gradients, of Hugging Face's: same matrices, layers stacked."""
-    biases = ("bias",) if config.bias else ()
+    biases = ("bias",) if model_config.bias else ()
 
     def module(name: str, weight: str, layers: range | None = None) -> model.Params:
         def leaf(kind: str) -> np.ndarray:
@@ -54,7 +54,7 @@ def from_hf(hf: Mapping[str, np.ndarray], config: model.GPTConfig) -> model.Para
 
         return {weight: leaf("weight")} | {bias: leaf(bias) for bias in biases}
 
-    layers = range(config.n_layer)
+    layers = range(model_config.n_layer)
     return {
         "wte": hf["transformer.wte.weight"],
         "wpe": hf["transformer.wpe.weight"],
@@ -131,7 +131,7 @@ def test_loss_and_gradients_agree_with_hugging_face(hf, chunk):
     def mean_loss(params: model.Params) -> jax.Array:
         x_BTD = model.hidden_states(hf.config, params, inputs_BT)
         total = loss.cross_entropy_sum(
-            x_BTD, model.head(params), targets_BT, np.ones_like(targets_BT), chunk=chunk
+            x_BTD, model.unembedding(params), targets_BT, np.ones_like(targets_BT), chunk=chunk
         )
         return total / targets_BT.size
 
@@ -163,8 +163,8 @@ def test_every_activation_of_a_trained_mingpt():
     expected = {name: decode(entry) for name, entry in partials.items() if name != "config"}
     tokens_BT = expected["idx"].astype(np.int32)
 
-    gpt = nnx.merge(nnx.split(model.GPT(config, key=jax.random.key(0)))[0], params)
-    block_def, blocks_L = nnx.split(gpt.blocks)
+    module = nnx.merge(nnx.split(model.GPT(config, key=jax.random.key(0)))[0], params)
+    block_def, blocks_L = nnx.split(module.blocks)
     blocks = [
         nnx.merge(block_def, jax.tree.map(lambda a, i=i: a[i], blocks_L))
         for i in range(config.n_layer)

@@ -38,9 +38,9 @@ def poisoned(request, debug_config):
     micro_steps, config.optim.optimizer = request.param
     config.optim.ema_decay = 0.5 if config.optim.optimizer == "muon" else 0.0
     config.train.gradient_accumulation_steps = micro_steps
-    gpt = GPTConfig.from_config(config, 512)
+    model_config = GPTConfig.from_config(config, 512)
     mesh = make_mesh(1, jax.devices()[:1])
-    return PoisonedSteps(config, gpt, np.ones(512, np.int32), mesh), micro_steps
+    return PoisonedSteps(config, model_config, np.ones(512, np.int32), mesh), micro_steps
 
 
 def make_batch(micro_steps, seed=0, poison=None, at=0):

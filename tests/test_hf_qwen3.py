@@ -19,8 +19,8 @@ from gptjax.import_hf import import_hf
 from gptjax.load import load_run
 
 SHAPES = {  # heads of 6, 16 and 40; two, four and one of queries for each of keys and values
-    "tied": {"n_head": 4, "n_embd": 24, "n_kv_head": 2, "mlp_hidden": 36, "rope_theta": 500.0},
-    "untied": {"n_head": 4, "n_embd": 64, "n_kv_head": 1, "tied_head": False},
+    "tied": {"n_head": 4, "n_embd": 24, "n_kv_head": 2, "mlp_dim": 36, "rope_theta": 500.0},
+    "untied": {"n_head": 4, "n_embd": 64, "n_kv_head": 1, "tie_embeddings": False},
     "wide": {"n_head": 2, "n_embd": 80, "rope_theta": 1e6},
 }
 
@@ -28,19 +28,19 @@ SHAPES = {  # heads of 6, 16 and 40; two, four and one of queries for each of ke
 def modern_config(name: str):
     config = base.get_config()
     modern.apply(config)
-    config.model.update({"n_layer": 2, "block_size": 32, "tied_head": True} | SHAPES[name])
+    config.model.update({"n_layer": 2, "block_size": 32, "tie_embeddings": True} | SHAPES[name])
     config.model.compute_dtype, config.model.attention = "float32", "xla"
     return config
 
 
 def modern_run(name: str, vocab_size: int) -> tuple[model.GPTConfig, model.Params]:
-    gpt = model.GPTConfig.from_config(modern_config(name), vocab_size)
-    return gpt, random_params(gpt)
+    model_config = model.GPTConfig.from_config(modern_config(name), vocab_size)
+    return model_config, random_params(model_config)
 
 
-def random_params(gpt: model.GPTConfig) -> model.Params:
+def random_params(model_config: model.GPTConfig) -> model.Params:
     """Parameters by which every part of the model matters."""
-    shapes = jax.eval_shape(lambda: model.init(gpt, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: model.init(model_config, jax.random.key(0)))
     rng = np.random.default_rng(0)
 
     def draw(path, leaf) -> np.ndarray:
@@ -62,12 +62,12 @@ def make_workdir(workdir, config, params, tokenizer_bytes: bytes) -> None:
     config_lib.save(config, workdir)
 
 
-def as_imported(gpt: model.GPTConfig) -> model.GPTConfig:
+def as_imported(model_config: model.GPTConfig) -> model.GPTConfig:
     """The same model, with numbers for the zeros of defaults, and nothing to be drawn."""
-    numbers = {"mlp_hidden": gpt.mlp_dim}
-    if gpt.position == "rope":
-        numbers["n_kv_head"] = gpt.kv_heads
-    return dataclasses.replace(gpt, **numbers, zero_init=False)
+    numbers = {"mlp_dim": model_config.mlp_width}
+    if model_config.position == "rope":
+        numbers["n_kv_head"] = model_config.kv_heads
+    return dataclasses.replace(model_config, **numbers, zero_init=False)
 
 
 @pytest.fixture(params=SHAPES)
@@ -121,19 +121,21 @@ def qwen3_logits(hf: dict, tensors: dict[str, np.ndarray], ids_T: np.ndarray) ->
 
 
 def test_qwen3s_definition_gives_our_logits(run, store):
-    gpt, params = run
+    model_config, params = run
     ids_T = np.random.default_rng(1).integers(0, 50, 20).astype(np.int32)
     with jax.default_matmul_precision("float32"):
-        x_BTD = jax.jit(model.hidden_states, static_argnums=0)(gpt, params, ids_T[None])
-        ours = np.asarray(model.logits(gpt, params, x_BTD)[0])
-    theirs = qwen3_logits(hf_config(gpt, store.tokenizer), to_hf(gpt, params, 50), ids_T)
+        x_BTD = jax.jit(model.hidden_states, static_argnums=0)(model_config, params, ids_T[None])
+        ours = np.asarray(model.logits(model_config, params, x_BTD)[0])
+    theirs = qwen3_logits(
+        hf_config(model_config, store.tokenizer), to_hf(model_config, params, 50), ids_T
+    )
     assert np.abs(ours).max() > 1
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
 def test_config_json(store):
-    gpt, _ = modern_run("tied", vocab_size=512)
-    assert hf_config(gpt, store.tokenizer) == {
+    model_config, _ = modern_run("tied", vocab_size=512)
+    assert hf_config(model_config, store.tokenizer) == {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
         "vocab_size": 512,
@@ -160,11 +162,11 @@ def test_config_json(store):
 
 
 def test_parameters_come_back_bit_for_bit(run, store):
-    gpt, params = run
-    tensors = to_hf(gpt, params, 50)
-    assert ("lm_head.weight" in tensors) != gpt.tied_head
+    model_config, params = run
+    tensors = to_hf(model_config, params, 50)
+    assert ("lm_head.weight" in tensors) != model_config.tie_embeddings
     assert all(array.dtype == np.float32 and array.flags.c_contiguous for array in tensors.values())
-    hf = hf_config(gpt, store.tokenizer)
+    hf = hf_config(model_config, store.tokenizer)
     back, bias = from_hf(tensors, hf, 50)
     assert not bias
     assert_same(back, params)
@@ -179,10 +181,10 @@ def test_parameters_come_back_bit_for_bit(run, store):
 
 
 def test_leaves_of_the_configuration_come_back(run, store):
-    gpt, _ = run
-    leaves = shape(hf_config(gpt, store.tokenizer))
-    assert dataclasses.replace(as_imported(gpt), **leaves) == as_imported(gpt)
-    theirs = {f.name for f in dataclasses.fields(gpt)} - leaves.keys()
+    model_config, _ = run
+    leaves = shape(hf_config(model_config, store.tokenizer))
+    assert dataclasses.replace(as_imported(model_config), **leaves) == as_imported(model_config)
+    theirs = {f.name for f in dataclasses.fields(model_config)} - leaves.keys()
     # What decides no logit, or what others than `shape` tell. A new field gets its place in the
     # tables of gptjax/hf_architectures.py, or here.
     assert theirs == {
@@ -192,19 +194,19 @@ def test_leaves_of_the_configuration_come_back(run, store):
 
 
 def test_a_padded_vocabulary_is_trimmed_both_ways(store):
-    gpt, params = modern_run("untied", vocab_size=50)
-    tensors = to_hf(gpt, params, 45)
+    model_config, params = modern_run("untied", vocab_size=50)
+    tensors = to_hf(model_config, params, 45)
     assert_same(tensors["lm_head.weight"], params["lm_head"][:45])
     assert_same(tensors["model.embed_tokens.weight"], params["wte"][:45])
-    back, _ = from_hf(to_hf(gpt, params, 50), hf_config(gpt, store.tokenizer), 45)
+    back, _ = from_hf(to_hf(model_config, params, 50), hf_config(model_config, store.tokenizer), 45)
     assert_same(back["lm_head"], params["lm_head"][:45])
     with pytest.raises(UserError, match="do not belong together"):
-        from_hf(tensors, hf_config(gpt, store.tokenizer), 50)
+        from_hf(tensors, hf_config(model_config, store.tokenizer), 50)
 
 
 def test_a_tied_head_that_is_another_is_refused(store):
-    gpt, params = modern_run("tied", vocab_size=50)
-    tensors, hf = to_hf(gpt, params, 50), hf_config(gpt, store.tokenizer)
+    model_config, params = modern_run("tied", vocab_size=50)
+    tensors, hf = to_hf(model_config, params, 50), hf_config(model_config, store.tokenizer)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     assert_same(from_hf(tensors, hf, 50)[0], params)
     tensors["lm_head.weight"] = tensors["lm_head.weight"] + 1
@@ -213,18 +215,18 @@ def test_a_tied_head_that_is_another_is_refused(store):
 
 
 def test_llama_cpps_names_and_layouts(run):
-    gpt, params = run
-    gguf, hf = gguf_file.tensors(gpt, params, 50), to_hf(gpt, params, 50)
+    model_config, params = run
+    gguf, hf = gguf_file.tensors(model_config, params, 50), to_hf(model_config, params, 50)
     assert {name for name in gguf if not name.startswith("blk.")} == {
         *("token_embd.weight", "output_norm.weight"),
-        *([] if gpt.tied_head else ["output.weight"]),
+        *([] if model_config.tie_embeddings else ["output.weight"]),
     }
     block = {name.split(".")[2] for name in gguf if name.startswith("blk.1.")}
     assert block == {
         *("attn_norm", "attn_q", "attn_k", "attn_v", "attn_q_norm", "attn_k_norm", "attn_output"),
         *("ffn_norm", "ffn_gate", "ffn_up", "ffn_down"),
     }
-    assert len(gguf) == len(hf) == 2 * len(block) + 3 - gpt.tied_head
+    assert len(gguf) == len(hf) == 2 * len(block) + 3 - model_config.tie_embeddings
     for theirs, name in (
         *(("attn_k", "self_attn.k_proj"), ("attn_output", "self_attn.o_proj")),
         *(("ffn_gate", "mlp.gate_proj"), ("ffn_down", "mlp.down_proj")),
@@ -253,10 +255,10 @@ def test_llama_cpps_names_and_layouts(run):
 def test_what_no_stock_architecture_computes_is_not_exported(leaves, words, store, tmp_path):
     config = modern_config("tied")
     config.model.update(leaves)
-    gpt = model.GPTConfig.from_config(config, 512)
-    params = random_params(gpt)
+    model_config = model.GPTConfig.from_config(config, 512)
+    params = random_params(model_config)
     with pytest.raises(UserError) as told:
-        to_hf(gpt, params, 50)
+        to_hf(model_config, params, 50)
     assert words in f"{told.value}\n"
     assert all(architecture.title in str(told.value) for architecture in ARCHITECTURES)
     make_workdir(tmp_path / "run", config, params, (store.path / TOKENIZER).read_bytes())
@@ -313,7 +315,7 @@ def test_the_forms_of_several_versions_are_read(store):
         shape(hf | {"rope_scaling": {"type": "linear", "factor": 2.0}})
     assert shape(hf | {"num_key_value_heads": None})["n_kv_head"] == 4
     absent = {key: value for key, value in hf.items() if key != "tie_word_embeddings"}
-    assert not shape(absent)["tied_head"]
+    assert not shape(absent)["tie_embeddings"]
     del absent["head_dim"]
     with pytest.raises(UserError, match="head_dim is 128"):
         shape(absent)
@@ -324,12 +326,12 @@ def test_the_forms_of_several_versions_are_read(store):
 
 def test_a_gpt2_with_its_own_head_and_another_hidden_width(store):
     weights, config = hf_fixture()
-    config = dataclasses.replace(config, tied_head=False, mlp_hidden=28)
+    config = dataclasses.replace(config, tie_embeddings=False, mlp_dim=28)
     params = random_params(config)  # with biases
     hf, tensors = hf_config(config, store.tokenizer), to_hf(config, params, config.vocab_size)
     assert tensors.keys() == weights.keys() | {"lm_head.weight"}
     assert (hf["n_inner"], hf["tie_word_embeddings"]) == (28, False)
-    assert shape(hf)["tied_head"] is False and shape(hf)["mlp_hidden"] == 28
+    assert shape(hf)["tie_embeddings"] is False and shape(hf)["mlp_dim"] == 28
     back, bias = from_hf(tensors, hf, config.vocab_size)
     assert bias
     assert_same(back, params)
@@ -354,4 +356,4 @@ def test_an_exported_folder_becomes_the_same_run_again(store, tmp_path):
         before, after = load_run(workdir), load_run(back)
         assert_same(jax.device_get(after.params), params)
         assert before.tokenizer.hash == after.tokenizer.hash
-        assert as_imported(before.gpt) == after.gpt
+        assert as_imported(before.model_config) == after.model_config

@@ -16,7 +16,7 @@ from test_report import Page
 from configs.flags import UserError
 from gptjax import benchmarks, hooks, scoring, train
 from gptjax.decode import split_layers
-from gptjax.hooks import Hook
+from gptjax.hooks import PeriodicCallback
 from gptjax.load import load_run
 
 ROOT = Path(__file__).parents[1]
@@ -79,7 +79,7 @@ def samples_of(config):
     ("interval", "expected"), [(0, [N]), (1, [1, 2, 3, 4, 5, 6]), (4, [4, 6]), (9, [6])]
 )
 def test_a_hook_is_due_at_its_interval_and_at_the_end(interval, expected):
-    hook = Hook(interval, lambda step, params: None)
+    hook = PeriodicCallback(interval, lambda step, params: None)
     assert [s for s in range(1, N + 1) if hook.due(s, at_end=s == N)] == expected
 
 
@@ -104,7 +104,7 @@ print([name for name in names if f"gptjax.{name}" in sys.modules])
 
 def test_a_run_without_hooks_only_evaluates(off, monkeypatch):
     runs = []
-    monkeypatch.setattr(train.Run, "loop", lambda run: runs.append(run))
+    monkeypatch.setattr(train.Trainer, "loop", lambda run: runs.append(run))
     train.train_and_evaluate(off)
     (hook,) = runs[0].hooks
     assert (hook.interval, hook.run) == (3, runs[0]._evaluate_and_save)
@@ -133,7 +133,7 @@ def test_hooks_write_and_leave_the_run_as_it_would_have_been(off, on, store, cap
     run = load_run(workdir)
     assert run.step in (3, 6)
     suite = benchmarks.Suite(run.tokenizer, benchmarks.find_files([Path(on.eval.benchmarks[0])]), 5)
-    scores = suite.run(scoring.Scorer(run.gpt, state.params), progress=False)
+    scores = suite.run(scoring.Scorer(run.model_config, state.params), progress=False)
     for task, values in scores.items():
         assert values["n"] == 5
         for key, value in values.items():
@@ -190,18 +190,18 @@ def test_a_run_that_goes_on_does_what_an_unbroken_one_does(on, tmp_path):
 
 
 def test_a_run_cut_short_between_a_hook_and_the_checkpoint_does_it_again(on, monkeypatch):
-    save = train.Run._evaluate_and_save
+    save = train.Trainer._evaluate_and_save
 
     def cut_short(run, step, params):
         if step == N:
             raise KeyboardInterrupt
         save(run, step, params)
 
-    monkeypatch.setattr(train.Run, "_evaluate_and_save", cut_short)
+    monkeypatch.setattr(train.Trainer, "_evaluate_and_save", cut_short)
     with pytest.raises(KeyboardInterrupt):
         train.train_and_evaluate(on)
     assert [line["step"] for line in lines_of(on, "benchmark/piqa/acc")] == [3, 6]
-    monkeypatch.setattr(train.Run, "_evaluate_and_save", save)
+    monkeypatch.setattr(train.Trainer, "_evaluate_and_save", save)
     train.train_and_evaluate(on)
     assert [line["step"] for line in lines_of(on, "benchmark/piqa/acc")] == [3, 6]
 

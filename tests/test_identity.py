@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from configs import base, debug
 from configs.flags import leaves
 from gptjax import identity
-from gptjax.identity import changes, refusals
+from gptjax.identity import changes, incompatibilities
 from gptjax.optimizer import schedule
 
 
@@ -78,7 +78,7 @@ def another(key):
 def test_a_fixed_key_is_refused_with_both_values(run, key):
     old, new = another(key)
     there, here = at(8, run()), run(**{key: new})
-    assert refusals(there, here) == [f"{key}: {old} there, {new} here"]
+    assert incompatibilities(there, here) == [f"{key}: {old} there, {new} here"]
 
 
 @pytest.mark.parametrize("key", sorted(identity.FREE | identity.DATA))
@@ -86,12 +86,12 @@ def test_a_free_key_may_change_and_is_told(run, key):
     """Of data, what matters is the store: the same one may lie elsewhere, or be made otherwise."""
     old, new = another(key)
     there, here = at(8, run()), run(**{key: new})
-    assert refusals(there, here) == []
+    assert incompatibilities(there, here) == []
     assert changes(there, here) and all(text.startswith(key) for text in changes(there, here))
 
 
 def test_nothing_changed_nothing_told(run):
-    assert refusals(at(8, run()), run()) == changes(at(8, run()), run()) == []
+    assert incompatibilities(at(8, run()), run()) == changes(at(8, run()), run()) == []
 
 
 def test_another_store_tokenizer_and_all_else_are_listed_together(run):
@@ -99,7 +99,7 @@ def test_another_store_tokenizer_and_all_else_are_listed_together(run):
     here = run(seed=7, model__n_layer=3, optim__beta2=0.5, optim__learning_rate=2e-2)
     here["store_hash"], here["tokenizer_hash"] = "abc", "def"
     here["store"]["settings"]["val_fraction"] = 0.5
-    found = "\n".join(refusals(there, here))
+    found = "\n".join(incompatibilities(there, here))
     for words in (
         "seed: 1337 there, 7 here",
         "model.n_layer: 2 there, 3 here",
@@ -116,20 +116,23 @@ def test_another_store_tokenizer_and_all_else_are_listed_together(run):
 
 def test_the_same_batch_may_be_cut_otherwise(run):
     there = at(8, run(train__batch_size=4, train__gradient_accumulation_steps=4))
-    assert refusals(there, run(train__batch_size=8, train__gradient_accumulation_steps=2)) == []
-    assert refusals(there, run(train__batch_size=8, train__gradient_accumulation_steps=4)) == [
-        "train.batch_size x train.gradient_accumulation_steps: 16 rows a step there, 32 here"
-    ]
-    assert refusals(there, run(train__batch_size=16, train__gradient_accumulation_steps=1)) == [
-        "train.gradient_accumulation_steps > 1: True there, False here"
-    ]
+    assert (
+        incompatibilities(there, run(train__batch_size=8, train__gradient_accumulation_steps=2))
+        == []
+    )
+    assert incompatibilities(
+        there, run(train__batch_size=8, train__gradient_accumulation_steps=4)
+    ) == ["train.batch_size x train.gradient_accumulation_steps: 16 rows a step there, 32 here"]
+    assert incompatibilities(
+        there, run(train__batch_size=16, train__gradient_accumulation_steps=1)
+    ) == ["train.gradient_accumulation_steps > 1: True there, False here"]
 
 
 def test_another_environment_is_told(run):
     there = at(8, run())
     there["environment"] |= {"jax": "0.1", "devices": "2 x gpu"}
     here = run()
-    assert refusals(there, here) == []
+    assert incompatibilities(there, here) == []
     assert changes(there, here)[0].startswith("jax: 0.1 there, ")
     assert (
         changes(there, here)[1] == f"devices: 2 x gpu there, {here['environment']['devices']} here"
@@ -140,8 +143,8 @@ def test_a_checkpoint_that_lacks_a_key_has_its_default(run):
     there = at(8, run())
     del there["config"]["model"]["dropout"]
     there["config"]["model"]["of_old"] = 1
-    assert refusals(there, run()) == []
-    found = refusals(there, run(model__dropout=0.5))
+    assert incompatibilities(there, run()) == []
+    found = incompatibilities(there, run(model__dropout=0.5))
     assert found == ["model.dropout: 0.0 there, 0.5 here"]
 
 
@@ -170,7 +173,7 @@ WSD = {"optim__schedule": "wsd"}
         # wsd: free to grow, shrink or fall otherwise until it falls.
         (15, WSD, {**WSD, "train__max_iters": 1000}, None),
         (10, WSD, {**WSD, "train__max_iters": 15}, None),
-        (15, WSD, {**WSD, "optim__decay_iters": 3, "optim__min_lr": 1e-5}, None),
+        (15, WSD, {**WSD, "optim__wsd_decay_iters": 3, "optim__min_lr": 1e-5}, None),
         (15, WSD, {**WSD, "optim__lr_decay_iters": 7}, None),  # it has no say there
         (17, WSD, {**WSD, "train__max_iters": 1000}, "until its decay begins, here at step 15"),
         (20, WSD, {**WSD, "train__max_iters": 40}, "until its decay begins, here at step 15"),
@@ -179,7 +182,7 @@ WSD = {"optim__schedule": "wsd"}
     ],
 )
 def test_the_past_of_the_learning_rate_must_stay(run, step, there, here, words):
-    found = refusals(at(step, run(**there)), run(**here))
+    found = incompatibilities(at(step, run(**there)), run(**here))
     if words is None:
         assert found == []
         assert changes(at(step, run(**there)), run(**here)) or there == {
@@ -199,7 +202,7 @@ def test_what_is_allowed_gives_the_same_rates_as_from_the_beginning():
         for _ in range(2):
             config = debug.get_config()
             config.optim.schedule = str(rng.choice(["cosine", "wsd"]))
-            config.optim.decay_iters = int(rng.choice([2, 5]))
+            config.optim.wsd_decay_iters = int(rng.choice([2, 5]))
             config.train.max_iters = int(rng.choice([10, 20]))
             config.optim.warmup_iters = int(rng.choice([1, 2]))
             configs.append(config)
@@ -219,23 +222,23 @@ def test_what_is_allowed_gives_the_same_rates_as_from_the_beginning():
 def test_what_muon_and_the_decay_were_stays(run):
     muon = {"optim__optimizer": "muon"}
     there = at(8, run(**muon))
-    found = "\n".join(refusals(there, run(**muon, optim__muon_learning_rate=0.5)))
+    found = "\n".join(incompatibilities(there, run(**muon, optim__muon_learning_rate=0.5)))
     assert "optim.muon_learning_rate: 0.002 there, 0.5 here" in found
     assert "so the muon learning rate of 8 of the 8 steps done" in found
-    found = "\n".join(refusals(there, run(**muon, optim__weight_decay=0.5)))
+    found = "\n".join(incompatibilities(there, run(**muon, optim__weight_decay=0.5)))
     assert (
         "so the weight decay of 8 of the 8 steps done would have been another: of step 1" in found
     )
-    assert refusals(at(0, there), run(**muon, optim__weight_decay=0.5)) == []
+    assert incompatibilities(at(0, there), run(**muon, optim__weight_decay=0.5)) == []
     # A rate that is not used decides nothing.
-    assert refusals(at(8, run()), run(optim__muon_learning_rate=0.5)) == []
+    assert incompatibilities(at(8, run()), run(optim__muon_learning_rate=0.5)) == []
 
 
 def test_a_linear_weight_decay_keeps_the_length_of_a_run(run):
     linear = {**WSD, "optim__weight_decay_schedule": "linear"}
     there = at(8, run(**linear))
-    assert refusals(there, run(**linear)) == []
-    found = "\n".join(refusals(there, run(**linear, train__max_iters=40)))
+    assert incompatibilities(there, run(**linear)) == []
+    found = "\n".join(incompatibilities(there, run(**linear, train__max_iters=40)))
     assert "train.max_iters: 20 there, 40 here" in found
     assert (
         "so the weight decay of 7 of the 8 steps done would have been another: of step 2" in found

@@ -199,7 +199,7 @@ def start(config, *, part_bytes=1, limit=None, slow=0.0):
             return inner(part)
         if {slow}:
             prepare.workers.encode_part = encode_part
-        config = t.make_config({config.data.source!r}, {config.data.store_dir!r},
+        config = t.make_config({config.data.source!r}, {config.data.cache_dir!r},
                                {config.data.prepare_workers})
         try:
             print(prepare.prepare(config))
@@ -300,7 +300,7 @@ def test_full_disk_is_one_clear_error_and_can_be_resumed(tmp_path, n_workers):
     process = start(config, limit=64_000)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "DataError: " in errors and "the disk is full" in errors and "store_dir" in errors
+    assert "DataError: " in errors and "the disk is full" in errors and "cache_dir" in errors
     names = [p.name for p in (tmp_path / "stores").iterdir() if not p.name.startswith(".")]
     assert len(names) == 1 and names[0].endswith(".partial")
     assert not list((tmp_path / "stores").rglob("*.tmp"))

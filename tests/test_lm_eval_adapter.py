@@ -144,10 +144,10 @@ def of_lm_eval(lm, folder, monkeypatch):
     )
 
 
-def assert_equal(gpt, params, tokenizer, folder, theirs, *, rel):
+def assert_equal(model_config, params, tokenizer, folder, theirs, *, rel):
     """Compares requests, log-likelihoods, greedy flags, metrics, means and their errors."""
     results, samples = theirs
-    scorer = Scorer(gpt, params)
+    scorer = Scorer(model_config, params)
     files = benchmarks.find_files([folder])
     assert set(files) == {name.partition("/")[0] for name in YAML}
     ours = benchmarks.Suite(tokenizer, files).run(scorer, progress=False)
@@ -183,9 +183,13 @@ def quick(debug_config, store):
     """A model with our tokenizer whose rows are shorter than many items."""
     config = debug_config.copy_and_resolve_references()
     config.model.block_size = 128
-    gpt = GPTConfig.from_config(config, store.tokenizer.vocab_size)
-    params = model.init(gpt, jax.random.key(0))
-    return gpt, jax.tree.map(lambda p: p * 8 if p.std() > 0 else p, params), store.tokenizer
+    model_config = GPTConfig.from_config(config, store.tokenizer.vocab_size)
+    params = model.init(model_config, jax.random.key(0))
+    return (
+        model_config,
+        jax.tree.map(lambda p: p * 8 if p.std() > 0 else p, params),
+        store.tokenizer,
+    )
 
 
 def test_our_scores_are_lm_evals_item_by_item(quick, folder, monkeypatch):
@@ -231,12 +235,14 @@ def test_our_scores_are_those_of_lm_evals_own_model(folder, monkeypatch):
     hf_model = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(**shape, n_positions=256, initializer_range=0.3)
     ).eval()
-    gpt = tiny_gpt(**shape, block_size=256)
-    params = from_hf({n: p.detach().numpy() for n, p in hf_model.named_parameters()}, gpt)
+    model_config = tiny_gpt(**shape, block_size=256)
+    params = from_hf({n: p.detach().numpy() for n, p in hf_model.named_parameters()}, model_config)
     hf = HFLM(pretrained=hf_model, tokenizer=hf_tokenizer, add_bos_token=True, batch_size=8)
-    assert hf.max_length == gpt.block_size and hf.prefix_token_id == bos
+    assert hf.max_length == model_config.block_size and hf.prefix_token_id == bos
     tokenizer = GPT2Tokenizer(hf_tokenizer)
-    assert_equal(gpt, params, tokenizer, folder, of_lm_eval(hf, folder, monkeypatch), rel=1e-4)
+    assert_equal(
+        model_config, params, tokenizer, folder, of_lm_eval(hf, folder, monkeypatch), rel=1e-4
+    )
 
 
 # --- the adapter's other requests ---
@@ -248,16 +254,18 @@ def requests(kind, *arguments):
 
 def test_rolling_log_likelihood_is_the_sum_of_windows(quick):
     """A text of n tokens behind BOS: each token once, with as much context as the last row has."""
-    gpt, params, tokenizer = quick
+    model_config, params, tokenizer = quick
     text = "It was the best of times, it was the worst of times. " * 12
     ids = tokenizer.encode(text).tolist()
-    assert len(ids) > 2 * gpt.block_size
+    assert len(ids) > 2 * model_config.block_size
     line = [tokenizer.bos_id, *ids]
-    logits = jax.jit(lambda x: model.logits(gpt, params, model.hidden_states(gpt, params, x)))
+    logits = jax.jit(
+        lambda x: model.logits(model_config, params, model.hidden_states(model_config, params, x))
+    )
     expected, done = 0.0, 0
     while done < len(ids):
-        stop = min(done + gpt.block_size, len(ids))
-        start = max(0, stop - gpt.block_size)
+        stop = min(done + model_config.block_size, len(ids))
+        start = max(0, stop - model_config.block_size)
         row = np.asarray(logits(np.array([line[start:stop]]))[0], np.float64)
         log_probs = row - np.log(np.exp(row).sum(axis=1, keepdims=True))
         expected += sum(log_probs[i - start, ids[i]] for i in range(done, stop))
@@ -269,7 +277,7 @@ def test_rolling_log_likelihood_is_the_sum_of_windows(quick):
 
 
 def test_generation_is_greedy_and_ends_before_a_stop_string(quick):
-    gpt, params, tokenizer = quick
+    model_config, params, tokenizer = quick
     lm = GPTJax(*quick)
 
     def generate(**settings):

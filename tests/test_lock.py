@@ -109,7 +109,7 @@ def test_training_refuses_a_workdir_in_use(holder, debug_config, tmp_path):
         [
             *(sys.executable, "-m", "gptjax.main", "--config=configs/debug.py"),
             f"--config.workdir={tmp_path / 'run'}",
-            f"--config.data.store_dir={debug_config.data.store_dir}",
+            f"--config.data.cache_dir={debug_config.data.cache_dir}",
         ],
         cwd=ROOT,
         capture_output=True,

@@ -31,7 +31,7 @@ COMPILED = {
     ("chunked", "dots", 512, 8, 0, 1, 512, 8192): 1337,
     ("chunked", "full", 768, 24, 2048, 40, 1024, 32768): 3907,
     ("chunked", "none", 1024, 4, 1024, 8, 2048, 50304): 13164,
-    # The modern preset; and its mlp, n_kv_head, tied_head
+    # The modern preset; and its mlp, n_kv_head, tie_embeddings
     ("cudnn", "dots", 512, 12, 0, 40, 1024, 32768, "swiglu", 0, True): 5489,
     ("cudnn", "dots", 768, 32, 2048, 8, 1024, 32768, "swiglu", 0, True): 9118,
     ("cudnn", "dots", 768, 12, 2048, 1, 1024, 32768, "swiglu", 4, False): 4109,
@@ -64,16 +64,16 @@ def configured(case):
     config.tokenizer.vocab_size = vocab_size
     if case[8:]:
         modern.apply(config)
-        config.model.mlp, config.model.n_kv_head, config.model.tied_head = case[8:]
+        config.model.mlp, config.model.n_kv_head, config.model.tie_embeddings = case[8:]
     return config, GPTConfig.from_config(config, vocab_size)
 
 
 def compiled_mib(case):
-    config, gpt = configured(case)
+    config, model_config = configured(case)
     card = targets.CARDS["rtx4070"]._replace(memory_mib=80_000)
     targets.CARDS["rtx4070"], original = card, targets.CARDS["rtx4070"]
     try:
-        step = target_compile.compile_step(config, gpt, targets.find("rtx4070"))
+        step = target_compile.compile_step(config, model_config, targets.find("rtx4070"))
     finally:
         targets.CARDS["rtx4070"] = original
         jax.clear_caches()
@@ -83,17 +83,23 @@ def compiled_mib(case):
 
 @pytest.mark.parametrize("case", COMPILED, ids=str)
 def test_estimate_is_within_its_tolerance(case):
-    config, gpt = configured(case)
-    estimated = memory.estimate(config, gpt, step_cost.measure(config, gpt), 1).total / MIB
+    config, model_config = configured(case)
+    estimated = (
+        memory.estimate(config, model_config, step_cost.measure(config, model_config), 1).total
+        / MIB
+    )
     assert estimated == pytest.approx(COMPILED[case], rel=memory.TOLERANCE)
     assert estimated > 0.94 * COMPILED[case]  # too little is worse than too much
 
 
 @pytest.mark.parametrize("case", COMPILED_WITH_MUON, ids=str)
 def test_estimate_with_muon_is_within_its_tolerance(case):
-    config, gpt = configured(case)
+    config, model_config = configured(case)
     config.optim.optimizer, config.optim.ema_decay = "muon", 0.999
-    estimated = memory.estimate(config, gpt, step_cost.measure(config, gpt), 1).total / MIB
+    estimated = (
+        memory.estimate(config, model_config, step_cost.measure(config, model_config), 1).total
+        / MIB
+    )
     assert estimated == pytest.approx(COMPILED_WITH_MUON[case], rel=memory.TOLERANCE)
     assert estimated > 0.94 * COMPILED_WITH_MUON[case]
 
@@ -114,8 +120,8 @@ def test_recipes_fit_with_room_to_spare(recipe):
     """Compiled for the card as it is; a step that XLA must squeeze in would be slow."""
     target = targets.find("rtx4070")
     config = on_target(recipe.get_config(), target)
-    gpt = GPTConfig.from_config(config, config.tokenizer.vocab_size)
-    step = target_compile.compile_step(config, gpt, target)
+    model_config = GPTConfig.from_config(config, config.tokenizer.vocab_size)
+    step = target_compile.compile_step(config, model_config, target)
     assert step.total < 8.9 * 2**30
     assert step.total < target.budget_bytes - 1.5 * 2**30
     assert step.n_rematerialized == 0
@@ -125,16 +131,16 @@ def test_recipes_fit_with_room_to_spare(recipe):
 @needs_plugin
 def test_a_step_that_xla_squeezes_in_is_told():
     case = ("cudnn", "none", 768, 12, 2048, 40, 1024, 32768)
-    config, gpt = configured(case)
-    step = target_compile.compile_step(config, gpt, targets.find("rtx4070"))
+    config, model_config = configured(case)
+    step = target_compile.compile_step(config, model_config, targets.find("rtx4070"))
     assert step.n_rematerialized > 0
 
 
 def test_without_the_compiler_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "jax_cuda12_plugin", None)
-    config, gpt = configured(list(COMPILED)[0])
+    config, model_config = configured(list(COMPILED)[0])
     with pytest.raises(UserError, match=r"gptjax\[target\]"):
-        target_compile.compile_step(config, gpt, targets.find("rtx4070"))
+        target_compile.compile_step(config, model_config, targets.find("rtx4070"))
 
 
 @pytest.mark.parametrize("limit", [0, 1, 3, 4, 7, 1000])

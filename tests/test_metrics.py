@@ -23,9 +23,9 @@ def validation(request, debug_config, store):
     config.model.block_size = 500
     config.model.n_layer = 1
     config.eval.eval_iters = 10**9
-    gpt = GPTConfig.from_config(config, store.tokenizer.vocab_size)
+    model_config = GPTConfig.from_config(config, store.tokenizer.vocab_size)
     mesh = make_mesh(1, jax.devices()[:1])
-    steps = StepFunctions(config, gpt, store.tokenizer.token_bytes, mesh)
+    steps = StepFunctions(config, model_config, store.tokenizer.token_bytes, mesh)
     return Validation(config, store, steps), steps
 
 
@@ -55,9 +55,9 @@ def test_validation_sees_each_token_of_the_split_once(validation, store):
 
 def test_validation_reads_no_more_than_eval_iters(debug_config, store):
     config = copy.deepcopy(debug_config)
-    gpt = GPTConfig.from_config(config, store.tokenizer.vocab_size)
+    model_config = GPTConfig.from_config(config, store.tokenizer.vocab_size)
     mesh = make_mesh(1, jax.devices()[:1])
-    steps = StepFunctions(config, gpt, store.tokenizer.token_bytes, mesh)
+    steps = StepFunctions(config, model_config, store.tokenizer.token_bytes, mesh)
     config.seed = 99  # another run is measured on the same rows
     a, b = Validation(config, store, steps), Validation(debug_config, store, steps)
     assert a.n_batches == 2

@@ -43,7 +43,7 @@ def mean_loss(config, tokens_BT, params):
     x_BTD = model.hidden_states(config, params, tokens_BT[:, :-1])
     targets_BT = tokens_BT[:, 1:]
     mask_BT = np.ones_like(targets_BT)
-    total = loss.cross_entropy_sum(x_BTD, model.head(params), targets_BT, mask_BT, chunk=0)
+    total = loss.cross_entropy_sum(x_BTD, model.unembedding(params), targets_BT, mask_BT, chunk=0)
     return total / targets_BT.size
 
 

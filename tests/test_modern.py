@@ -28,15 +28,15 @@ MODERN = tiny_gpt(
     qk_norm=True,
     mlp="swiglu",
     n_kv_head=2,
-    tied_head=False,
+    tie_embeddings=False,
 )
 SHAPES = {
     "modern": MODERN,
-    "tied, one head of keys": dataclasses.replace(MODERN, n_kv_head=1, tied_head=True),
-    "another theta, MLP width": dataclasses.replace(MODERN, rope_theta=100.0, mlp_hidden=40),
+    "tied, one head of keys": dataclasses.replace(MODERN, n_kv_head=1, tie_embeddings=True),
+    "another theta, MLP width": dataclasses.replace(MODERN, rope_theta=100.0, mlp_dim=40),
     "relu2, all heads": dataclasses.replace(MODERN, mlp="relu2", n_kv_head=0, qk_norm=False),
     "parts of both": dataclasses.replace(
-        MODERN, norm="layernorm", bias=True, position="learned", mlp="relu2", mlp_hidden=24
+        MODERN, norm="layernorm", bias=True, position="learned", mlp="relu2", mlp_dim=24
     ),
     "RMSNorm, learned": dataclasses.replace(MODERN, position="learned", mlp="gelu", qk_norm=False),
 }
@@ -141,7 +141,7 @@ def naive_logits(config, params, tokens_T, positions_T, segment_ids_T):
             y = np.concatenate(mixed) @ attn["c_proj"]["kernel"]
             xs[t] = x + y + (attn["c_proj"]["bias"] if config.bias else 0)
         xs = [x + naive_mlp(config, naive_norm(config, x, p["ln_2"]), p["mlp"]) for x in xs]
-    head = params["wte"] if config.tied_head else params["lm_head"]
+    head = params["wte"] if config.tie_embeddings else params["lm_head"]
     return np.stack([head @ naive_norm(config, x, params["ln_f"]) for x in xs])
 
 
@@ -165,7 +165,7 @@ def test_logits_are_those_of_a_naive_model(name, documents, tokens_BT):
 def test_rotations_are_exact_to_float32_far_out():
     """In bfloat16 positions above 256 would fall together, in float16 above 2,048."""
     positions = np.array([[0, 1, 255, 256, 257, 1023, 1024, 4097]])
-    cos, sin = layers.rotations(jnp.asarray(positions), 64, 10_000.0)
+    cos, sin = layers.rope_table(jnp.asarray(positions), 64, 10_000.0)
     assert (cos.dtype, cos.shape) == (jnp.float32, (1, 8, 1, 32))
     angles = positions[0, :, None] / 10_000.0 ** (np.arange(32) / 32)
     # The angle itself is rounded: to 24 bits.
@@ -182,7 +182,7 @@ def test_products_of_queries_and_keys_depend_on_the_distance_only(offset):
     def scores(q_offset, k_offset):
         places = jnp.arange(16)[None]
         turned = [
-            layers.rotate(x, layers.rotations(places + by, 64, 10_000.0))[0, :, 0]
+            layers.apply_rope(x, layers.rope_table(places + by, 64, 10_000.0))[0, :, 0]
             for x, by in ((q, q_offset), (k, k_offset))
         ]
         return np.asarray(turned[0] @ turned[1].T)
@@ -269,7 +269,7 @@ def mean_loss(config, tokens_BT, params):
     x_BTD = model.hidden_states(config, params, tokens_BT[:, :-1])
     targets_BT = tokens_BT[:, 1:]
     mask_BT = np.ones_like(targets_BT)
-    total = loss.cross_entropy_sum(x_BTD, model.head(params), targets_BT, mask_BT, chunk=0)
+    total = loss.cross_entropy_sum(x_BTD, model.unembedding(params), targets_BT, mask_BT, chunk=0)
     return total / targets_BT.size
 
 
@@ -380,7 +380,7 @@ def test_names_and_shapes_of_the_parameters():
 
 
 @pytest.mark.parametrize(
-    ("mlp", "width", "mlp_hidden", "expected"),
+    ("mlp", "width", "mlp_dim", "expected"),
     [
         ("gelu", 512, 0, 2048),
         ("relu2", 512, 0, 2048),
@@ -389,9 +389,9 @@ def test_names_and_shapes_of_the_parameters():
         ("swiglu", 512, 1000, 1000),
     ],
 )
-def test_hidden_width(mlp, width, mlp_hidden, expected):
-    config = dataclasses.replace(MODERN, mlp=mlp, n_embd=width, mlp_hidden=mlp_hidden)
-    assert config.mlp_dim == expected
+def test_hidden_width(mlp, width, mlp_dim, expected):
+    config = dataclasses.replace(MODERN, mlp=mlp, n_embd=width, mlp_dim=mlp_dim)
+    assert config.mlp_width == expected
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -401,7 +401,7 @@ def test_size_and_flops_are_the_closed_forms(tied, mlp, kv_heads):
     config = dataclasses.replace(
         MODERN,
         **{"vocab_size": 32_768, "block_size": 1024, "n_layer": 12, "n_head": 8},
-        **{"n_embd": 512, "mlp": mlp, "n_kv_head": kv_heads, "tied_head": tied},
+        **{"n_embd": 512, "mlp": mlp, "n_kv_head": kv_heads, "tie_embeddings": tied},
     )
     keys_and_values = 2 * 512 * 64 * (kv_heads or 8)
     in_mlp = 3 * 512 * 1408 if mlp == "swiglu" else 2 * 512 * 2048
@@ -443,15 +443,20 @@ def test_cached_equals_uncached(name, tokens_BT):
 def test_the_preset_is_a_model():
     """All its keys reach the model."""
     config = base.get_config()
-    config.model.update(n_embd=256, n_head=4, bias=True, tied_head=False)
+    config.model.update(n_embd=256, n_head=4, bias=True, tie_embeddings=False)
     modern.apply(config)
-    for gpt in (
+    for model_config in (
         GPTConfig.from_config(config, 8192),
         GPTConfig.from_config(quickstart.get_config(), 8192),
     ):
-        assert (gpt.norm, gpt.position, gpt.qk_norm, gpt.mlp) == ("rmsnorm", "rope", True, "swiglu")
-        assert gpt.zero_init and gpt.tied_head and not gpt.bias
-        assert gpt.mlp_dim == 704 and gpt.kv_heads == 4
+        assert (
+            model_config.norm,
+            model_config.position,
+            model_config.qk_norm,
+            model_config.mlp,
+        ) == ("rmsnorm", "rope", True, "swiglu")
+        assert model_config.zero_init and model_config.tie_embeddings and not model_config.bias
+        assert model_config.mlp_width == 704 and model_config.kv_heads == 4
 
 
 def test_matrices_are_decayed_and_norms_are_not():

@@ -14,7 +14,7 @@ from shapes import tiny_gpt
 from configs import rtx4070
 from gptjax import model
 from gptjax.muon import join_qkv, split_qkv
-from gptjax.optimizer import groups, make_optimizer, weight_decay
+from gptjax.optimizer import make_optimizer, param_labels, weight_decay
 
 KERNELS = ("attn/c_attn", "attn/c_proj", "mlp/c_fc", "mlp/c_proj")
 N_UPDATES = 4
@@ -213,8 +213,8 @@ def test_joining_is_the_inverse_of_splitting():
 
 
 def test_every_parameter_of_the_model_is_in_one_group(optim):
-    gpt = tiny_gpt()
-    params = model.init(gpt, jax.random.key(0))
+    model_config = tiny_gpt()
+    params = model.init(model_config, jax.random.key(0))
     state = make_optimizer(optim, 1, 10).init(params)
     moments = {"muon": optax.tree.get_all_with_path(state, "mu")}
     sizes = [sum(x.size for x in jax.tree.leaves(mu)) for _, mu in moments["muon"]]
@@ -222,7 +222,7 @@ def test_every_parameter_of_the_model_is_in_one_group(optim):
     assert sum(sizes) == total  # each has one first moment: none is left out, none is moved twice
     (nu,) = [x for _, x in optax.tree.get_all_with_path(state, "nu") if jax.tree.leaves(x)]
     assert sum(x.size for x in jax.tree.leaves(nu)) == total - 2 * 12 * 16 * 16
-    named = jax.tree_util.tree_leaves_with_path(groups(params))
+    named = jax.tree_util.tree_leaves_with_path(param_labels(params))
     in_muon = {jax.tree_util.keystr(p, simple=True, separator="/") for p, g in named if g == "muon"}
     assert in_muon == {f"blocks/{name}/kernel" for name in KERNELS}
     assert {group for _, group in named} == {"muon", "adamw"}

@@ -44,16 +44,16 @@ def wsd_closed_form(optim, step, max_iters):
     """Learning rate of the update after `step` updates: Haegele et al. 2024, 1 - sqrt."""
     if step < optim.warmup_iters:
         return optim.learning_rate * (step + 1) / (optim.warmup_iters + 1)
-    into_decay = step - (max_iters - optim.decay_iters)
+    into_decay = step - (max_iters - optim.wsd_decay_iters)
     if into_decay <= 0:
         return optim.learning_rate
-    share = 1 - math.sqrt(min(into_decay / optim.decay_iters, 1.0))
+    share = 1 - math.sqrt(min(into_decay / optim.wsd_decay_iters, 1.0))
     return optim.min_lr + share * (optim.learning_rate - optim.min_lr)
 
 
 @pytest.mark.parametrize(("warmup", "decay"), [(5, 8), (0, 8), (5, 0), (5, 35), (0, 0), (40, 0)])
 def test_wsd_is_the_closed_form(optim, warmup, decay):
-    optim.schedule, optim.warmup_iters, optim.decay_iters = "wsd", warmup, decay
+    optim.schedule, optim.warmup_iters, optim.wsd_decay_iters = "wsd", warmup, decay
     rate = schedule(optim, 40)
     steps = np.arange(40)
     expected = [wsd_closed_form(optim, s, 40) for s in steps]
@@ -66,7 +66,7 @@ def test_wsd_is_the_closed_form(optim, warmup, decay):
 
 
 def test_a_longer_wsd_run_begins_as_the_shorter_one(optim):
-    optim.schedule, optim.decay_iters = "wsd", 8
+    optim.schedule, optim.wsd_decay_iters = "wsd", 8
     short, long = schedule(optim, 40), schedule(optim, 60)
     steps = np.arange(60)
     same = np.asarray(short(steps)) == np.asarray(long(steps))
@@ -88,7 +88,7 @@ def test_trajectory_equals_numpy_over_20_updates(optim, micro_steps):
         "scale": rng.normal(size=(2, 3)),  # stacked vectors: no decay, although they have two axes
         "wte": rng.normal(size=(5, 3)),
     }
-    optimizer = make_optimizer(optim, micro_steps, max_iters=20, max_loss_spike=0.0)
+    optimizer = make_optimizer(optim, micro_steps, max_iters=20, loss_spike_sigma=0.0)
     ours = jax.tree.map(jnp.float32, params)
     state = optimizer.init(ours)
     update = jax.jit(functools.partial(optimizer.update, loss=jnp.float32(1)))
@@ -129,8 +129,8 @@ def test_trajectory_equals_numpy_over_20_updates(optim, micro_steps):
 
 
 def test_every_parameter_of_the_model_has_a_decay_group():
-    gpt = tiny_gpt()
-    params = jax.eval_shape(lambda: model.init(gpt, jax.random.key(0)))
+    model_config = tiny_gpt()
+    params = jax.eval_shape(lambda: model.init(model_config, jax.random.key(0)))
     mask = decay_mask(params)
     decayed = {
         jax.tree_util.keystr(path, simple=True, separator=".")

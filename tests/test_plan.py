@@ -46,7 +46,7 @@ def test_figures_of_the_recipe(recipe):
 
 @pytest.fixture(scope="module")
 def estimate_at(recipe):
-    return planning._estimator(recipe.config, recipe.gpt, recipe.cost, n_devices=1)
+    return planning._estimator(recipe.config, recipe.model_config, recipe.cost, n_devices=1)
 
 
 def test_the_recipe_fits_and_so_does_the_largest_batch_but_no_more(recipe, estimate_at):
@@ -58,8 +58,8 @@ def test_the_recipe_fits_and_so_does_the_largest_batch_but_no_more(recipe, estim
 def test_another_batch_size_is_estimated_as_if_one_had_started_from_it(recipe, estimate_at):
     config = copy.deepcopy(recipe.config)
     config.train.batch_size = 20
-    cost = step_cost.measure(config, recipe.gpt)
-    assert estimate_at(20) == memory.estimate(config, recipe.gpt, cost, 1)
+    cost = step_cost.measure(config, recipe.model_config)
+    assert estimate_at(20) == memory.estimate(config, recipe.model_config, cost, 1)
 
 
 def test_claims_stand_beside_what_is_so(recipe):
@@ -101,7 +101,7 @@ class FakeCompiler:
         self.batch_sizes = []
         monkeypatch.setattr(planning.target_compile, "compile_step", self)
 
-    def __call__(self, config, gpt, target):
+    def __call__(self, config, model_config, target):
         batch_size = config.train.batch_size
         self.batch_sizes.append(batch_size)
         total = GIB + batch_size * GIB // 10
@@ -115,8 +115,10 @@ def test_compiled_figures_overrule_the_estimate(
 ):
     compiler = FakeCompiler(monkeypatch)
     target = dataclasses.replace(recipe.target, budget_bytes=int(budget_gib * GIB))
-    first = compiler(recipe.config, recipe.gpt, target)
-    found = planning._largest_compiled(recipe.config, recipe.gpt, target, first, estimate_at)
+    first = compiler(recipe.config, recipe.model_config, target)
+    found = planning._largest_compiled(
+        recipe.config, recipe.model_config, target, first, estimate_at
+    )
     assert largest - 4 <= found <= largest
     assert len(compiler.batch_sizes) <= 1 + planning._MAX_COMPILATIONS
 
@@ -168,7 +170,7 @@ def test_data_of_a_store(debug_config, store):
 
 def test_data_of_a_source_that_is_not_prepared_is_estimated(debug_config, store, tmp_path):
     config = copy.deepcopy(debug_config)
-    config.data.store_dir = str(tmp_path / "stores")
+    config.data.cache_dir = str(tmp_path / "stores")
     data = planning.find_data(config)
     exact = store.split("train").n_tokens
     assert "estimated" in data.origin
@@ -185,12 +187,12 @@ def test_data_that_is_not_there_is_not_known(tmp_path):
 
 def test_warnings(recipe):
     config = copy.deepcopy(recipe.config)
-    config.train.max_passes = 200.0
+    config.train.max_epochs = 200.0
     config.optim.lr_decay_iters = 300_000
     few = dataclasses.replace(recipe, config=config, data=Data(730_000_000, 1000, ""))
     text = "\n".join(plan_text.warnings(few))
     assert "data.val_fraction" in text and "optim.lr_decay_iters" in text
-    assert "max_passes" not in text
+    assert "max_epochs" not in text
     tight = dataclasses.replace(
         recipe, estimate=Memory(recipe.target.budget_bytes - GIB // 4, 0, 0, 0)
     )

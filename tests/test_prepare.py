@@ -52,10 +52,10 @@ def write_shard(path, rows, row_group_size=GROUP, **options):
     return path
 
 
-def make_config(shard, store_dir, n_workers=1, **settings):
+def make_config(shard, cache_dir, n_workers=1, **settings):
     config = base.get_config()
     config.data.source = str(shard)
-    config.data.store_dir = str(store_dir)
+    config.data.cache_dir = str(cache_dir)
     config.data.val_fraction = settings.pop("val_fraction", VAL_FRACTION)
     config.data.prepare_workers = n_workers
     config.tokenizer.vocab_size = settings.pop("vocab_size", VOCAB)
@@ -277,7 +277,7 @@ def test_keep_before_keeps_what_stands_before_the_damage_and_says_what_is_lost(
     stores = []
     for n_workers, name in ((1, "1"), (2, "2")):
         config = make_config(shard, tmp_path / name, n_workers)
-        config.data.on_damage = "keep_before"
+        config.data.on_corrupt = "keep_before"
         with caplog.at_level("WARNING"):
             stores.append(prepare.prepare(config))
             assert prepare.prepare(config) == stores[-1]
@@ -296,7 +296,7 @@ def test_keep_before_keeps_what_stands_before_the_damage_and_says_what_is_lost(
     with monkeypatch.context() as patch:  # killed before the end, and the file is mended meanwhile
         patch.setattr(parts, "join_parts", Mock(side_effect=KeyboardInterrupt))
         config = make_config(shard, tmp_path / "mended", 1)
-        config.data.on_damage = "keep_before"
+        config.data.on_corrupt = "keep_before"
         with pytest.raises(KeyboardInterrupt):
             prepare.prepare(config)
     shard.write_bytes(data)
@@ -313,8 +313,8 @@ def test_keep_before_keeps_what_stands_before_the_damage_and_says_what_is_lost(
 
 def test_on_damage_is_one_of_two(shard, tmp_path):
     config = make_config(shard, tmp_path)
-    config.data.on_damage = "ignore"
-    with pytest.raises(DataError, match="data.on_damage='ignore'.*stop, keep_before"):
+    config.data.on_corrupt = "ignore"
+    with pytest.raises(DataError, match="data.on_corrupt='ignore'.*stop, keep_before"):
         prepare.prepare(config)
 
 
@@ -371,9 +371,9 @@ def test_damage_in_the_sample_of_the_tokenizer_names_its_place(tmp_path):
         prepare.prepare(make_config(shard, tmp_path))
 
 
-@pytest.mark.parametrize("on_damage", prepare.ON_DAMAGE)
+@pytest.mark.parametrize("on_corrupt", prepare.ON_DAMAGE)
 @pytest.mark.parametrize(("module", "name"), [(workers, "encode_part"), (sample, "count_place")])
-def test_shard_that_changes_while_it_is_read(tmp_path, monkeypatch, module, name, on_damage):
+def test_shard_that_changes_while_it_is_read(tmp_path, monkeypatch, module, name, on_corrupt):
     shard = write_shard(tmp_path / "a.parquet", make_rows())
     function = getattr(module, name)
 
@@ -383,7 +383,7 @@ def test_shard_that_changes_while_it_is_read(tmp_path, monkeypatch, module, name
 
     monkeypatch.setattr(module, name, change_then_go_on)
     config = make_config(shard, tmp_path / "stores")
-    config.data.on_damage = on_damage
+    config.data.on_corrupt = on_corrupt
     with pytest.raises(DataError, match="changed while it was read.*run again"):
         prepare.prepare(config)
     assert not list((tmp_path / "stores").glob("*a-*"))[1:]  # the lock alone
@@ -404,7 +404,7 @@ def test_command_line_prints_what_the_store_holds(shard, tmp_path):
     command = [sys.executable, "-m", "data_pipeline.prepare", "--config=configs/debug.py"]
     options = {
         "data.source": shard,
-        "data.store_dir": tmp_path,
+        "data.cache_dir": tmp_path,
         "data.val_fraction": VAL_FRACTION,
         "data.prepare_workers": 2,
         "tokenizer.vocab_size": VOCAB,

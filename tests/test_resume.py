@@ -141,7 +141,7 @@ def test_sigterm_saves_and_the_next_run_goes_on_bit_identically(
 
 def test_a_wsd_run_made_longer_is_the_longer_run_bit_for_bit(recording, config, tmp_path, caplog):
     """Also after its end: the last checkpoint before the decay is kept."""
-    config.optim.schedule, config.optim.decay_iters = "wsd", 2
+    config.optim.schedule, config.optim.wsd_decay_iters = "wsd", 2
     config.checkpoint.keep_latest, config.checkpoint.keep_best = 1, 0
     whole, _ = recording(config)
 
@@ -279,7 +279,7 @@ def test_a_ruined_state_stops_the_run_and_is_not_saved(recording, config, tmp_pa
     config.optim.learning_rate = config.optim.min_lr = 1e30
     config.optim.grad_clip = 0.0
     config.optim.warmup_iters = 0
-    config.train.max_bad_steps = 5
+    config.train.max_consecutive_skips = 5
     with pytest.raises(UserError, match="step 6 is number 5 in a row.*learning_rate"):
         recording(config)
     folder = tmp_path / "unbroken" / "checkpoints"

@@ -76,7 +76,7 @@ def workdir(debug_config, tmp_path_factory):
         [
             *(sys.executable, "-m", "gptjax.main", "--config=configs/debug.py"),
             f"--config.workdir={path}",
-            f"--config.data.store_dir={debug_config.data.store_dir}",
+            f"--config.data.cache_dir={debug_config.data.cache_dir}",
             "--config.model.block_size=128",
         ],
         cwd=ROOT,

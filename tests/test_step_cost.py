@@ -33,38 +33,40 @@ MODERN = {"norm": "rmsnorm", "position": "rope", "qk_norm": True, "mlp": "swiglu
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, MODERN, {**MODERN, "n_kv_head": 2, "tied_head": False}, {"mlp": "relu2"}]
+    "settings", [{}, MODERN, {**MODERN, "n_kv_head": 2, "tie_embeddings": False}, {"mlp": "relu2"}]
 )
 def test_flops_without_recomputation_are_the_models(settings):
-    config, gpt = small(**settings)
-    expected = tokens_of(config) * model.flops_per_token(gpt)
-    assert step_cost.measure(config, gpt).flops == expected
+    config, model_config = small(**settings)
+    expected = tokens_of(config) * model.flops_per_token(model_config)
+    assert step_cost.measure(config, model_config).flops == expected
 
 
 @pytest.mark.parametrize("settings", [{}, {**MODERN, "n_kv_head": 2}])
 def test_flops_per_token_is_what_xla_counts(settings):
     """Unrolled, for XLA counts the body of a loop once; it counts elementwise work, too."""
-    config, gpt = small(scan_unroll=3, **settings)
+    config, model_config = small(scan_unroll=3, **settings)
     config.train.gradient_accumulation_steps = 1
-    steps, state, batch = step_cost.abstract_step(config, gpt, make_mesh(1, jax.devices()[:1]))
+    steps, state, batch = step_cost.abstract_step(
+        config, model_config, make_mesh(1, jax.devices()[:1])
+    )
     counted = steps.train_step.lower(state, batch).cost_analysis()["flops"] / tokens_of(config)
-    elementwise = counted / model.flops_per_token(gpt) - 1
+    elementwise = counted / model.flops_per_token(model_config) - 1
     assert 0 < elementwise < 0.06
 
 
 def test_muon_orthogonalises_once_a_step_and_keeps_one_momentum():
-    config, gpt = small()
-    n_params, _ = model.count_params(gpt)
-    plain = step_cost.measure(config, gpt)
+    config, model_config = small()
+    n_params, _ = model.count_params(model_config)
+    plain = step_cost.measure(config, model_config)
     config.optim.optimizer, config.optim.ema_decay = "muon", 0.999
-    cost = step_cost.measure(config, gpt)
+    cost = step_cost.measure(config, model_config)
 
     def orthogonalising(d_in, d_out):  # five times: Gram matrix, its square, their product with X
         a, b = sorted((d_in, d_out))
         return 5 * (2 * a * a * b + 2 * a**3 + 2 * a * a * b)
 
-    d, matrices = gpt.n_embd, gpt.n_layer * 12 * gpt.n_embd**2
-    expected = gpt.n_layer * (4 * orthogonalising(d, d) + 2 * orthogonalising(d, 4 * d))
+    d, matrices = model_config.n_embd, model_config.n_layer * 12 * model_config.n_embd**2
+    expected = model_config.n_layer * (4 * orthogonalising(d, d) + 2 * orthogonalising(d, 4 * d))
     assert cost.flops - plain.flops == expected
     # Parameters and two moments, accumulated gradients; a moment less for matrices; the average.
     assert 0 <= plain.state_bytes - 4 * 4 * n_params < 1000
@@ -75,39 +77,46 @@ def test_muon_orthogonalises_once_a_step_and_keeps_one_momentum():
 
 
 def test_recomputing_blocks_adds_a_forward_pass_of_them():
-    config, gpt = small()
-    plain = step_cost.measure(config, gpt).flops
-    again = step_cost.measure(config, dataclasses.replace(gpt, remat="full")).flops
-    head = 6 * gpt.vocab_size * gpt.n_embd * tokens_of(config)
+    config, model_config = small()
+    plain = step_cost.measure(config, model_config).flops
+    again = step_cost.measure(config, dataclasses.replace(model_config, remat="full")).flops
+    head = 6 * model_config.vocab_size * model_config.n_embd * tokens_of(config)
     # The last matmul of a block need not be computed again: nothing of the backward pass reads it.
-    unread = 2 * 4 * gpt.n_embd**2 * gpt.n_layer * tokens_of(config)
+    unread = 2 * 4 * model_config.n_embd**2 * model_config.n_layer * tokens_of(config)
     assert again - plain == (plain - head) / 3 - unread
 
 
 def test_dots_computes_no_projection_again():
-    config, gpt = small(attention="cudnn", compute_dtype="bfloat16")
-    plain = step_cost.measure(config, gpt).flops
-    again = step_cost.measure(config, dataclasses.replace(gpt, remat="dots")).flops
-    forward_attention = 2 * gpt.n_layer * gpt.n_embd * gpt.block_size * tokens_of(config)
+    config, model_config = small(attention="cudnn", compute_dtype="bfloat16")
+    plain = step_cost.measure(config, model_config).flops
+    again = step_cost.measure(config, dataclasses.replace(model_config, remat="dots")).flops
+    forward_attention = (
+        2 * model_config.n_layer * model_config.n_embd * model_config.block_size * tokens_of(config)
+    )
     assert again - plain == forward_attention
 
 
 @pytest.mark.parametrize("attention", ["cudnn", "pallas"])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_flash_attention_does_seven_matmuls_of_which_causality_hides_half(attention, kv_heads):
-    config, gpt = small(attention=attention, compute_dtype="bfloat16", n_kv_head=kv_heads)
-    attention_flops = (7 / 2) * 2 * gpt.n_layer * gpt.n_embd * gpt.block_size
-    linear = model.flops_per_token(gpt) - 12 * gpt.n_layer * gpt.n_embd * gpt.block_size
+    config, model_config = small(attention=attention, compute_dtype="bfloat16", n_kv_head=kv_heads)
+    attention_flops = (
+        (7 / 2) * 2 * model_config.n_layer * model_config.n_embd * model_config.block_size
+    )
+    linear = (
+        model.flops_per_token(model_config)
+        - 12 * model_config.n_layer * model_config.n_embd * model_config.block_size
+    )
     expected = tokens_of(config) * (linear + attention_flops)
-    assert step_cost.measure(config, gpt).flops == expected
+    assert step_cost.measure(config, model_config).flops == expected
 
 
 def test_what_layers_keep_for_the_backward_pass():
     """Recomputing all, a layer keeps its input only."""
-    config, gpt = small(remat="full", compute_dtype="bfloat16")
+    config, model_config = small(remat="full", compute_dtype="bfloat16")
     rows = config.train.batch_size
-    expected = gpt.n_layer * rows * gpt.block_size * gpt.n_embd * 2
-    assert step_cost.measure(config, gpt).kept_bytes == expected
+    expected = model_config.n_layer * rows * model_config.block_size * model_config.n_embd * 2
+    assert step_cost.measure(config, model_config).kept_bytes == expected
 
 
 def test_roofline_takes_the_nearer_roof_of_each_operation():

@@ -73,10 +73,10 @@ def test_the_best_is_the_best_of_all_depths(recipe, found):
         passes = 5 * 86400 * 0.4 * 58.3e12 / flops / (0.995 * 730e6)
         losses[n_layer] = scaling_law.loss(n_params, 0.995 * 730e6, passes)
     plan = suggestions[best].plan
-    assert plan.gpt.n_layer == min(losses, key=losses.__getitem__)
+    assert plan.model_config.n_layer == min(losses, key=losses.__getitem__)
     assert suggestions[best].loss == pytest.approx(min(losses.values()))
-    assert [s.plan.gpt.n_layer for s in suggestions] == list(
-        range(plan.gpt.n_layer - 3, plan.gpt.n_layer + 4)
+    assert [s.plan.model_config.n_layer for s in suggestions] == list(
+        range(plan.model_config.n_layer - 3, plan.model_config.n_layer + 4)
     )
 
 
@@ -85,10 +85,10 @@ def test_what_is_suggested_takes_its_time_keeps_the_step_and_fits(recipe, found)
         plan = suggestion.plan
         assert plan.seconds_at(0.4) == pytest.approx(5 * 86400, rel=1e-3)
         assert plan.tokens_per_step == 491_520
-        assert plan.fits and plan.gpt.head_dim == 64
+        assert plan.fits and plan.model_config.head_dim == 64
         optim, max_iters = plan.config.optim, plan.config.train.max_iters
         assert optim.lr_decay_iters == max_iters
-        assert optim.warmup_iters <= max_iters // 10 and optim.decay_iters <= max_iters // 5
+        assert optim.warmup_iters <= max_iters // 10 and optim.wsd_decay_iters <= max_iters // 5
 
 
 def test_the_flags_make_what_is_suggested(recipe, found):
@@ -100,10 +100,13 @@ def test_the_flags_make_what_is_suggested(recipe, found):
             key, value = line.strip().removeprefix("--config.").split("=")
             config.update_from_flattened_dict({key: int(value)})
     plan = suggestions[best].plan
-    assert config.model.n_layer == plan.gpt.n_layer and config.model.n_head == plan.gpt.n_head
-    assert config.model.n_embd == plan.gpt.n_embd
+    assert (
+        config.model.n_layer == plan.model_config.n_layer
+        and config.model.n_head == plan.model_config.n_head
+    )
+    assert config.model.n_embd == plan.model_config.n_embd
     assert config.train == plan.config.train
-    assert config.optim.decay_iters == plan.config.optim.decay_iters
+    assert config.optim.wsd_decay_iters == plan.config.optim.wsd_decay_iters
     assert sum(line.lstrip().startswith("->") for line in text.splitlines()) == 1
 
 
@@ -113,24 +116,27 @@ def test_the_best_recipe_is_as_good_as_what_is_suggested():
     suggestions, best = suggest.suggest(
         config, target, data, days=config.claims.days, flops_per_sec=0.4 * 58.3e12
     )
-    (own,) = [s for s in suggestions if s.plan.gpt.n_layer == config.model.n_layer]
-    assert own.plan.gpt.n_embd == config.model.n_embd and own.plan.gpt.n_head == config.model.n_head
+    (own,) = [s for s in suggestions if s.plan.model_config.n_layer == config.model.n_layer]
+    assert (
+        own.plan.model_config.n_embd == config.model.n_embd
+        and own.plan.model_config.n_head == config.model.n_head
+    )
     assert own.loss < suggestions[best].loss + 1e-3  # of 3.086 nats: what the law cannot tell apart
     assert config.train.max_iters == pytest.approx(own.plan.config.train.max_iters, rel=0.01)
 
 
 def test_grouped_heads_and_a_width_of_its_own_keep_their_proportions(recipe):
     config = copy.deepcopy(recipe)
-    config.model.n_head, config.model.n_kv_head, config.model.mlp_hidden = 8, 2, 3 * 512
+    config.model.n_head, config.model.n_kv_head, config.model.mlp_dim = 8, 2, 3 * 512
     shapes = suggest._shapes(config)
     assert all(
-        s.model.n_head == 4 * s.model.n_kv_head and s.model.mlp_hidden == 3 * s.model.n_embd
+        s.model.n_head == 4 * s.model.n_kv_head and s.model.mlp_dim == 3 * s.model.n_embd
         for s in shapes
     )
     assert {s.model.n_embd // s.model.n_head for s in shapes} == {64}
     flags = suggest._flags(shapes[5])
     assert flags["model.n_kv_head"] == shapes[5].model.n_kv_head
-    assert flags["model.mlp_hidden"] == shapes[5].model.mlp_hidden
+    assert flags["model.mlp_dim"] == shapes[5].model.mlp_dim
 
 
 def test_speed_is_told_or_measured_or_assumed_or_else_asked_for(debug_config, tmp_path):
@@ -142,9 +148,9 @@ def test_speed_is_told_or_measured_or_assumed_or_else_asked_for(debug_config, tm
     with pytest.raises(UserError, match="--tflops"):
         suggest.sustained_flops(config, local, None)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "perf/tokens_per_sec": 1000.0}\n')
-    gpt = model.GPTConfig.from_config(config, config.tokenizer.vocab_size)
+    model_config = model.GPTConfig.from_config(config, config.tokenizer.vocab_size)
     flops_per_sec, origin = suggest.sustained_flops(config, local, None)
-    assert flops_per_sec == pytest.approx(1000 * model.flops_per_token(gpt))
+    assert flops_per_sec == pytest.approx(1000 * model.flops_per_token(model_config))
     assert "measured" in origin
 
 

@@ -37,7 +37,7 @@ def test_trials_are_the_product_with_changes_in_turn(tmp_path):
 
     declared = declare(
         {"a": {}, "b": (deeper, {"optim.beta2": 0.75})},
-        common={"model.n_layer": 1, "train.max_passes": 3.0},
+        common={"model.n_layer": 1, "train.max_epochs": 3.0},
     )
     found = trials.declared_trials(declared, tmp_path)
     assert [trial.name for trial in found] == ["a-s1", "b-s1", "a-s2", "b-s2"]
@@ -46,7 +46,7 @@ def test_trials_are_the_product_with_changes_in_turn(tmp_path):
         assert config.workdir == str(tmp_path / trial.name) and config.seed == trial.seed
         assert config.model.n_layer == (3 if is_b else 1)
         assert config.optim.beta2 == (0.75 if is_b else 0.99)
-        assert config.train.max_passes == 3.0 and len(config.sample.prompts) == 0
+        assert config.train.max_epochs == 3.0 and len(config.sample.prompts) == 0
     assert trials.changes(found[1].config).items() >= {"model.n_layer": 3, "seed": 1}.items()
     assert not any(key.startswith(("log", "workdir")) for key in trials.changes(found[1].config))
 
@@ -232,13 +232,13 @@ def get_config():
         base=debug.get_config(),
         common={
             "data.source": %r,
-            "data.store_dir": %r,
+            "data.cache_dir": %r,
             "train.log_interval": 10,
             "optim.beta2": 0.95,
         },
         settings={
             "good": {},
-            "bad": {"optim.learning_rate": 1e30, "train.max_bad_steps": 3},
+            "bad": {"optim.learning_rate": 1e30, "train.max_consecutive_skips": 3},
         },
         seeds=(1, 2),
     )
@@ -250,7 +250,7 @@ def made(debug_config, tmp_path_factory):
     """A sweep, killed when it had a row, stopped, and run again; (folder, rows, outputs)."""
     home = tmp_path_factory.mktemp("sweep")
     (home / "tiny.py").write_text(
-        FILE % (str(ROOT / debug_config.data.source), debug_config.data.store_dir)
+        FILE % (str(ROOT / debug_config.data.source), debug_config.data.cache_dir)
     )
     jobs = min(2, len(os.sched_getaffinity(0)))
     command = [sys.executable, "-m", "gptjax.sweep", "--sweep=tiny.py"]

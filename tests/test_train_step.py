@@ -20,9 +20,9 @@ V = 512
 
 
 def make_steps(config, vocab_size=V):
-    gpt = GPTConfig.from_config(config, vocab_size)
+    model_config = GPTConfig.from_config(config, vocab_size)
     token_bytes = np.arange(vocab_size, dtype=np.int32) % 5
-    return StepFunctions(config, gpt, token_bytes, make_mesh(1, jax.devices()[:1]))
+    return StepFunctions(config, model_config, token_bytes, make_mesh(1, jax.devices()[:1]))
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ config = debug.get_config()
 config.optim.optimizer = sys.argv[1]
 config.optim.ema_decay = 0.5 if sys.argv[1] == "muon" else 0.0
 config.optim.eps = 1e-3  # else Adam blows the rounding of gradients near zero up to full steps
-gpt = GPTConfig.from_config(config, 512)
+model_config = GPTConfig.from_config(config, 512)
 rng = np.random.default_rng(0)
 tokens = rng.integers(0, 512, (2, 4, 33), dtype=np.int32)
 mask = np.ones((2, 4, 32), bool)
@@ -165,7 +165,7 @@ results = []
 # Newton-Schulz steps blow rounding in small singular values up, by at most 3.4445^5.
 tolerance = 1e-6 if sys.argv[1] == "adamw" else 1e-5
 for fsdp, devices in ((1, jax.devices()[:1]), (2, jax.devices()), (4, jax.devices())):
-    steps = StepFunctions(config, gpt, np.ones(512, np.int32), make_mesh(fsdp, devices))
+    steps = StepFunctions(config, model_config, np.ones(512, np.int32), make_mesh(fsdp, devices))
     state = steps.init_state()
     for _ in range(3):
         state, metrics = steps.train_step(state, place_batch(steps.batch_sharding, batch))

@@ -40,6 +40,6 @@ def get_config() -> ConfigDict:
             "optim.weight_decay_end": 0.0,
         },
         "relu2": {"model.mlp": "relu2"},
-        "untied": {"model.tied_head": False},
+        "untied": {"model.tie_embeddings": False},
     }
     return sweep(base=base, settings=settings, seeds=(1,))

@@ -58,5 +58,5 @@ def set_tokens(config: ConfigDict, tokens: int) -> None:
     train.max_iters = tokens // (rows * config.model.block_size)
     optim.lr_decay_iters = train.max_iters
     optim.warmup_iters = max(train.max_iters * 8 // 1000, 1)
-    optim.decay_iters = train.max_iters // 5
+    optim.wsd_decay_iters = train.max_iters // 5
     config.eval.eval_interval = max(train.max_iters // 10, 1)
