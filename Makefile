@@ -33,10 +33,11 @@ test: $(STAMP)  ## run the tests, in up to 4 processes
 test-slow: $(STAMP)  ## run the tests marked slow
 	$(PY) -m pytest -m slow $(ARGS)
 
-lint: $(STAMP)  ## check style, formatting and types
+lint: $(STAMP)  ## check style, formatting, types and the direction of imports
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(dir $(PY))lint-imports
 
 format: $(STAMP)  ## reformat, and apply the fixes that are safe
 	$(PY) -m ruff format .

@@ -26,7 +26,7 @@ import sentencepiece as spm
 from benchmarks import ports
 from benchmarks.measure import alternate, show, use_one_core
 from data_pipeline.tokenizer import SPACE, Tokenizer, train_tokenizer
-from gptjax.hf_tokenizer import tokenizer_json
+from gptjax.compat.hf_tokenizer import tokenizer_json
 
 log = logging.getLogger(__name__)
 

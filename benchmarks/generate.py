@@ -22,9 +22,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.measure import alternate
 from configs import base
-from gptjax import model
-from gptjax.model import GPTConfig
-from gptjax.sampler import Sampler, Sampling
+from gptjax.inference.sampler import Sampler, Sampling
+from gptjax.model import gpt
+from gptjax.model.config import GPTConfig
 
 SIZES = {  # layers x width: heads, vocabulary, block_size
     "6x384": (6, 8_192, 256),
@@ -113,7 +113,7 @@ def gptjax_generate(sampler: Sampler, n: int, *, greedy: bool) -> list[int]:
 
 def measure(size: str, n: int, rounds: int) -> dict[str, Any]:
     config = gpt_config(size)
-    params = model.init(config, jax.random.key(0))
+    params = gpt.init(config, jax.random.key(0))
     params = jax.tree.map(lambda p: p * 3 if p.std() > 0 else p, params)  # not always one token
     sampler, gpt2 = Sampler(config, params), to_transformers(config, params)
     contenders: dict[str, Callable[..., list[int]]] = {

@@ -38,7 +38,7 @@ _START = "run/start_step"  # a line of each start: how often a run was killed
 
 # Processes are forked from one that has imported everything, and started no thread.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["gptjax.main", "gptjax.events"])
+_CONTEXT.set_forkserver_preload(["gptjax.main", "gptjax.metrics.tensorboard"])
 
 
 def _train(arguments: Sequence[str], cache: str, log: str) -> None:
@@ -49,11 +49,11 @@ def _train(arguments: Sequence[str], cache: str, log: str) -> None:
     os.dup2(descriptor, 2)
     os.chdir(ROOT)
     sys.argv = ["gptjax.main", *arguments]
-    from configs import flags
+    from configs import cli
     from gptjax.main import main
 
-    flags.define_config()
-    flags.run(main)
+    cli.define_config()
+    cli.run(main)
 
 
 class KilledRun:
@@ -145,9 +145,9 @@ class KilledRun:
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Returns the bytes of each array by item and name, and the progress without its clocks."""
-    from gptjax import checkpoint_files
+    from gptjax.checkpoint import storage
 
-    arrays, meta = checkpoint_files.read(folder)
+    arrays, meta = storage.read(folder)
     digests = {
         f"{item}/{name}": array.tobytes()
         for item, named in arrays.items()

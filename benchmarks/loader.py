@@ -21,8 +21,8 @@ import numpy as np
 
 from benchmarks.measure import alternate, show, use_one_core
 from configs import base
+from data_pipeline.loader import BatchIterator
 from data_pipeline.packing import PackedRows
-from data_pipeline.pipeline import BatchIterator
 from data_pipeline.prepare import prepare
 from data_pipeline.token_store import Split, TokenStore, piece_file
 

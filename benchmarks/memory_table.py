@@ -13,8 +13,8 @@ import jax
 from absl import app, flags
 
 from configs import rtx4070_110m
-from gptjax import target_compile, targets
-from gptjax.model import GPTConfig
+from gptjax.model.config import GPTConfig
+from gptjax.plan import compile_step, devices
 
 _GIB = 2**30
 _CHUNK = 2048
@@ -31,8 +31,8 @@ CASES = {
 
 
 def compile_case(
-    target: targets.Target, *, attention: str, remat: str, loss_chunk: int, batch_size: int
-) -> target_compile.CompiledStep:
+    target: devices.Target, *, attention: str, remat: str, loss_chunk: int, batch_size: int
+) -> compile_step.CompiledStep:
     """Compiles one cell of the table."""
     config = rtx4070_110m.get_config()
     config.model.attention, config.model.remat = attention, remat
@@ -40,11 +40,11 @@ def compile_case(
     config.train.batch_size, config.train.gradient_accumulation_steps = batch_size, 1
     jax.clear_caches()  # or the programs of all cells stay in memory
     model_config = GPTConfig.from_config(config, config.tokenizer.vocab_size)
-    return target_compile.compile_step(config, model_config, target)
+    return compile_step.compile_step(config, model_config, target)
 
 
 def main(_: list[str]) -> None:
-    target = targets.find(flags.FLAGS.target)
+    target = devices.find(flags.FLAGS.target)
     batch_sizes = sorted({b for cells in CASES.values() for b in cells})
     rows = []
     for (attention, remat, loss_chunk), elsewhere in CASES.items():

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import alternate, show, use_one_core
+from data_pipeline.loader import BatchIterator
 from data_pipeline.packing import PackedRows
-from data_pipeline.pipeline import BatchIterator
 from data_pipeline.token_store import TokenStore
 
 

@@ -15,14 +15,14 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from configs import flags as config_flags
-from gptjax import config as config_lib
-from gptjax import model
-from gptjax.compilation import keep_compiled
-from gptjax.model import GPTConfig
-from gptjax.sharding import make_mesh, place_batch
-from gptjax.targets import peak_flops
-from gptjax.train_step import StepFunctions
+from configs import cli
+from configs.validate import validate
+from gptjax.model.config import GPTConfig
+from gptjax.model.flops import count_params, flops_per_token
+from gptjax.plan.devices import peak_flops
+from gptjax.step.compilation_cache import keep_compiled
+from gptjax.step.sharding import make_mesh, place_batch
+from gptjax.step.train_step import StepFunctions
 
 _STEPS = flags.DEFINE_integer("steps", 20, "Steps that are timed.", lower_bound=3)
 
@@ -75,13 +75,13 @@ def measure(config: ConfigDict, steps: int) -> dict[str, object]:
     peak = peak_flops(device.device_kind)
     mfu = None
     if peak is not None:
-        mfu = tokens / seconds * model.flops_per_token(model_config) / (peak * n_devices)
+        mfu = tokens / seconds * flops_per_token(model_config) / (peak * n_devices)
     memory = device.memory_stats() or {}  # a CPU has none
     return {
         "benchmark": "train_step",
         "device": f"{n_devices} x {device.device_kind}",
         "jax": jax.__version__,
-        "n_params": model.count_params(model_config)[0],
+        "n_params": count_params(model_config)[0],
         "tokens_per_step": tokens,
         "compute_dtype": model_config.compute_dtype,
         "step_seconds": round(seconds, 6),
@@ -96,11 +96,11 @@ def measure(config: ConfigDict, steps: int) -> dict[str, object]:
 
 def main(config: ConfigDict) -> None:
     """Prints the line."""
-    config_lib.validate(config, jax.device_count())
+    validate(config, jax.device_count())
     keep_compiled(config.compilation_cache_dir)
     print(json.dumps(measure(config, _STEPS.value)))
 
 
 if __name__ == "__main__":
-    config_flags.define_config()
-    config_flags.run(main)
+    cli.define_config()
+    cli.run(main)

@@ -17,7 +17,8 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from configs.flags import UserError, define_config, run
+from configs.cli import define_config, run
+from configs.errors import UserError
 from data_pipeline.packing import Documents, PackedRows
 from data_pipeline.prepare import prepare, summary
 from data_pipeline.subset import training_documents
@@ -142,7 +143,9 @@ def report(
     packed = PackedRows(
         documents,
         block_size=config.model.block_size,
-        seed=config.seed if split == "train" else 0,  # as gptjax.train and gptjax.evaluate have it
+        seed=config.seed
+        if split == "train"
+        else 0,  # as gptjax.train.trainer and gptjax.evaluate have it
         bos_id=store.tokenizer.bos_id,
         segments=config.data.document_mask,
     )

@@ -1,8 +1,11 @@
 """Files that exist whole or not at all, even after a power failure."""
 
+import hashlib
+import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -48,3 +51,23 @@ def fsync_folder(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def hash_json(value: Any) -> str:
+    """Returns the sha256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def differences(there: Any, here: Any, name: str = "") -> list[str]:
+    """Returns a phrase for each leaf in which two JSON values differ."""
+    if isinstance(there, list) and isinstance(here, list):
+        if len(there) != len(here):
+            return [f"{name}: {len(there)} there, {len(here)} here"]
+        there, here = dict(enumerate(there)), dict(enumerate(here))
+    if isinstance(there, dict) and isinstance(here, dict):
+        prefix = f"{name}." if name else ""
+        found = []
+        for key in dict.fromkeys([*there, *here]):
+            found += differences(there.get(key), here.get(key), f"{prefix}{key}")
+        return found
+    return [] if there == here else [f"{name}: {there} there, {here} here"]

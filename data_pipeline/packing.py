@@ -19,6 +19,9 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from ml_collections import ConfigDict
+
+from data_pipeline.tokenizer import Tokenizer
 
 
 class Documents(Protocol):
@@ -178,3 +181,14 @@ class PackedRows:
         segment_ids[n_inputs:] = 0
         positions[n_inputs:] = 0
         return segment_ids, positions
+
+
+def evaluation_rows(config: ConfigDict, documents: Documents, tokenizer: Tokenizer) -> PackedRows:
+    """Returns the rows that a model is evaluated on: for every run in the same order."""
+    return PackedRows(
+        documents,
+        block_size=config.model.block_size,
+        seed=0,  # not config.seed: runs with different seeds are compared on the same rows
+        bos_id=tokenizer.bos_id,
+        segments=config.data.document_mask,
+    )

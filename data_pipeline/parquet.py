@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from configs.flags import UserError
+from configs.errors import DataError
 
 MAGIC = b"PAR1"  # the first and the last four bytes of every parquet file
 BATCH = 1  # documents decoded at a time: one may be 50 MB, and more are hardly faster
@@ -31,10 +31,6 @@ _DOWNLOAD = (
     "data/fineweb_one_shard/000_00000.parquet, or name another file or folder with "
     "--config.data.source=..."
 )
-
-
-class DataError(UserError):
-    """Something is wrong with the data; the message says what, where, and what to do."""
 
 
 class Document(NamedTuple):

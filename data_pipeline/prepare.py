@@ -38,12 +38,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import flags
-from data_pipeline import parquet, parts, sample, statistics, token_store, workers
-from data_pipeline.files import fsync_folder, write_atomically
-from data_pipeline.parquet import DataError, ShardInfo
+from configs import cli
+from configs.errors import DataError
+from data_pipeline import encode, parquet, statistics, token_store, tokenizer_sample, worker_pool
+from data_pipeline.files import differences, fsync_folder, hash_json, write_atomically
+from data_pipeline.parquet import ShardInfo
 from data_pipeline.statistics import summary
-from data_pipeline.token_store import SPLITS, TokenStore, differences
+from data_pipeline.token_store import SPLITS, TokenStore
 from data_pipeline.tokenizer import Tokenizer, train_from_counts
 
 log = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ def locate(config: ConfigDict) -> tuple[Path, list[ShardInfo]]:
     sources = [shard.identity() for shard in shards]
     identity = {"format": token_store.FORMAT, "recipe": RECIPE, "sources": sources, **settings}
     more = f"+{len(shards) - 1}" if len(shards) > 1 else ""
-    name = f"{shards[0].path.stem}{more}-{token_store.hash_json(identity)[:12]}"
+    name = f"{shards[0].path.stem}{more}-{hash_json(identity)[:12]}"
     return Path(config.data.cache_dir) / name, shards
 
 
@@ -199,9 +200,9 @@ def _make(
                 leftover.unlink(missing_ok=True)
         keep_before = settings["on_corrupt"] == "keep_before"
         if keep_before:
-            parts.discard_damaged(work / "parts")
+            encode.discard_damaged(work / "parts")
         plan = [
-            parts.plan_parts(
+            encode.plan_parts(
                 shard,
                 work / "parts" / f"{piece:05d}",
                 tokenizer=work / token_store.TOKENIZER,
@@ -211,14 +212,14 @@ def _make(
             for piece, shard in enumerate(shards)
         ]
         everything = list(itertools.chain(*plan))
-        with workers.Pool(n_workers, len(workers.missing(everything))) as pool:
+        with worker_pool.Pool(n_workers, len(worker_pool.missing(everything))) as pool:
             try:
                 if tokenizer_file:  # it is the one in the store's name
                     write_atomically(
                         work / token_store.TOKENIZER, Path(tokenizer_file).read_bytes()
                     )
                 tokenizer = _tokenizer(work / token_store.TOKENIZER, shards, settings, pool)
-                workers.encode_parts(everything, pool=pool, progress=progress)
+                worker_pool.encode_parts(everything, pool=pool, progress=progress)
             finally:  # also where a part failed: a changing file looks like a damaged one
                 pool.close()
                 _check_unchanged(shards, work)
@@ -251,7 +252,7 @@ def _check_unchanged(shards: Sequence[ShardInfo], work: Path) -> None:
 
 
 def _tokenizer(
-    path: Path, shards: Sequence[ShardInfo], settings: dict[str, Any], pool: workers.Pool
+    path: Path, shards: Sequence[ShardInfo], settings: dict[str, Any], pool: worker_pool.Pool
 ) -> Tokenizer:
     """Returns the tokenizer that is there, given or of an earlier call, or trains it."""
     if path.exists():
@@ -262,14 +263,16 @@ def _tokenizer(
         "training the tokenizer (%d pieces) on %.1f MB of %.1f MB of text, spread evenly",
         *(settings["vocab_size"], min(wanted, total) / 1e6, total / 1e6),
     )
-    places = sample.plan_sample(
+    places = tokenizer_sample.plan_sample(
         shards,
         wanted,
         val_fraction=settings["val_fraction"],
         keep_before=settings["on_corrupt"] == "keep_before",
     )
     counts: collections.Counter[str] = collections.Counter()
-    for _, found in pool.run(sample.count_place, places):  # sums do not depend on the order
+    for _, found in pool.run(
+        tokenizer_sample.count_place, places
+    ):  # sums do not depend on the order
         counts.update(found)
     tokenizer = train_from_counts(counts, vocab_size=settings["vocab_size"], path=path)
     log.info("trained the tokenizer in %.1f s", time.monotonic() - start)
@@ -277,7 +280,7 @@ def _tokenizer(
 
 
 def _join(
-    work: Path, shards: Sequence[ShardInfo], plan: Sequence[Sequence[parts.Part]]
+    work: Path, shards: Sequence[ShardInfo], plan: Sequence[Sequence[encode.Part]]
 ) -> dict[str, Any]:
     """Joins the parts of each shard into its piece; returns that share of the manifest."""
     skipped = collections.Counter(null_text=0, null_id=0, empty_text=0, invalid_utf8=0)
@@ -285,19 +288,19 @@ def _join(
     val_hashes = []  # 8 bytes a document
     n_documents = 0
     for part in itertools.chain(*plan):
-        documents, counts = parts.read_part(part.path)
+        documents, counts = encode.read_part(part.path)
         skipped.update(counts["skipped"])
         damaged += ({"file": part.shard.name, **damage} for damage in counts["damaged"])
         val_hashes.append(documents["text_hash"][documents["val"]])
         n_documents += len(documents)
 
     def all_hashes() -> Iterator[np.ndarray]:
-        return (parts.read_part(p.path)[0]["text_hash"] for p in itertools.chain(*plan))
+        return (encode.read_part(p.path)[0]["text_hash"] for p in itertools.chain(*plan))
 
     in_val = np.unique(np.concatenate(val_hashes))
     pieces, files = [], [work / token_store.TOKENIZER]
     for i, (shard, piece) in enumerate(zip(shards, plan, strict=True)):
-        counts = parts.join_parts(piece, work, i, val_hashes=in_val)
+        counts = encode.join_parts(piece, work, i, val_hashes=in_val)
         skipped["duplicate_of_val"] += counts.pop("duplicate_of_val")
         pieces.append({"source": shard.path.name, **counts})
         files += token_store.piece_files(work, i)
@@ -318,5 +321,5 @@ def main(config: ConfigDict) -> None:
 
 
 if __name__ == "__main__":
-    flags.define_config()
-    flags.run(main)
+    cli.define_config()
+    cli.run(main)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.parquet import DataError
+from configs.errors import DataError
 from data_pipeline.token_store import TokenStore, piece_file
 
 PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)

@@ -7,7 +7,7 @@
     00000-train.rows       <u4: row of each document in its parquet file
     00000-val.*            the same; 00001-* where there are several parquet files
 
-One parquet file becomes one piece (00000); data_pipeline.parts writes it.
+One parquet file becomes one piece (00000); data_pipeline.encode writes it.
 """
 
 import functools
@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.files import write_atomically
-from data_pipeline.parquet import DataError
+from configs.errors import DataError
+from data_pipeline.files import hash_json, write_atomically
 from data_pipeline.tokenizer import Tokenizer
 
 FORMAT = 2  # raise it when files or their meaning change: older stores are then prepared again
@@ -228,26 +228,6 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if missing := sorted(keys - manifest.keys()):
         raise DataError(f"{path}: the manifest is damaged (it lacks {missing}). {remedy}")
     return manifest
-
-
-def hash_json(value: Any) -> str:
-    """Returns the sha256 of a JSON value, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def differences(there: Any, here: Any, name: str = "") -> list[str]:
-    """Returns a phrase for each leaf in which two JSON values differ."""
-    if isinstance(there, list) and isinstance(here, list):
-        if len(there) != len(here):
-            return [f"{name}: {len(there)} there, {len(here)} here"]
-        there, here = dict(enumerate(there)), dict(enumerate(here))
-    if isinstance(there, dict) and isinstance(here, dict):
-        prefix = f"{name}." if name else ""
-        found = []
-        for key in dict.fromkeys([*there, *here]):
-            found += differences(there.get(key), here.get(key), f"{prefix}{key}")
-        return found
-    return [] if there == here else [f"{name}: {there} there, {here} here"]
 
 
 def file_record(path: Path) -> dict[str, Any]:

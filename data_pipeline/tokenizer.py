@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import sentencepiece as spm
 
-from data_pipeline.byte_level import ByteLevel
+from configs.errors import DataError
 from data_pipeline.files import write_atomically
-from data_pipeline.parquet import DataError
+from data_pipeline.gpt2_tokenizer import ByteLevel
 
 MAX_VOCAB_SIZE = 65_536  # tokens are stored as uint16
 MAX_WORD = 256  # characters; a longer word is cut, which bounds time and memory on hostile text

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from absl import app, flags
 
-from configs.flags import UserError, call
+from configs.cli import call
+from configs.errors import UserError
 from data_pipeline.files import fsync_folder, write_atomically
 from data_pipeline.token_store import TOKENIZER
-from gptjax import gguf_file, hf_tokenizer, hf_weights
-from gptjax.load import load_run
+from gptjax.compat import gguf_file, hf_tokenizer, hf_weights
+from gptjax.inference.load import load_run
 
 
 def export_hf(workdir: Path, out: Path) -> None:

@@ -18,14 +18,18 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from configs import base
-from configs.flags import UserError, call
-from data_pipeline import byte_level
+from configs.cli import call
+from configs.errors import UserError
+from data_pipeline import gpt2_tokenizer
 from data_pipeline.files import write_atomically
 from data_pipeline.token_store import TOKENIZER
 from data_pipeline.tokenizer import Tokenizer
-from gptjax import checkpoint, hf_weights, model
-from gptjax import config as config_lib
-from gptjax.model import GPTConfig, Params
+from gptjax.checkpoint import manager
+from gptjax.common.workdir import save_config
+from gptjax.compat import hf_weights
+from gptjax.model import gpt
+from gptjax.model.config import GPTConfig
+from gptjax.model.gpt import Params
 
 _TOKENIZERS = ((TOKENIZER,), ("tokenizer.json",))  # ours first: an export of ours has both
 _VOCAB_AND_MERGES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
@@ -66,8 +70,8 @@ def import_hf(source: Path, workdir: Path) -> ConfigDict:
     _check_shapes(params, GPTConfig.from_config(config, tokenizer.vocab_size), source)
     workdir.mkdir(parents=True)
     write_atomically(workdir / TOKENIZER, tokenizer_bytes)
-    checkpoint.save_params(workdir, params, imported_from=str(source))
-    config_lib.save(config, workdir)  # last: without it the folder is no workdir
+    manager.save_params(workdir, params, imported_from=str(source))
+    save_config(config, workdir)  # last: without it the folder is no workdir
     return config
 
 
@@ -89,7 +93,7 @@ def _tokenizer(source: Path) -> bytes:
     for vocab, merges in _VOCAB_AND_MERGES:
         if (source / vocab).is_file() and (source / merges).is_file():
             lines = (source / merges).read_text("utf-8").split("\n")
-            return byte_level.make_json(_read_json(source / vocab), lines)
+            return gpt2_tokenizer.make_json(_read_json(source / vocab), lines)
     raise UserError(f"{source} has no tokenizer.json, and no vocab.json and merges.txt.")
 
 
@@ -111,7 +115,7 @@ def _tensors(path: Path) -> dict[str, Any]:
 
 
 def _check_shapes(params: Params, model_config: GPTConfig, source: Path) -> None:
-    expected = jax.eval_shape(lambda: model.init(model_config, jax.random.key(0)))
+    expected = jax.eval_shape(lambda: gpt.init(model_config, jax.random.key(0)))
     pairs = zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(expected), strict=True)
     problems = [
         f"{jax.tree_util.keystr(path)} is {array.shape}, not {shape.shape}"

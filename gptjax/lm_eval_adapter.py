@@ -4,8 +4,8 @@
         --tasks hellaswag
 
 Needs the extra `lmeval`. What follows the module's name goes to lm-eval's own command line. The
-benchmarks of `gptjax.benchmarks` get the same scores here, item by item, but need neither lm-eval
-nor a network.
+benchmarks of `gptjax.evaluate` get the same scores here, item by item, but need neither lm-eval nor
+a network.
 """
 
 import sys
@@ -15,12 +15,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from configs.flags import UserError, call
+from configs.cli import call
+from configs.errors import UserError
 from data_pipeline.tokenizer import Tokenizer
-from gptjax import generate
-from gptjax.load import load_run
-from gptjax.model import GPTConfig
-from gptjax.scoring import Scorer
+from gptjax.inference import generation
+from gptjax.inference.load import load_run
+from gptjax.inference.scoring import Scorer
+from gptjax.model.config import GPTConfig
 
 try:
     from lm_eval.api.model import TemplateLM
@@ -129,7 +130,7 @@ class GPTJax(TemplateLM):
         until = settings.get("until") or []
         stops = [until] if isinstance(until, str) else list(until)
         text = ""
-        pieces = generate.generate_text(
+        pieces = generation.generate_text(
             self._gpt,
             self._params,
             self._tokenizer,

@@ -8,9 +8,9 @@ import logging
 import jax
 from ml_collections import ConfigDict
 
-from configs import flags
-from gptjax.compilation import keep_compiled
-from gptjax.train import train_and_evaluate
+from configs import cli
+from gptjax.step.compilation_cache import keep_compiled
+from gptjax.train.trainer import train_and_evaluate
 
 _log = logging.getLogger(__name__)
 
@@ -27,5 +27,5 @@ def main(config: ConfigDict) -> None:
 
 
 if __name__ == "__main__":
-    flags.define_config()
-    flags.run(main)
+    cli.define_config()
+    cli.run(main)

@@ -15,9 +15,9 @@ import pytest
 from configs import debug
 from data_pipeline.prepare import prepare
 from data_pipeline.token_store import TokenStore
-from gptjax.model import GPTConfig
-from gptjax.sharding import make_mesh
-from gptjax.train_step import StepFunctions
+from gptjax.model.config import GPTConfig
+from gptjax.step.sharding import make_mesh
+from gptjax.step.train_step import StepFunctions
 
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_numpy_rank_promotion", "raise")  # a silent broadcast hides a wrong shape

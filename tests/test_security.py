@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.parquet import DataError
+from configs.errors import DataError
 from data_pipeline.token_store import MANIFEST, TokenStore
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ configs/rtx4070_best.py has: 8 and 2.7. What came of it stands in benchmarks/LOG
 from ml_collections import ConfigDict
 
 from benchmarks.sweeps import small
-from configs.sweep import Change, sweep
+from gptjax.sweep.declare import Change, sweep
 
 
 def get_config() -> ConfigDict:

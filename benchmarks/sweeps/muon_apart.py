@@ -7,7 +7,7 @@ one before it and one change more. What came of it stands in benchmarks/LOG.md.
 from ml_collections import ConfigDict
 
 from benchmarks.sweeps import small
-from configs.sweep import Change, sweep
+from gptjax.sweep.declare import Change, sweep
 
 
 def get_config() -> ConfigDict:

@@ -8,7 +8,7 @@ What came of it stands in benchmarks/LOG.md.
 from ml_collections import ConfigDict
 
 from benchmarks.sweeps import small
-from configs.sweep import Change, sweep
+from gptjax.sweep.declare import Change, sweep
 
 TOKENS = 1_000_000
 

@@ -1,0 +1,1 @@
+"""Saved states: written, proved, restored, refused."""

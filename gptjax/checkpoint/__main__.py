@@ -1,0 +1,28 @@
+"""Checks every checkpoint of a run.
+
+python -m gptjax.checkpoint verify --workdir=runs/quickstart
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+
+from configs.cli import call
+from configs.errors import UserError
+from gptjax.checkpoint.manager import verify
+
+
+def _main(arguments: list[str]) -> None:
+    if arguments[1:] != ["verify"]:
+        raise UserError("say what to do: python -m gptjax.checkpoint verify --workdir=...")
+    results = verify(Path(flags.FLAGS.workdir))
+    for step, problem in results.items():
+        print(f"{step:>9}  {'DAMAGED: ' + problem if problem else 'good'}")
+    if any(results.values()):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
+    app.run(lambda argv: call(_main, argv))

@@ -1,0 +1,1 @@
+"""What every program needs: the workdir, its lock, signals, progress, formatting."""

@@ -1,0 +1,1 @@
+"""Other programs' formats: Hugging Face and llama.cpp."""

@@ -1,0 +1,96 @@
+"""A model as a GGUF file for llama.cpp: architecture `gpt2` or `qwen3`, everything in float32.
+
+llama.cpp's tokenizer "llama" merges by score, as SentencePiece does, and gives our ids but for two
+things: it writes a space as U+2581 and so takes a real U+2581 for a space, and it does not cut
+words of over 256 characters. Its "gpt2" is for an imported GPT-2, and reads the list of merges.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.tokenizer import SPACE, Tokenizer
+from gptjax.compat import hf_weights
+from gptjax.compat.hf_architectures import QWEN3
+from gptjax.model.config import GPTConfig
+from gptjax.model.gpt import LAYER_NORM_EPS, Params
+from gptjax.model.layers import RMS_NORM_EPS
+
+
+def tensors(model_config: GPTConfig, params: Params, vocab_size: int) -> dict[str, np.ndarray]:
+    """Returns float32 tensors by llama.cpp's names; matrices are [out, in] there."""
+    return {
+        gguf: np.ascontiguousarray(array.T if is_matrix else array)
+        for _, gguf, is_matrix, array in hf_weights.named(model_config, params, vocab_size)
+    }
+
+
+def write(
+    path: Path, model_config: GPTConfig, params: Params, tokenizer: Tokenizer, name: str
+) -> None:
+    """Writes the file.
+
+    Args:
+        path: the file.
+        config: the model's shape.
+        params: its parameters.
+        tokenizer: its vocabulary may be smaller than the model's, which is padded then.
+        name: what clients call the model.
+
+    Raises:
+        UserError: no stock architecture computes what the model does.
+    """
+    import gguf  # of the extra `export`; gptjax.export says so where it is missing
+
+    architecture = hf_weights.of_model(model_config)
+    writer = gguf.GGUFWriter(path, architecture.name)
+    writer.add_name(name)
+    writer.add_context_length(model_config.block_size)
+    writer.add_embedding_length(model_config.n_embd)
+    writer.add_block_count(model_config.n_layer)
+    writer.add_feed_forward_length(model_config.mlp_width)
+    writer.add_head_count(model_config.n_head)
+    if architecture is QWEN3:
+        writer.add_head_count_kv(model_config.kv_heads)
+        writer.add_key_length(model_config.head_dim)
+        writer.add_value_length(model_config.head_dim)
+        writer.add_rope_freq_base(model_config.rope_theta)
+        writer.add_layer_norm_rms_eps(RMS_NORM_EPS)
+    else:
+        writer.add_layer_norm_eps(LAYER_NORM_EPS)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    _add_tokenizer(writer, tokenizer, gguf.TokenType)
+    for tensor_name, array in tensors(model_config, params, tokenizer.vocab_size).items():
+        writer.add_tensor(tensor_name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_tokenizer(writer: Any, tokenizer: Tokenizer, types: Any) -> None:
+    if tokenizer.byte_level is None:
+        kinds = {kind: types[kind.upper()] for kind in ("normal", "unknown", "control", "byte")}
+        pieces = tokenizer.pieces()
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_list([piece.text.replace(" ", SPACE) for piece in pieces])
+        writer.add_token_scores([piece.score for piece in pieces])
+        writer.add_token_types([kinds[piece.kind] for piece in pieces])
+        writer.add_unk_token_id(0)
+        writer.add_add_space_prefix(False)
+    else:
+        byte_level = tokenizer.byte_level
+        specials = byte_level.specials
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_list(byte_level.tokens)
+        writer.add_token_types(
+            [types.CONTROL if i in specials else types.NORMAL for i in range(tokenizer.vocab_size)]
+        )
+        writer.add_token_merges([" ".join(pair) for pair in byte_level.merges])
+    writer.add_bos_token_id(tokenizer.bos_id)
+    writer.add_eos_token_id(tokenizer.bos_id)  # stands between documents, so it ends a text, too
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(False)

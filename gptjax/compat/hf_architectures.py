@@ -1,0 +1,201 @@
+"""The stock architectures that a model of ours can be, exactly: GPT-2 and Qwen3, a table each.
+
+A table says what the architecture asks of a model, what its config.json says, and what our arrays
+are called in Hugging Face's `transformers` and in llama.cpp. hf_weights.py writes and reads by the
+tables, gguf_file.py writes.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gptjax.model.config import GPTConfig
+from gptjax.model.gpt import LAYER_NORM_EPS
+from gptjax.model.layers import RMS_NORM_EPS
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """An array of ours, of all layers where the names have {}, and what it is called elsewhere."""
+
+    ours: str  # keys of the parameters, joined by dots
+    hf: tuple[str, ...]  # several names: several tensors, which are side by side in our columns
+    gguf: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Architecture:
+    """What it takes to write one of ours as a model of this kind, and to read it back."""
+
+    title: str
+    name: str  # `model_type` in config.json, `general.architecture` in GGUF
+    hf_class: str
+    hf_prefix: str  # of the tensors' names; the first checkpoints of a kind may lack it
+    hf_transposes: bool  # matrices are [out, in]; ours, and GPT-2's, are [in, out]
+    needs: Mapping[str, Any]  # what the leaves of `config.model` must be
+    keys: Mapping[str, str]  # a leaf of `config.model`: the key of config.json that decides it
+    # What config.json may say of the arithmetic, else logits would be others. The first is written,
+    # and None, which is not, stands for a key that is absent.
+    fixed: Mapping[str, tuple[Any, ...]]
+    extras: Callable[[GPTConfig], dict[str, Any]]  # what config.json says besides
+    flatten: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # config.json, as `fixed` expects it
+    tied_by_default: bool  # what an absent `tie_word_embeddings` means
+    tensors: tuple[Tensor, ...]
+
+    def differences(self, model_config: GPTConfig) -> list[str]:
+        """Returns what a model would need to be one of this kind: [] if it is."""
+        needs = dict(self.needs)
+        if "n_kv_head" not in self.keys:
+            needs["n_kv_head"] = model_config.n_head
+        return [
+            f"model.{key} = {value!r} (here {leaf(model_config, key)!r})"
+            for key, value in needs.items()
+            if leaf(model_config, key) != value
+        ]
+
+
+def leaf(model_config: GPTConfig, key: str) -> Any:
+    """Returns what a leaf of `config.model` comes to, where its 0 stands for a default."""
+    return getattr(model_config, {"n_kv_head": "kv_heads", "mlp_dim": "mlp_width"}.get(key, key))
+
+
+def _gpt2_tensors() -> tuple[Tensor, ...]:
+    modules = {
+        "blocks.ln_1.scale": ("h.{}.ln_1", "blk.{}.attn_norm"),
+        "blocks.attn.c_attn.kernel": ("h.{}.attn.c_attn", "blk.{}.attn_qkv"),
+        "blocks.attn.c_proj.kernel": ("h.{}.attn.c_proj", "blk.{}.attn_output"),
+        "blocks.ln_2.scale": ("h.{}.ln_2", "blk.{}.ffn_norm"),
+        "blocks.mlp.c_fc.kernel": ("h.{}.mlp.c_fc", "blk.{}.ffn_up"),
+        "blocks.mlp.c_proj.kernel": ("h.{}.mlp.c_proj", "blk.{}.ffn_down"),
+        "ln_f.scale": ("ln_f", "output_norm"),
+    }
+    found = [
+        Tensor("wte", ("transformer.wte.weight",), ("token_embd.weight",)),
+        Tensor("wpe", ("transformer.wpe.weight",), ("position_embd.weight",)),
+        Tensor("lm_head", ("lm_head.weight",), ("output.weight",)),
+    ]
+    for ours, (hf, gguf) in modules.items():
+        bias = ours.rpartition(".")[0] + ".bias"  # always there: zeros compute the same as none
+        for key, kind in ((ours, "weight"), (bias, "bias")):
+            found.append(Tensor(key, (f"transformer.{hf}.{kind}",), (f"{gguf}.{kind}",)))
+    return tuple(found)
+
+
+def _flat_gpt2(hf: Mapping[str, Any]) -> Mapping[str, Any]:
+    width = hf.get("n_embd")
+    default = 4 * width if isinstance(width, int) else None
+    return {**hf, "n_inner": default if hf.get("n_inner") is None else hf["n_inner"]}
+
+
+GPT2 = Architecture(
+    title="GPT-2",
+    name="gpt2",
+    hf_class="GPT2LMHeadModel",
+    hf_prefix="transformer.",
+    hf_transposes=False,
+    needs={"norm": "layernorm", "position": "learned", "qk_norm": False, "mlp": "gelu"},
+    keys={
+        "block_size": "n_positions",
+        "n_embd": "n_embd",
+        "n_layer": "n_layer",
+        "n_head": "n_head",
+        "mlp_dim": "n_inner",
+    },
+    fixed={
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh", None),  # GELU in its tanh form
+        "layer_norm_epsilon": (LAYER_NORM_EPS, None),
+        "scale_attn_weights": (True, None),
+        "scale_attn_by_inverse_layer_idx": (False, None),
+        "add_cross_attention": (False, None),
+        "quantization_config": (None,),
+    },
+    extras=lambda config: {
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": 0.0,
+        "resid_pdrop": config.dropout,
+    },
+    flatten=_flat_gpt2,
+    tied_by_default=True,
+    tensors=_gpt2_tensors(),
+)
+
+
+def _flat_qwen3(hf: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Brings the forms of several versions of `transformers` to one; what is absent is a default.
+
+    Positions: `rope_theta` beside `rope_scaling`, or `rope_parameters` with both.
+    """
+    rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+    if not isinstance(rope, Mapping):
+        rope = {"rope_type": rope}
+    layers = hf.get("layer_types")
+    n_kv_head = hf.get("num_key_value_heads", 32)
+    return {
+        **hf,
+        "head_dim": hf.get("head_dim", 128),
+        "num_key_value_heads": hf.get("num_attention_heads") if n_kv_head is None else n_kv_head,
+        "rope_theta": rope.get("rope_theta", hf.get("rope_theta", 10_000.0)),
+        "rope_type": rope.get("rope_type", rope.get("type")),
+        "layer_types": sorted(set(map(str, layers))) if isinstance(layers, list) else layers,
+    }
+
+
+def _qwen3_tensors() -> tuple[Tensor, ...]:
+    modules = {
+        "wte": ("model.embed_tokens", "token_embd"),
+        "lm_head": ("lm_head", "output"),
+        "blocks.ln_1.scale": ("{}.input_layernorm", "{}.attn_norm"),
+        "blocks.attn.c_attn.kernel": (
+            *("{}.self_attn.q_proj", "{}.self_attn.k_proj", "{}.self_attn.v_proj"),
+            *("{}.attn_q", "{}.attn_k", "{}.attn_v"),
+        ),
+        "blocks.attn.q_norm.scale": ("{}.self_attn.q_norm", "{}.attn_q_norm"),
+        "blocks.attn.k_norm.scale": ("{}.self_attn.k_norm", "{}.attn_k_norm"),
+        "blocks.attn.c_proj.kernel": ("{}.self_attn.o_proj", "{}.attn_output"),
+        "blocks.ln_2.scale": ("{}.post_attention_layernorm", "{}.ffn_norm"),
+        "blocks.mlp.c_gate.kernel": ("{}.mlp.gate_proj", "{}.ffn_gate"),
+        "blocks.mlp.c_fc.kernel": ("{}.mlp.up_proj", "{}.ffn_up"),
+        "blocks.mlp.c_proj.kernel": ("{}.mlp.down_proj", "{}.ffn_down"),
+        "ln_f.scale": ("model.norm", "output_norm"),
+    }
+    found = []
+    for ours, names in modules.items():
+        half = len(names) // 2
+        hf = tuple(f"{name.replace('{}', 'model.layers.{}')}.weight" for name in names[:half])
+        gguf = tuple(f"{name.replace('{}', 'blk.{}')}.weight" for name in names[half:])
+        found.append(Tensor(ours, hf, gguf))
+    return tuple(found)
+
+
+QWEN3 = Architecture(
+    title="Qwen3",
+    name="qwen3",
+    hf_class="Qwen3ForCausalLM",
+    hf_prefix="model.",
+    hf_transposes=True,
+    needs={"norm": "rmsnorm", "position": "rope", "qk_norm": True, "mlp": "swiglu", "bias": False},
+    keys={
+        "block_size": "max_position_embeddings",
+        "n_embd": "hidden_size",
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+        "n_kv_head": "num_key_value_heads",
+        "mlp_dim": "intermediate_size",
+        "rope_theta": "rope_theta",
+    },
+    fixed={
+        "hidden_act": ("silu", None),
+        "rms_norm_eps": (RMS_NORM_EPS, None),
+        "attention_bias": (False, None),
+        "use_sliding_window": (False, None),
+        "layer_types": (None, ["full_attention"]),
+        "rope_type": (None, "default"),
+        "quantization_config": (None,),
+    },
+    extras=lambda config: {"head_dim": config.head_dim},
+    flatten=_flat_qwen3,
+    tied_by_default=False,
+    tensors=_qwen3_tensors(),
+)
+
+ARCHITECTURES = (GPT2, QWEN3)

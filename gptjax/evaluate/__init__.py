@@ -1,0 +1,1 @@
+"""Loss on text, and benchmarks."""

@@ -1,0 +1,98 @@
+"""Measures a run's model: the validation split, other text, benchmarks from local files.
+
+    python -m gptjax.evaluate --workdir=runs/quickstart
+    python -m gptjax.evaluate --workdir=runs/quickstart --noval --text=other.parquet
+    python -m gptjax.evaluate --workdir=runs/quickstart --noval --benchmarks=eval --limit=300
+
+Results are printed and kept in workdir/eval/STEP.json.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from configs.cli import call
+from configs.errors import UserError
+from data_pipeline.files import write_atomically
+from gptjax.evaluate import benchmarks
+from gptjax.evaluate.published import text_table
+from gptjax.evaluate.text_loss import Texts, evaluate_documents, validation_documents
+from gptjax.inference.load import load_run
+from gptjax.inference.scoring import Scorer
+from gptjax.model.flops import count_params
+
+
+def save(path: Path, results: dict[str, Any]) -> None:
+    """Writes results to a JSON file, over those of an earlier call that have the same names."""
+    kept: dict[str, Any] = {}
+    if path.is_file():
+        try:
+            kept = json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}). Move it away and run again.") from error
+    for name, value in results.items():
+        nested = isinstance(value, dict) and isinstance(kept.get(name), dict)
+        kept[name] = {**kept[name], **value} if nested else value
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, (json.dumps(kept, indent=1) + "\n").encode())
+
+
+def _line(name: str, values: dict[str, Any]) -> str:
+    def figure(key: str, digits: int) -> str:
+        stderr = values[f"{key}_stderr"]
+        return f"{values[key]:.{digits}f} ± {'n/a' if stderr is None else f'{stderr:.{digits}f}'}"
+
+    return (
+        f"{name}: loss {figure('loss', 4)} | perplexity {figure('perplexity', 2)} | bits/byte "
+        f"{figure('bits_per_byte', 4)} | {values['n_tokens']:,} tokens and {values['n_bytes']:,} "
+        f"bytes of {values['n_documents']:,} documents (± one standard error over documents)"
+    )
+
+
+def _main(_: list[str]) -> None:
+    values = flags.FLAGS
+    workdir, limit = Path(values.workdir), values.limit
+    files = benchmarks.find_files([Path(p) for p in values.benchmarks])
+    texts = [Path(p) for p in values.text]
+    run = load_run(workdir)
+    n_params, _n_rest = count_params(run.model_config)
+    print(f"{workdir}, step {run.step:,}: {n_params:,} parameters", flush=True)
+    path = workdir / "eval" / f"{run.step}.json"
+    save(path, {"step": run.step, "n_params": n_params})  # before hours are spent
+    if values.val:
+        result = evaluate_documents(run, validation_documents(run), "val")
+        print(_line("val", result), flush=True)
+        save(path, {"val": result})
+    for text in texts:
+        result = evaluate_documents(
+            run, Texts(text, run.tokenizer, limit, f"reading {text.name}"), text.name
+        )
+        print(_line(str(text), result), flush=True)
+        save(path, {"text": {str(text): result}})
+    if files:
+        scorer = Scorer(run.model_config, run.params)
+        scores = benchmarks.Suite(run.tokenizer, files, limit).run(scorer, progress=True)
+        print("\n" + text_table(scores, workdir.name), flush=True)
+        save(path, {"benchmarks": scores})
+    print(f"\nKept in {path}.")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
+    flags.DEFINE_bool("val", True, "Measure the whole validation split.")
+    flags.DEFINE_list("text", [], "Parquet files of other text, with columns text and id.")
+    flags.DEFINE_list(
+        "benchmarks",
+        [],
+        "JSON-lines files, plain or .gz, or folders of them, known by their names.",
+    )
+    flags.DEFINE_integer(
+        "limit",
+        None,
+        "At most so many items of each benchmark (of each paradigm of BLiMP) and documents of each "
+        "--text, drawn at random, always the same ones.",
+        lower_bound=1,
+    )
+    app.run(lambda argv: call(_main, argv))

@@ -1,0 +1,237 @@
+"""Runs benchmarks from local JSON-lines files."""
+
+import collections
+import dataclasses
+import gzip
+import json
+import math
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.errors import UserError
+from data_pipeline.packing import permutation
+from data_pipeline.tokenizer import Tokenizer
+from gptjax.evaluate.published import Results
+from gptjax.evaluate.tasks import TASKS, Item, Task
+from gptjax.inference.scoring import Request, Score, Scorer, encode_request
+from gptjax.metrics.aggregate import ratio
+
+_SUFFIXES = (".jsonl", ".jsonl.gz")
+
+
+def find_files(paths: Sequence[Path]) -> dict[str, list[Path]]:
+    """Returns the files of each benchmark, which is recognised by the file's name or its folders'.
+
+    Args:
+        paths: files, and folders that are searched through for *.jsonl and *.jsonl.gz.
+
+    Raises:
+        UserError: if a path does not exist or is no known benchmark, a folder holds none, or
+            several files (other than BLiMP's paradigms) are of the same one.
+    """
+    found, wrong = _find(paths)
+    if wrong:
+        raise UserError("--benchmarks: " + "\n".join(wrong))
+    return found
+
+
+def problems(paths: Sequence[Path]) -> list[str]:
+    """Returns all that is wrong with `paths` (see `find_files`) and with what the files hold."""
+    found, wrong = _find(paths)
+    for name, files in found.items():
+        for file in files:
+            try:
+                read_items(TASKS[name], [file])
+            except UserError as error:
+                wrong.append(str(error))
+    return wrong
+
+
+def _find(paths: Sequence[Path]) -> tuple[dict[str, list[Path]], list[str]]:
+    """Returns the files of each benchmark, and what is wrong with `paths`."""
+    found: dict[str, list[Path]] = collections.defaultdict(list)
+    wrong = []
+    for path in paths:
+        if not path.exists():
+            wrong.append(f"there is no file or folder {path}.")
+            continue
+        files = [path] if path.is_file() else sorted(_json_lines_in(path))
+        above = path.absolute().parent.parent if path.is_file() else path.absolute().parent
+        known = [(f, n) for f in files if (n := recognise(f.absolute().relative_to(above)))]
+        for file, name in known:
+            found[name].append(file)
+        if not known:
+            what = "names no" if path.is_file() else "holds no file whose path names a"
+            wrong.append(
+                f"{path} {what} benchmark that is known: {', '.join(TASKS)}. Files end in "
+                f"{' or '.join(_SUFFIXES)}, such as hellaswag_val.jsonl."
+            )
+    for name, files in found.items():
+        if name != "blimp" and len(files) > 1:
+            wrong.append(
+                f"{len(files)} files are of {name}: {', '.join(map(str, files))}. Name the one to "
+                f"use, such as {files[0]}."
+            )
+    return {name: found[name] for name in TASKS if name in found}, wrong
+
+
+def _json_lines_in(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*.jsonl*") if path.name.endswith(_SUFFIXES))
+
+
+def recognise(path: Path) -> str | None:
+    """Returns the benchmark that a path names: in its file name, or else in the nearest folder."""
+    for part in reversed(path.parts):
+        for name, task in TASKS.items():
+            if re.search(task.pattern, part.lower()):
+                return name
+    return None
+
+
+def read_items(task: Task, files: Sequence[Path], limit: int | None = None) -> list[Item]:
+    """Returns the items of a benchmark, or `limit` of them (of each group), always the same ones.
+
+    Raises:
+        UserError: if a file cannot be read, or a line has another layout.
+    """
+    items = [item for path in files for item in _parse_lines(task, path)]
+    if limit is None:
+        return items
+    groups: dict[str, list[Item]] = collections.defaultdict(list)
+    for item in items:
+        groups[item.group].append(item)
+    return [
+        group[i] for group in groups.values() for i in sorted(permutation(len(group), 0, 0)[:limit])
+    ]
+
+
+def _parse_lines(task: Task, path: Path) -> Iterator[Item]:
+    try:
+        opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+        with opened as file:
+            lines = file.read().decode().split("\n")  # splitlines() knows more ends of lines
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}). Is the file whole? Download it again."
+        ) from error
+    n = 0
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            item = task.parse(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise UserError(
+                f"{path}, line {number}: this is no item of {task.name} ({reason}). One JSON "
+                f"object a line is expected, with {task.layout}."
+            ) from error
+        n += 1
+        yield item
+    if not n:
+        raise UserError(f"{path} holds no items.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """An item with the scores of its requests."""
+
+    item: Item
+    scores: tuple[Score, ...]
+
+    def value(self, metric: str) -> float:
+        """Returns what this item adds to a metric; for perplexity, the negative log-likelihood."""
+        log_likelihoods = np.array([score.log_likelihood for score in self.scores])
+        if metric == "perplexity":
+            return -float(log_likelihoods[0])
+        if len(self.scores) == 1:  # no choice: the most likely text, or not
+            return float(self.scores[0].is_greedy)
+        if metric == "acc_norm":
+            log_likelihoods = log_likelihoods / np.array(self.item.lengths, float)
+        return float(np.argmax(log_likelihoods) == self.item.gold)
+
+
+def summarise(outcomes: Sequence[Outcome], metrics: Sequence[str]) -> dict[str, Any]:
+    """Returns `n`, `chance` (None for an open question) and each metric with its standard error.
+
+    Standard errors are over items: s / sqrt(n), s with n - 1, as in lm-eval. That of a perplexity,
+    exp(mean), is exp(mean) s / sqrt(n) to first order; lm-eval draws bootstrap samples instead.
+    None where there is one item only.
+    """
+    n_choices = [len(outcome.scores) for outcome in outcomes]
+    chance = None if min(n_choices) == 1 else math.fsum(1 / n for n in n_choices) / len(n_choices)
+    summary: dict[str, Any] = {"n": len(outcomes), "chance": chance}
+    for metric in metrics:
+        mean, stderr = ratio([o.value(metric) for o in outcomes], [1.0] * len(outcomes))
+        if metric == "perplexity":
+            mean = math.exp(min(mean, 700.0))  # beyond, a float overflows
+            stderr = None if stderr is None else mean * stderr
+        summary |= {metric: mean, f"{metric}_stderr": stderr}
+    return summary
+
+
+class Suite:
+    """The items of some benchmarks, read and encoded once, for any number of models."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, files: Mapping[str, Sequence[Path]], limit: int | None = None
+    ):
+        """Reads the files.
+
+        Args:
+            tokenizer: the one the models were trained with.
+            files: from `find_files`.
+            limit: items of each benchmark or paradigm, at most; None for all.
+
+        Raises:
+            UserError: if any of the files cannot be used.
+        """
+        self.items = {name: read_items(TASKS[name], of, limit) for name, of in files.items()}
+        self._tokenizer = tokenizer
+        self._requests: dict[str, list[Request]] = {}
+
+    def score(self, name: str, scorer: Scorer, *, progress: bool = False) -> list[Outcome]:
+        """Returns each item of the benchmark `name` with its scores."""
+        items = self.items[name]
+        if name not in self._requests:
+            pairs = [pair for item in items for pair in item.requests]
+            self._requests[name] = [encode_request(self._tokenizer, *pair) for pair in pairs]
+        scores = iter(scorer.score(self._requests[name], name if progress else None))
+        return [Outcome(item, tuple(next(scores) for _ in item.requests)) for item in items]
+
+    def run(self, scorer: Scorer, *, progress: bool) -> Results:
+        """Returns the results of each benchmark; of BLiMP also of each paradigm, as `blimp/NAME`.
+
+        BLiMP's own accuracy is the mean of its paradigms'.
+
+        Args:
+            scorer: of the model.
+            progress: whether it is shown.
+        """
+        results: Results = {}
+        for name in self.items:
+            outcomes = self.score(name, scorer, progress=progress)
+            metrics = TASKS[name].metrics
+            groups: dict[str, list[Outcome]] = collections.defaultdict(list)
+            for outcome in outcomes:
+                groups[outcome.item.group].append(outcome)
+            results[name] = summarise(outcomes, metrics)
+            if name == "blimp":
+                parts = {f"{name}/{g}": summarise(of, metrics) for g, of in sorted(groups.items())}
+                results[name] |= _mean_of(list(parts.values()))
+                results |= parts
+        return results
+
+
+def _mean_of(parts: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Returns the mean accuracy of independent groups that weigh the same."""
+    stderrs = [part["acc_stderr"] for part in parts]
+    return {
+        "acc": math.fsum(part["acc"] for part in parts) / len(parts),
+        "acc_stderr": None if None in stderrs else math.hypot(*stderrs) / len(parts),
+    }

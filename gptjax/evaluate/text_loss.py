@@ -1,0 +1,185 @@
+"""Measures a model: loss and bits per byte on text, and benchmarks.
+
+    python -m gptjax.evaluate --workdir=runs/quickstart
+    python -m gptjax.evaluate --workdir=runs/quickstart --noval --text=other.parquet
+    python -m gptjax.evaluate --workdir=runs/quickstart --noval --benchmarks=eval --limit=300
+
+The best checkpoint is measured, on the whole validation split, on parquet files of other text, or
+on benchmarks from local files (tasks.py knows their layouts). Results are printed and kept in
+ workdir/eval/STEP.json, where a later call replaces what it measured anew.
+"""
+
+import contextlib
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from configs.errors import UserError
+from data_pipeline import parquet
+from data_pipeline.packing import Documents, PackedRows, evaluation_rows, permutation
+from data_pipeline.prepare import prepare
+from data_pipeline.token_store import TokenStore
+from data_pipeline.tokenizer import Tokenizer
+from gptjax.common.progress import Progress
+from gptjax.inference.load import LoadedModel
+from gptjax.inference.scoring import rows_per_batch, token_scores
+from gptjax.metrics import aggregate
+
+
+class Texts:
+    """Documents of a parquet file, encoded in memory (2 bytes a token); see `packing.Documents`."""
+
+    def __init__(
+        self, path: Path, tokenizer: Tokenizer, limit: int | None = None, name: str | None = None
+    ):
+        """Reads and encodes the file.
+
+        Args:
+            path: a parquet file with the string columns `text` and `id`, as FineWeb has them.
+            tokenizer: the one the model was trained with.
+            limit: documents, drawn from all over the file, always the same ones; None for all.
+            name: for lines of progress; without it there are none.
+
+        Raises:
+            UserError: if there is no such file, or it cannot be used.
+        """
+        if not path.is_file():
+            raise UserError(f"--text: there is no file {path}.")
+        info = parquet.inspect(path)
+        drawn = set(permutation(info.n_documents, 0, 0)[:limit].tolist())
+        bos = np.array([tokenizer.bos_id], "<u2")
+        documents: list[np.ndarray] = []
+        self._ids: list[str] = []
+        first = 0  # number of the row group's first row in the file
+        reading = Progress(name, "documents", len(drawn), info.n_row_groups)
+        with contextlib.closing(reading):
+            for i, size in enumerate(info.row_group_sizes):
+                wanted = drawn.intersection(range(first, first + size))
+                for document in parquet.read_row_group(path, i) if wanted else ():
+                    if first + document.row in wanted:
+                        ids = b"".join(tokenizer.encode_utf8(document.utf8))
+                        documents.append(np.concatenate([bos, np.frombuffer(ids, "<u2")]))
+                        self._ids.append(f"{path.name}:{first + document.row}")
+                first += size
+                reading.advance(len(wanted))
+        if not documents:
+            raise UserError(f"--text: {path} holds no text.")
+        self.n_docs = len(documents)
+        self.doc_lengths = np.array([d.size for d in documents], np.int32)
+        self.n_tokens = int(self.doc_lengths.sum(dtype=np.int64))
+        self._documents = documents
+
+    def read(self, doc: int, start: int, stop: int) -> np.ndarray:
+        """Returns tokens [start:stop) of document `doc`, uint16."""
+        return self._documents[doc][start:stop]
+
+    def doc_id(self, doc: int) -> str:
+        """Returns where document `doc` comes from, as `file.parquet:row` (rows count from 0)."""
+        return self._ids[doc]
+
+
+def evaluate_documents(
+    run: LoadedModel, documents: Documents, name: str | None = None
+) -> dict[str, Any]:
+    """Returns the loss over every token of some documents, each of them once.
+
+    Tokens are seen as in training: documents laid end to end and cut into rows. The standard
+    errors are over documents, each with all its tokens in whatever rows, and so hold for other
+    documents of that kind; a target is of the document it belongs to, BOS of the one it opens.
+
+    Args:
+        run: the model.
+        documents: a split of a store, or `Texts`.
+        name: for lines of progress; without it there are none.
+
+    Returns:
+        `loss` (nats per token), `perplexity` and `bits_per_byte`, each with its `_stderr` (None for
+        a single document); `n_documents`, `n_tokens`, `n_bytes`.
+    """
+    rows = evaluation_rows(run.config, documents, run.tokenizer)
+    size = rows_per_batch(run.model_config.block_size)
+    starts = range(0, rows.rows_per_epoch, size)
+    nats, n_targets, n_bytes = (np.zeros(documents.n_docs) for _ in range(3))
+    progress = Progress(name, "tokens", documents.n_tokens, len(starts))
+    unread: tuple[int, dict[str, np.ndarray], Any] | None = None
+    with contextlib.closing(progress):
+        for start in [*starts, None]:  # the last one only reads the one before
+            dispatched = None
+            if start is not None:
+                batch = _batch(rows, start, size)
+                dispatched = (
+                    start,
+                    batch,
+                    token_scores(run.params, batch, model_config=run.model_config),
+                )
+            if unread is not None:  # the device works on the next batch meanwhile
+                first, batch, scores = unread
+                nats_BT = -jax.device_get(scores[0]).astype(np.float64)
+                bytes_BT = run.tokenizer.token_bytes[batch["targets"]]
+                for b in range(min(size, rows.rows_per_epoch - first)):
+                    mask_T = batch["loss_mask"][b]
+                    owners = _owners(rows, first + b, int(mask_T.sum()))
+                    np.add.at(nats, owners, nats_BT[b, mask_T])
+                    np.add.at(n_targets, owners, 1)
+                    np.add.at(n_bytes, owners, bytes_BT[b, mask_T])
+                progress.advance(int(batch["loss_mask"].sum()))
+            unread = dispatched
+    loss, loss_stderr = aggregate.ratio(nats, n_targets)
+    bits, bits_stderr = aggregate.ratio(nats / math.log(2), n_bytes)
+    perplexity = math.exp(min(loss, 700.0))  # beyond, a float overflows
+    return {
+        "loss": loss,
+        "loss_stderr": loss_stderr,
+        "perplexity": perplexity,
+        "perplexity_stderr": None if loss_stderr is None else perplexity * loss_stderr,
+        "bits_per_byte": bits,
+        "bits_per_byte_stderr": bits_stderr,
+        "n_documents": documents.n_docs,
+        "n_tokens": int(n_targets.sum()),
+        "n_bytes": int(n_bytes.sum()),
+    }
+
+
+def _batch(rows: PackedRows, start: int, size: int) -> dict[str, np.ndarray]:
+    """Returns rows start, start + 1, ... of the first epoch; those past its end are masked out."""
+    packed_rows = [rows[g % rows.rows_per_epoch] for g in range(start, start + size)]
+    arrays = {
+        name: np.stack([getattr(row, name) for row in packed_rows])
+        for name, array in packed_rows[0]._asdict().items()
+        if array is not None
+    }
+    arrays["loss_mask"][rows.rows_per_epoch - start :] = False
+    return arrays
+
+
+def _owners(rows: PackedRows, g: int, n_targets: int) -> np.ndarray:
+    """Returns the document of each target of row `g`: target i is the row's token i + 1."""
+    pieces = rows.pieces(g)
+    owners = np.repeat([p.document for p in pieces], [p.stop - p.start for p in pieces])
+    # The BOS that closes the line belongs to no document after it: it ends the last one.
+    return np.append(owners[1:], owners[-1])[:n_targets]
+
+
+def validation_documents(run: LoadedModel) -> Documents:
+    """Returns the validation split that the run did not train on.
+
+    Raises:
+        UserError: if the data can no longer be had, or is not what the run was trained on.
+    """
+    try:
+        store = TokenStore.open(prepare(run.config))
+    except UserError as error:
+        raise UserError(
+            f"the validation split cannot be had: {error}\nWithout it: --noval, and text of your "
+            f"own (--text=FILE.parquet) or benchmarks (--benchmarks=FOLDER)."
+        ) from error
+    if store.tokenizer.hash != run.tokenizer.hash:
+        raise UserError(
+            f"{run.config.data.source} is not what this run was trained on: its token store has "
+            f"another tokenizer. Put the run's own data back, or leave the validation split out "
+            f"with --noval."
+        )
+    return store.split("val")

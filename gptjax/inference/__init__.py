@@ -1,0 +1,1 @@
+"""A trained model, to sample from and to score with."""

@@ -1,0 +1,238 @@
+"""Log-probabilities of given tokens: the model's side of every evaluation.
+
+Requests are padded to one of a few lengths, `block_size` and its halves, in batches of one size
+for each, so that whatever is scored compiles `token_scores` a handful of times. Only the positions
+that are asked for reach the head, whose logits and softmax are float32.
+"""
+
+import contextlib
+import functools
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from data_pipeline.tokenizer import Tokenizer
+from gptjax.common.progress import Progress
+from gptjax.model import gpt
+from gptjax.model.config import GPTConfig
+
+_log = logging.getLogger(__name__)
+
+_HALVINGS = 4  # the shortest padded length is block_size / 16
+_BATCH_TOKENS = 8192  # of a batch, padding included, so that batches take about the same time
+_MIN_ROWS = 8
+_CHUNK = 512  # positions whose logits exist at a time
+
+Request = tuple[Sequence[int], Sequence[int]]  # ids of a context, never empty, and what follows it
+
+
+class Score(NamedTuple):
+    """What the model thinks of a continuation."""
+
+    log_likelihood: float  # nats, summed over its tokens in float64
+    is_greedy: bool  # whether each token is the most likely one
+
+
+@functools.partial(jax.jit, static_argnames="model_config")
+def token_scores(
+    params: Any, batch: dict[str, Array], *, model_config: GPTConfig
+) -> tuple[Array, Array]:
+    """Scores the targets that the mask keeps.
+
+    Args:
+        params: the model's parameters.
+        batch: `inputs`, `targets` (int32) and `loss_mask` (bool), all [B, T]; and, to keep
+            documents apart, `segment_ids` and `positions`.
+        config: the model's shape.
+
+    Returns:
+        float32 [B, T], log-probability of each target; bool [B, T], whether it is the most likely
+        token. 0 and False where the mask is.
+    """
+    x_BTD = gpt.hidden_states(
+        model_config,
+        params,
+        batch["inputs"],
+        positions_BT=batch.get("positions"),
+        segment_ids_BT=batch.get("segment_ids"),
+    )
+    x_MD = x_BTD.reshape(-1, x_BTD.shape[-1])
+    targets_M, mask_M = batch["targets"].reshape(-1), batch["loss_mask"].reshape(-1)
+    wanted_first_M = jnp.argsort(~mask_M, stable=True)
+    chunk = min(_CHUNK, mask_M.size)
+
+    def score_chunk(i: Array, scores: tuple[Array, Array]) -> tuple[Array, Array]:
+        # Where M is no multiple of the chunk, the last slice is moved up and does some twice.
+        index_C = jax.lax.dynamic_slice_in_dim(wanted_first_M, i * chunk, chunk)
+        targets_C = targets_M[index_C]
+        logits_CV = gpt.logits(model_config, params, x_MD[index_C])
+        target_logits_C = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=1)[:, 0]
+        log_probs_M, greedy_M = scores
+        return (
+            log_probs_M.at[index_C].set(target_logits_C - jax.nn.logsumexp(logits_CV, axis=1)),
+            greedy_M.at[index_C].set(jnp.argmax(logits_CV, axis=1) == targets_C),
+        )
+
+    n_chunks = -(-jnp.sum(mask_M) // chunk)  # a traced number: chunks nobody asked for cost nothing
+    log_probs_M, greedy_M = jax.lax.fori_loop(
+        0, n_chunks, score_chunk, (jnp.zeros(mask_M.size), jnp.zeros(mask_M.size, bool))
+    )
+    shape = batch["inputs"].shape
+    return jnp.where(mask_M, log_probs_M, 0).reshape(shape), (greedy_M & mask_M).reshape(shape)
+
+
+class PromptScores(NamedTuple):
+    """Of each token that has one before it: how likely the model held it, and what else."""
+
+    logprobs: Any  # float32 (B, T), natural; 0 for the first token, and what lies past a row's end
+    top_ids: Any  # int32 (B, T, C): the C most likely tokens in its place
+    top_logprobs: Any  # float32 (B, T, C)
+
+
+def prompt_scores(
+    model_config: GPTConfig, params: Any, rows: Sequence[Sequence[int]], n_top: int
+) -> PromptScores:
+    """Scores every token of the rows, of which none is longer than block_size; NumPy arrays.
+
+    Rows are padded to one of the lengths of a `Scorer`, which are few.
+    """
+    longest = max(map(len, rows))
+    length = next(n for n in padded_lengths(model_config.block_size) if n >= longest)
+    tokens_BT = np.zeros((len(rows), length), np.int32)
+    for row, tokens in zip(tokens_BT, rows, strict=True):
+        row[: len(tokens)] = tokens
+    scores = jax.device_get(
+        _prompt_scores(params, tokens_BT, model_config=model_config, n_top=n_top)
+    )
+    return PromptScores(*(np.roll(x, 1, axis=1) for x in scores))  # from where it was foretold
+
+
+@functools.partial(jax.jit, static_argnames=("model_config", "n_top"))
+def _prompt_scores(
+    params: Any, tokens_BT: Array, *, model_config: GPTConfig, n_top: int
+) -> PromptScores:
+    """Scores at t the token t + 1; at the last place there is none, and 0."""
+
+    def of_row(row: tuple[Array, Array]) -> PromptScores:  # a row's logits exist at a time
+        x_TD, targets_T = row
+        logprobs_TV = jax.nn.log_softmax(gpt.logits(model_config, params, x_TD))
+        logprobs_T = jnp.take_along_axis(logprobs_TV, targets_T[:, None], axis=1)[:, 0]
+        top_logprobs_TC, top_ids_TC = jax.lax.top_k(logprobs_TV, n_top)
+        return PromptScores(logprobs_T.at[-1].set(0), top_ids_TC, top_logprobs_TC)
+
+    x_BTD = gpt.hidden_states(model_config, params, tokens_BT)
+    return jax.lax.map(of_row, (x_BTD, jnp.roll(tokens_BT, -1, axis=1)))
+
+
+def encode_request(tokenizer: Tokenizer, context: str, continuation: str) -> Request:
+    """Returns the ids of a context and of what follows it, cut as lm-eval 0.4.13 cuts them.
+
+    White space at the end of the context belongs to the continuation, and the two are encoded
+    together. BOS stands before every context, the empty one too: in training it stood before every
+    document.
+    """
+    stripped = context.rstrip()
+    context_ids = tokenizer.encode(stripped).tolist()
+    whole_ids = tokenizer.encode(context + continuation).tolist()
+    return [tokenizer.bos_id, *context_ids], whole_ids[len(context_ids) :]
+
+
+def padded_lengths(block_size: int) -> list[int]:
+    """Returns the lengths that rows are padded to, the shortest first."""
+    return sorted({-(-block_size // 2**k) for k in range(_HALVINGS + 1)})
+
+
+def rows_per_batch(length: int) -> int:
+    """Returns how many rows of `length` tokens are scored at a time."""
+    return max(_MIN_ROWS, _BATCH_TOKENS // length)
+
+
+class _Row(NamedTuple):
+    request: int  # index of the request it is a part of
+    tokens: list[int]  # at most block_size + 1
+    n_targets: int  # the last ones
+
+
+class Scorer:
+    """Scores requests with one model."""
+
+    def __init__(self, model_config: GPTConfig, params: Any):
+        """Compiles nothing yet; what an earlier scorer of the same shape compiled is used again."""
+        self.model_config = model_config
+        self._params = params
+        self.lengths = padded_lengths(model_config.block_size)
+
+    def score(self, requests: Sequence[Request], name: str | None = None) -> list[Score]:
+        """Returns the score of each request, in their order.
+
+        A context that is too long loses its beginning, BOS included, as in lm-eval. A continuation
+        longer than the model can see is scored in parts of half a row, each behind what precedes it
+        (lm-eval's own models refuse it).
+
+        Args:
+            requests: (context ids, continuation ids), neither of them empty.
+            name: for lines of progress; without it there are none.
+
+        Raises:
+            ValueError: if a context or continuation is empty.
+        """
+        rows = [row for i, request in enumerate(requests) for row in self._rows(i, request)]
+        batches = self._batches(rows)
+        log_likelihoods = np.zeros(len(requests))
+        greedy = np.ones(len(requests), bool)
+        progress = Progress(name, "requests", len(rows), len(batches))
+        unread: tuple[list[_Row], Any] | None = None
+        with contextlib.closing(progress):
+            for length, batch_rows in [*batches, (0, [])]:  # the last one only reads the one before
+                dispatched = (
+                    (batch_rows, self._dispatch(length, batch_rows)) if batch_rows else None
+                )
+                if unread is not None:  # the device works on the next batch meanwhile
+                    log_probs_BT, greedy_BT = jax.device_get(unread[1])
+                    for b, row in enumerate(unread[0]):
+                        end = len(row.tokens) - 1
+                        wanted = slice(end - row.n_targets, end)
+                        log_likelihoods[row.request] += log_probs_BT[b, wanted].sum(dtype=float)
+                        greedy[row.request] &= greedy_BT[b, wanted].all()
+                    progress.advance(len(unread[0]))
+                unread = dispatched
+        return [Score(float(x), bool(g)) for x, g in zip(log_likelihoods, greedy, strict=True)]
+
+    def _rows(self, index: int, request: Request) -> Iterable[_Row]:
+        context, continuation = list(request[0]), list(request[1])
+        if not context or not continuation:
+            raise ValueError(f"request {index}: the context or the continuation has no tokens")
+        longest = self.model_config.block_size
+        part = len(continuation) if len(continuation) <= longest else max(1, longest // 2)
+        for start in range(0, len(continuation), part):
+            stop = min(start + part, len(continuation))
+            tokens = (context + continuation[:stop])[-(longest + 1) :]
+            yield _Row(index, tokens, stop - start)
+
+    def _batches(self, rows: Iterable[_Row]) -> list[tuple[int, list[_Row]]]:
+        """Sorts rows by padded length, longest first: what does not fit in memory is known soon."""
+        by_length: dict[int, list[_Row]] = {length: [] for length in self.lengths}
+        for row in rows:
+            by_length[next(n for n in self.lengths if n >= len(row.tokens) - 1)].append(row)
+        batches = []
+        for length in reversed(self.lengths):
+            size = rows_per_batch(length)
+            same = by_length[length]
+            batches += [(length, same[i : i + size]) for i in range(0, len(same), size)]
+        return batches
+
+    def _dispatch(self, length: int, rows: Sequence[_Row]) -> tuple[Array, Array]:
+        shape = (rows_per_batch(length), length)
+        inputs, targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        mask = np.zeros(shape, bool)
+        for b, row in enumerate(rows):
+            end = len(row.tokens) - 1
+            inputs[b, :end], targets[b, :end] = row.tokens[:-1], row.tokens[1:]
+            mask[b, end - row.n_targets : end] = True
+        batch = {"inputs": inputs, "targets": targets, "loss_mask": mask}
+        return token_scores(self._params, batch, model_config=self.model_config)

@@ -1,0 +1,1 @@
+"""What the numbers mean and where they are written."""

@@ -1,0 +1,49 @@
+"""What the numbers mean: token-weighted means, bits per byte, throughput, MFU, a run's clock."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def bits_per_byte(nats: float, n_bytes: float) -> float:
+    """Returns nats / (ln 2 x bytes): the code length of a text against its length in UTF-8.
+
+    `nats` covers every target, the BOS that ends a document included; BOS itself has no bytes.
+    """
+    return nats / (math.log(2) * n_bytes)
+
+
+def average(sums: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns `loss` (nats per target), `perplexity` and `bits_per_byte` of added-up step metrics.
+
+    Args:
+        sums: metrics with `nats`, `n_targets` and `n_bytes`; added in float64, divided once.
+    """
+    sums = list(sums)
+    nats, n_targets, n_bytes = (
+        math.fsum(float(s[k]) for s in sums) for k in ("nats", "n_targets", "n_bytes")
+    )
+    loss = nats / n_targets
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),  # beyond, a float overflows
+        "bits_per_byte": bits_per_byte(nats, n_bytes),
+    }
+
+
+def ratio(numerators: ArrayLike, denominators: ArrayLike) -> tuple[float, float | None]:
+    """Returns sum / sum over independent units, and its standard error; None for a single unit.
+
+    With units such as documents, r = sum x / sum y has to first order the standard error
+    sqrt(n / (n - 1) sum (x - r y)^2) / sum y (Cochran 1977, section 6.4). Where all y are 1, that
+    is the mean's s / sqrt(n).
+    """
+    x, y = np.asarray(numerators, float), np.asarray(denominators, float)
+    value = math.fsum(x) / math.fsum(y)
+    if x.size < 2:
+        return value, None
+    squares = math.fsum((x - value * y) ** 2)
+    return value, math.sqrt(x.size / (x.size - 1) * squares) / math.fsum(y)

@@ -1,0 +1,183 @@
+"""Where the numbers go: metrics.jsonl, TensorBoard, optionally W&B, and the console."""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from configs.errors import UserError
+from data_pipeline.files import write_atomically
+
+_log = logging.getLogger(__name__)
+
+START = "run/start_step"  # written when a run starts or goes on, and at no other time
+BENCHMARK = "benchmark/"  # + task/metric, task/metric_stderr, task/n and task/chance
+
+
+class AppendedFile:
+    """A file that grows at its end; what cannot be written now is kept and written later."""
+
+    def __init__(self, path: Path):
+        """Opens `path`, or creates it."""
+        self._path = path
+        self._waiting = b""
+        self._failed = False
+        self._fd = self._open()
+
+    def _open(self) -> int:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+
+    def append(self, data: bytes) -> None:
+        """Adds `data`; on a full or read-only disk, in memory until a later call succeeds."""
+        self._waiting += data
+        try:
+            self._flush()
+        except OSError as error:
+            if not self._failed:
+                _log.error(
+                    "%s cannot be written (%s). Training goes on; lines are kept in memory and "
+                    "written when that is possible again.",
+                    self._path,
+                    error.strerror,
+                )
+            self._failed = True
+        else:
+            if self._failed:
+                _log.info("%s can be written again; no line was lost.", self._path)
+            self._failed = False
+
+    def _flush(self) -> None:
+        if not self._is_in_place():
+            _log.error("%s has disappeared: it begins anew.", self._path)
+            descriptor = self._open()
+            os.close(self._fd)
+            self._fd = descriptor
+        while self._waiting:  # the end of a line that was written in part comes next
+            self._waiting = self._waiting[os.write(self._fd, self._waiting) :]
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._fd))
+        except FileNotFoundError:
+            return False
+
+    def sync(self) -> None:
+        """Makes what was written survive a power failure, where the disk allows."""
+        self.append(b"")
+        with contextlib.suppress(OSError):
+            os.fsync(self._fd)
+
+    def close(self) -> None:
+        """Writes what is left, if that is possible, and closes the file."""
+        self.sync()
+        if self._waiting:
+            _log.error("%s lacks its last %d bytes.", self._path, len(self._waiting))
+        os.close(self._fd)
+
+
+class MetricsWriter:
+    """Writes scalars by step to every destination that the configuration names; process 0 does."""
+
+    def __init__(self, workdir: Path, config: ConfigDict, start_step: int):
+        """Opens the destinations; drops what a run cut short left in them beyond `start_step`.
+
+        metrics.jsonl is the record. TensorBoard's file is made from it, anew at each start, so that
+        both tell the same whenever the run was killed.
+
+        Raises:
+            UserError: if `log.wandb` is set and the package is not installed.
+        """
+        self._file: AppendedFile | None = None
+        self._events: AppendedFile | None = None
+        self._wandb: Any = None
+        if jax.process_index() > 0:
+            return
+        path = workdir / "metrics.jsonl"
+        lines = _drop_later_steps(path, start_step)
+        self._file = AppendedFile(path)
+        if config.log.tensorboard:
+            from gptjax.metrics import (
+                tensorboard,  # costs a second that runs without it need not pay
+            )
+
+            self._encode = tensorboard.encode
+            self._events = AppendedFile(tensorboard.rewrite(workdir / "tb", lines))
+        if config.log.wandb:
+            try:
+                import wandb
+            except ImportError as error:
+                raise UserError(
+                    "log.wandb is True, but the package wandb is not installed: install the extra "
+                    "(pip install 'gptjax[wandb]'), or set --config.log.wandb=False."
+                ) from error
+            self._wandb = wandb.init(
+                project=config.log.wandb_project,
+                name=workdir.name,
+                dir=str(workdir),
+                config=config.to_dict(),
+                id=workdir.name,
+                resume="allow",
+            )
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Writes the values of one step; None stands for one that is not known or not finite.
+
+        Only numbers go beyond metrics.jsonl.
+        """
+        if self._file is None:
+            return
+        values = {name: _jsonable(value) for name, value in values.items()}
+        line = {"step": step, "time": round(time.time(), 3), **values}
+        self._file.append((json.dumps(line, allow_nan=False) + "\n").encode())
+        if self._events is not None:
+            self._events.append(self._encode(line))
+        if self._wandb is not None:
+            self._wandb.log(numbers(values), step=step)
+
+    def sync(self) -> None:
+        """Makes what was written survive a power failure: before a checkpoint that is later."""
+        if self._file is not None:
+            self._file.sync()
+
+    def close(self) -> None:
+        """Flushes and closes every destination."""
+        if self._file is not None:
+            self._file.close()
+        if self._events is not None:
+            self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Returns those of `values` that a curve can be drawn of."""
+    return {k: v for k, v in values.items() if isinstance(v, int | float)}
+
+
+def _jsonable(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _drop_later_steps(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """Keeps the lines of `path` up to `last_step`, without any that was cut short; returns them."""
+    if not path.exists():
+        return []
+    kept = []
+    for text in path.read_text(errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+            if line["step"] <= last_step:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError, TypeError):
+            _log.warning("%s: dropped a line that is not whole: %.60s", path, text)
+    write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+    return kept

@@ -1,0 +1,1 @@
+"""The GPT as pure functions of (model_config, params, tokens)."""

@@ -1,0 +1,190 @@
+"""Causal self-attention, optionally confined to documents: one function, four implementations.
+
+- `xla`: what `jax.nn` composes of matmuls and a softmax; builds the T x T scores. The reference.
+- `chunked`: chunked_attention.py; any device, no T x T array. On a GPU memory grows with T
+  only; a CPU schedules its chunks side by side.
+- `cudnn`: NVIDIA's flash attention; fastest, half precision only, and it takes no document mask.
+- `pallas`: JAX's flash attention in Triton; NVIDIA GPUs, document masks too.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.experimental.pallas.ops.gpu.attention import mha
+from ml_collections import ConfigDict
+
+from configs.errors import UserError
+from gptjax.model.chunked_attention import CHUNK, chunked_attention, repeat_heads
+from gptjax.model.precision import compute_dtype
+
+_PALLAS_BLOCK = 128  # queries and keys that one program of `mha` holds at a time
+_PALLAS_LEAST = 16  # rows of the smallest matmul of Triton
+_PROBE_LENGTH = 256  # tokens of the rows with which implementations are tried
+
+
+def attention(
+    q_BTNH: Array,
+    k_BTKH: Array,
+    v_BTKH: Array,
+    segment_ids_BT: Array | None = None,
+    *,
+    implementation: str,
+) -> Array:
+    """Softmax(q k^T / sqrt(H)) v over earlier positions; the softmax is float32.
+
+    Args:
+        q_BTNH: queries.
+        k_BTKH: keys, of q's dtype; K divides N, and each of them serves N / K heads of queries.
+        v_BTKH: values, of the shape and dtype of the keys.
+        segment_ids_BT: document numbers; given, a query sees keys of its own document only.
+        implementation: see the head of this file.
+
+    Returns:
+        The mixed values, of q's shape and dtype.
+
+    Raises:
+        UserError: for segment ids with `cudnn`, which cannot honour them.
+    """
+    match implementation:
+        case "xla":
+            return _xla(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
+        case "chunked":
+            return chunked_attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
+        case "cudnn":
+            if segment_ids_BT is not None:
+                raise UserError(
+                    "cuDNN's attention takes no document mask: use model.attention=auto, pallas or "
+                    "chunked with data.document_mask=True."
+                )
+            return jax.nn.dot_product_attention(
+                q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation="cudnn"
+            )
+        case "pallas":
+            return pallas_attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
+    raise ValueError(f"no implementation of attention is called {implementation!r}")
+
+
+def _xla(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_ids_BT: Array | None) -> Array:
+    mask_B1TT = None
+    if segment_ids_BT is not None:
+        mask_B1TT = (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])[:, None]
+    return jax.nn.dot_product_attention(
+        q_BTNH, k_BTKH, v_BTKH, mask=mask_B1TT, is_causal=True, implementation="xla"
+    )
+
+
+def pallas_attention(
+    q_BTNH: Array,
+    k_BTKH: Array,
+    v_BTKH: Array,
+    segment_ids_BT: Array | None,
+    *,
+    interpret: bool = False,
+) -> Array:
+    """Returns what `attention` does; `interpret` runs the kernel's program on any device, slowly.
+
+    Rows are filled up to whole blocks at their end, where causality hides the filling.
+    """
+    _, length, n_head, width = q_BTNH.shape
+    k_BTNH, v_BTNH = repeat_heads(k_BTKH, n_head), repeat_heads(v_BTKH, n_head)
+    block = min(_PALLAS_BLOCK, max(_PALLAS_LEAST, 1 << (length - 1).bit_length()))
+    filling = -length % block
+    if filling:
+        q_BTNH, k_BTNH, v_BTNH = (
+            jnp.pad(x, ((0, 0), (0, filling), (0, 0), (0, 0))) for x in (q_BTNH, k_BTNH, v_BTNH)
+        )
+        if segment_ids_BT is not None:
+            segment_ids_BT = jnp.pad(segment_ids_BT, ((0, 0), (0, filling)))
+    out_BTNH = mha(
+        q_BTNH,
+        k_BTNH,
+        v_BTNH,
+        segment_ids_BT,
+        sm_scale=width**-0.5,
+        causal=True,
+        interpret=interpret,
+    )
+    return out_BTNH[:, :length]
+
+
+def choose(config: ConfigDict) -> tuple[str, str]:
+    """Returns the implementation that a run on this machine uses, and why.
+
+    On a GPU, candidates are tried in small, forward and backward, and compared with the reference:
+    `auto` takes the first that works.
+
+    Raises:
+        UserError: for one that `config` names and that does not work here.
+    """
+    model, document_mask = config.model, config.data.document_mask
+    probe = functools.partial(
+        _probe,
+        length=min(model.block_size, _PROBE_LENGTH),
+        width=model.n_embd // model.n_head,
+        dtype=compute_dtype(config),
+        document_mask=document_mask,
+        backend=jax.default_backend(),
+    )
+    if model.attention in ("xla", "chunked"):  # these work everywhere
+        return model.attention, "model.attention names it"
+    if model.attention != "auto":
+        problem = probe(model.attention)
+        if problem is not None:
+            raise UserError(
+                f"model.attention = {model.attention!r} does not work here: {problem}. Use "
+                f"model.attention=auto."
+            )
+        return model.attention, "model.attention names it"
+    if jax.default_backend() != "gpu":
+        if model.block_size > CHUNK:
+            return "chunked", f"no GPU, rows of more than {CHUNK} tokens"
+        return "xla", f"no GPU, rows of at most {CHUNK} tokens"
+    failures: list[str] = []
+    for name in candidates(document_mask):
+        problem = probe(name)
+        if problem is None:
+            return name, "; ".join([*failures, "it equals the reference here"])
+        failures.append(f"{name} does not work here: {problem}")
+    return "xla", "; ".join(failures)
+
+
+def candidates(document_mask: bool) -> tuple[str, ...]:
+    """Returns what `auto` tries on a GPU, the fastest first."""
+    return ("pallas", "chunked") if document_mask else ("cudnn", "pallas", "chunked")
+
+
+@functools.cache
+def _probe(
+    name: str, *, length: int, width: int, dtype: str, document_mask: bool, backend: str
+) -> str | None:
+    """Returns what is wrong with an implementation on this backend, None where it works."""
+    if backend != "gpu":
+        return "it needs an NVIDIA GPU" if name in ("cudnn", "pallas") else None
+    rng = np.random.default_rng(0)
+    q, k, v, direction = jnp.asarray(rng.normal(size=(4, 2, length, 2, width)), dtype)
+    segment_ids = None
+    if document_mask:
+        segment_ids = jnp.asarray(np.sort(rng.integers(1, 4, (2, length))), jnp.int32)
+
+    def out_and_grads(name: str) -> tuple[Array, ...]:
+        def run(q: Array, k: Array, v: Array) -> tuple[Array, ...]:
+            out, pullback = jax.vjp(
+                lambda q, k, v: attention(q, k, v, segment_ids, implementation=name), q, k, v
+            )
+            return out, *pullback(direction)
+
+        return jax.device_get(jax.jit(run)(q, k, v))
+
+    try:
+        found = out_and_grads(name)
+    except Exception as exception:  # whatever a driver, a library or a compiler may raise
+        return f"{type(exception).__name__}: {str(exception).strip().partition(chr(10))[0]}"
+    for a, b in zip(found, out_and_grads("xla"), strict=True):
+        error, largest = np.abs(np.float32(a) - np.float32(b)).max(), np.abs(np.float32(b)).max()
+        # Roundings to 8 bits, of values up to the largest; a wrong mask is wrong by far more.
+        if not error <= 2**-5 * largest:  # so that NaN fails, too
+            return "its results are not those of the reference"
+    return None

@@ -1,0 +1,1 @@
+"""The optimizer as one optax transformation, and the schedules it follows."""

@@ -1,0 +1,75 @@
+"""What varies over optimizer steps: learning rates and weight decay."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+
+def schedule(optim: ConfigDict, max_iters: int) -> optax.Schedule:
+    """Returns learning rate by optimizer steps completed, the first of a linear warm-up.
+
+    `cosine` falls from the peak to `min_lr` at `lr_decay_iters`. `wsd` (warm-up, stable, decay: Hu
+    et al. 2024, MiniCPM) stays at the peak until `wsd_decay_iters` steps before `max_iters`, so
+    that a run can be made longer until then, and falls by 1 - sqrt(progress), which Haegele et al.
+    2024 found better than a line. Both keep `min_lr` after.
+
+    The first step has learning_rate / (warmup_iters + 1), not zero, so that no step is wasted.
+    """
+    first = optim.learning_rate / (optim.warmup_iters + 1)
+    if optim.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(
+            init_value=first,
+            peak_value=optim.learning_rate,
+            warmup_steps=optim.warmup_iters,
+            decay_steps=optim.lr_decay_iters,
+            end_value=optim.min_lr,
+        )
+
+    def decay(steps: jax.typing.ArrayLike) -> jax.Array:
+        progress = jnp.clip(jnp.asarray(steps) / max(optim.wsd_decay_iters, 1), 0, 1)
+        return optim.min_lr + (optim.learning_rate - optim.min_lr) * (1 - jnp.sqrt(progress))
+
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(first, optim.learning_rate, optim.warmup_iters),
+            optax.constant_schedule(optim.learning_rate),
+            decay,
+        ],
+        [optim.warmup_iters, decay_start(optim, max_iters)],
+    )
+
+
+def muon_schedule(optim: ConfigDict, max_iters: int) -> optax.Schedule:
+    """Returns the learning rate of Muon: `schedule`, its peak moved to `muon_learning_rate`."""
+    rate, scale = schedule(optim, max_iters), optim.muon_learning_rate / optim.learning_rate
+    return lambda steps: scale * rate(steps)
+
+
+def weight_decay(optim: ConfigDict, max_iters: int) -> float | optax.Schedule:
+    """Returns the weight decay, by optimizer steps completed if it is not constant.
+
+    A step takes this times its learning rate off a weight, so that the decay follows the learning
+    rate in any case. `linear` goes to `weight_decay_end` at `max_iters`.
+    """
+    if optim.weight_decay_schedule == "constant":
+        decay: float = optim.weight_decay
+        return decay
+    return optax.linear_schedule(optim.weight_decay, optim.weight_decay_end, max_iters)
+
+
+def schedules(optim: ConfigDict, max_iters: int) -> dict[str, optax.Schedule]:
+    """Returns what decides how a step is made and may vary over steps, by the key of its peak."""
+    decay = weight_decay(optim, max_iters)
+    found = {
+        "learning_rate": schedule(optim, max_iters),
+        "weight_decay": decay if callable(decay) else optax.constant_schedule(decay),
+    }
+    if optim.optimizer == "muon":
+        found["muon_learning_rate"] = muon_schedule(optim, max_iters)
+    return found
+
+
+def decay_start(optim: ConfigDict, max_iters: int) -> int:
+    """Returns the optimizer steps completed when the learning rate begins to fall."""
+    return optim.warmup_iters if optim.schedule == "cosine" else max_iters - optim.wsd_decay_iters

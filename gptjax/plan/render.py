@@ -1,0 +1,283 @@
+"""A plan in words: the summary, claims beside what is so, warnings with remedies."""
+
+from gptjax.common.formatting import format_seconds
+from gptjax.plan.planner import Plan
+from gptjax.plan.scaling_law import effective_tokens
+
+_GIB = 2**30
+_MFUS = (0.3, 0.4, 0.5)  # shares of the peak to reckon with: what steps of this size may reach
+_LITTLE_TO_SPARE = 0.5 * _GIB  # drivers and libraries differ by a few hundred MB
+_LONG_RUN_DAYS = 10
+
+
+def describe(plan: Plan, *, full: bool) -> str:
+    """Returns the summary, warnings last; `full` adds roofline, memory by kind, claims."""
+    where = f"{plan.target.n_devices} x {plan.target.device_kind}"
+    if not plan.target.is_local:
+        where += " (by name: nothing was run there)"
+    rows = [
+        (
+            "parameters",
+            f"{plan.n_params:,} ({plan.n_params_non_embedding:,} without embeddings)",
+        ),
+        ("data", _data(plan)),
+        ("a step", _step(plan)),
+        ("the run", _run(plan)),
+        *([("worth", _worth(plan))] if full and plan.passes else []),
+        ("compute", _compute(plan)),
+        ("memory", _memory(plan)),
+        *([("", _memory_by_kind(plan))] if full else []),
+        *([("roofline", _roofline(plan))] if full else []),
+        ("time", _time(plan)),
+    ]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"  {name:<{width}}  {text}" for name, text in rows]
+    if full and (claims := _claims(plan)):
+        width = max(len(claimed) for claimed, _ in claims)
+        lines += ["Claimed of this run, and what is so:"]
+        lines += [f"  {claimed:<{width}}  {so}" for claimed, so in claims]
+    return "\n".join([f"Plan for {where}:", *lines, *(f"  WARNING: {w}" for w in warnings(plan))])
+
+
+def _data(plan: Plan) -> str:
+    data = plan.data
+    if data.train_tokens is None:
+        return data.origin
+    return (
+        f"{data.train_tokens:,} tokens to train on, {data.val_tokens:,} for validation, "
+        f"{data.origin}"
+    )
+
+
+def _step(plan: Plan) -> str:
+    train = plan.config.train
+    return (
+        f"{plan.tokens_per_step:,} tokens: {train.gradient_accumulation_steps} micro-steps of "
+        f"{train.batch_size} x {plan.model_config.block_size:,}"
+    )
+
+
+def _run(plan: Plan) -> str:
+    passes = "passes not known" if plan.passes is None else f"{plan.passes:.1f} passes"
+    return (
+        f"{plan.config.train.max_iters:,} steps, {plan.tokens:,} tokens: {passes} over the data, "
+        f"{plan.tokens / plan.n_params:.1f} tokens a parameter"
+    )
+
+
+def _worth(plan: Plan) -> str:
+    assert plan.passes is not None and plan.data.train_tokens is not None
+    worth = effective_tokens(plan.data.train_tokens, plan.passes)
+    return (
+        f"about {worth / 1e9:.3g}e9 tokens read once, {worth / plan.tokens:.0%} of those read "
+        f"(Muennighoff et al. 2023; a trend, fitted on other data and models, and that loss can "
+        f"rise again where data repeats often is not in it)"
+    )
+
+
+def _compute(plan: Plan) -> str:
+    again = plan.cost.flops / (plan.tokens_per_step * plan.flops_per_token)
+    return (
+        f"{plan.flops_per_token / 1e6:,.1f} MFLOPs a token, "
+        f"{plan.tokens * plan.flops_per_token:.2e} FLOPs in all, "
+        f"in {plan.model_config.compute_dtype}; attention {plan.model_config.attention}, "
+        f"remat {plan.model_config.remat}: a step does {again:.2f} times that"
+    )
+
+
+def _memory(plan: Plan) -> str:
+    target = plan.target
+    if plan.compiled is None:
+        how = "estimated"
+    else:
+        how = f"compiled in {plan.compiled.seconds:.0f} s"
+    spare = target.budget_bytes - plan.peak_bytes
+    verdict = f"{spare / _GIB:.2f} GiB to spare" if plan.fits else "DOES NOT FIT"
+    return (
+        f"{plan.peak_bytes / _GIB:.2f} GiB ({how}) of {target.budget_bytes / _GIB:.2f} GiB "
+        f"({target.budget_reason}): {verdict}; largest batch_size that fits: {plan.largest_batch}"
+    )
+
+
+def _memory_by_kind(plan: Plan) -> str:
+    parts = plan.estimate
+    by_kind = (
+        f"estimated: {parts.state / _GIB:.2f} parameters and optimizer, {parts.kept / _GIB:.2f} "
+        f"kept for the backward pass, {parts.work / _GIB:.2f} gradients and temporaries"
+    )
+    if plan.compiled is None:
+        return by_kind
+    compiled = plan.compiled
+    return (
+        f"{compiled.arguments / _GIB:.3f} arguments + {compiled.outputs / _GIB:.3f} outputs + "
+        f"{compiled.temporaries / _GIB:.3f} temporaries - {compiled.aliased / _GIB:.3f} aliased; "
+        f"{by_kind} ({parts.total / _GIB:.2f})"
+    )
+
+
+def _roofline(plan: Plan) -> str:
+    peak, bandwidth = plan.target.peak_flops, plan.target.bandwidth
+    if plan.step_seconds is None or peak is None or bandwidth is None:
+        return "peak and bandwidth not known"
+    arithmetic, traffic, at_best = plan.step_seconds
+    bound = "arithmetic" if arithmetic >= traffic else "memory traffic"
+    text = (
+        f"an optimizer step needs {arithmetic:.2f} s of arithmetic at {peak / 1e12:.1f} TFLOP/s "
+        f"and at least {traffic:.2f} s of memory traffic at {bandwidth / 1e9:,.0f} GB/s (matmuls "
+        f"and updates alone): {bound} bounds it; {at_best:.2f} s with each matmul at its own bound"
+    )
+    if plan.compiled is not None:
+        compiled = plan.compiled.bytes_moved / bandwidth  # the program of one device
+        bound = "arithmetic" if arithmetic >= compiled else "memory traffic"
+        text += (
+            f". As compiled, {plan.compiled.bytes_moved / 1e9:,.0f} GB go through memory, less "
+            f"what a cache saves: {compiled:.2f} s, so that {bound} bounds it"
+        )
+    return text
+
+
+def _time(plan: Plan) -> str:
+    at_peak = plan.seconds_at(1.0)
+    if at_peak is None:
+        parts = ["peak FLOP/s not known: no estimate of time"]
+    else:
+        shares = ", ".join(f"{format_seconds(at_peak / mfu)} at {mfu:.0%}" for mfu in _MFUS)
+        parts = [f"{format_seconds(at_peak)} at the peak; {shares} of it (assumed)"]
+    if (rate := plan.measured_tokens_per_sec) is not None:
+        measured = f"{format_seconds(plan.tokens / rate)} at the {rate:,.0f} tokens/s"
+        if at_peak is not None:
+            measured += f" ({at_peak * rate / plan.tokens:.1%} of the peak)"
+        parts.append(f"{measured} that {plan.config.workdir} measured")
+    return "; ".join(parts)
+
+
+def _claims(plan: Plan) -> list[tuple[str, str]]:
+    """Returns (what is claimed, what is so) for each claim of the configuration."""
+    claims, data = plan.config.claims, plan.data
+    found = []
+    if claims.n_params is not None:
+        found.append((f"{claims.n_params / 1e6:.0f}M parameters", f"{plan.n_params / 1e6:.1f}M"))
+    if claims.source_tokens is not None:
+        so = "not known yet"
+        if data.train_tokens is not None and data.val_tokens is not None:
+            so = f"{(data.train_tokens + data.val_tokens) / 1e9:.2f}e9 ({data.origin})"
+        found.append((f"{claims.source_tokens / 1e9:.1f}e9 tokens of data", so))
+    if claims.passes is not None:
+        so = "not known yet" if plan.passes is None else f"{plan.passes:.0f}"
+        found.append((f"{claims.passes:g} passes over them", so))
+    if claims.steps_per_sec:
+        so = "not known for this device"
+        if (at_best := plan.seconds_at(1.0)) is not None:
+            rate = plan.config.train.max_iters / at_best
+            so = f"{rate:.2f} at the peak of the card, {0.4 * rate:.2f} at 40 % of it (assumed)"
+        found.append(("-".join(f"{r:g}" for r in claims.steps_per_sec) + " steps a second", so))
+    if claims.days is not None:
+        so = "not known for this device"
+        if (seconds := plan.seconds_at(1.0)) is not None:
+            so = f"{seconds / 86400:.1f} at the peak, {seconds / 0.4 / 86400:.1f} at 40 % (assumed)"
+        found.append((f"{claims.days:g} days", so))
+    if claims.batch_fits is not None:
+        claimed = f"batch_size {plan.config.train.batch_size} fits"
+        found.append((claimed if claims.batch_fits else f"not so: {claimed}", _batch_verdict(plan)))
+    return found
+
+
+def _batch_verdict(plan: Plan) -> str:
+    model = plan.config.model
+    return (
+        f"{'so' if plan.fits else 'not so'}, {plan.peak_bytes / _GIB:.2f} of "
+        f"{plan.target.budget_bytes / _GIB:.2f} GiB, with attention {plan.model_config.attention}, "
+        f"remat {model.remat}, loss_chunk {model.loss_chunk:,}"
+    )
+
+
+def warnings(plan: Plan) -> list[str]:
+    """Returns what the owner of the run should know before it takes days, with remedies."""
+    train, data = plan.config.train, plan.data
+    cosine = plan.config.optim.schedule == "cosine"
+    length = "train.max_iters" + (" and optim.lr_decay_iters" if cosine else "")
+    found = []
+    if not plan.fits:
+        found.append(refusal(plan))
+    elif plan.target.budget_bytes - plan.peak_bytes < _LITTLE_TO_SPARE:
+        found.append(
+            "less than 0.5 GiB to spare: a driver or a library that takes more can end the run. "
+            f"Lower train.batch_size, or recompute more ({_remedies(plan)})."
+        )
+    if plan.compiled is not None and plan.compiled.n_rematerialized:
+        found.append(
+            f"memory is so short that XLA computes {plan.compiled.n_rematerialized} things twice, "
+            f"unasked and not the cheapest. Take batch_size {plan.largest_batch}, or "
+            f"{_remedies(plan)}."
+        )
+    if plan.passes is not None and plan.passes > train.max_epochs:
+        assert data.train_tokens is not None
+        steps = int(train.max_epochs * data.train_tokens / plan.tokens_per_step)
+        found.append(
+            f"this run reads its {data.train_tokens:,} tokens {plan.passes:.0f} times. Repeated "
+            f"data is worth nearly as much as new data for about 4 passes and ever less after "
+            f"(Muennighoff et al. 2023). {max(steps, 1):,} steps ({length}) would be "
+            f"{train.max_epochs:g} passes, where this warning begins (train.max_epochs)."
+        )
+    if data.val_tokens is not None and data.val_tokens < 100_000:
+        found.append(
+            f"the validation split has {data.val_tokens:,} tokens only, so its loss is noisy: "
+            f"raise data.val_fraction."
+        )
+    seconds = plan.seconds_at(0.4)
+    if seconds is not None and seconds > _LONG_RUN_DAYS * 86400:
+        steps = int(train.max_iters * 5 * 86400 / seconds)
+        found.append(
+            f"{seconds / 86400:.0f} days at 40 % of the peak. Five days are about {steps:,} steps: "
+            f"set {length}, so that the learning rate reaches its floor."
+        )
+    if cosine and plan.config.optim.lr_decay_iters > train.max_iters:
+        found.append(
+            f"the learning rate reaches its floor after optim.lr_decay_iters = "
+            f"{plan.config.optim.lr_decay_iters:,} steps, but the run ends after "
+            f"{train.max_iters:,} (train.max_iters): set both alike."
+        )
+    if plan.target.platform == "gpu" and plan.model_config.compute_dtype == "float32":
+        found.append(
+            "float32 on a GPU leaves its tensor cores idle: model.compute_dtype=bfloat16 is "
+            "several times faster."
+        )
+    return found
+
+
+def refusal(plan: Plan) -> str:
+    """Returns why a run cannot fit, and what would."""
+    how = "needs" if plan.compiled is not None else "needs, by estimate,"
+    fits = f"train.batch_size={plan.largest_batch} fits"
+    if plan.largest_batch:
+        accumulation = -(
+            -plan.tokens_per_step // (plan.largest_batch * plan.model_config.block_size)
+        )
+        fits += (
+            f" (with train.gradient_accumulation_steps={accumulation} a step keeps its "
+            f"{plan.tokens_per_step:,} tokens, or nearly)"
+        )
+    else:
+        fits = "no batch size fits"
+    return (
+        f"train.batch_size = {plan.config.train.batch_size} {how} {plan.peak_bytes / _GIB:.2f} GiB "
+        f"of {plan.target.device_kind}, and the budget is "
+        f"{plan.target.budget_bytes / _GIB:.2f} GiB ({plan.target.budget_reason}). "
+        f"{fits}. Or {_remedies(plan)}."
+    )
+
+
+def _remedies(plan: Plan) -> str:
+    """Returns the settings, not yet made, that need less memory."""
+    model = plan.config.model
+    remedies = []
+    if model.loss_chunk == 0:
+        remedies.append("model.loss_chunk=2048 (logits never whole)")
+    if plan.model_config.attention == "xla":
+        remedies.append("model.attention=auto (scores never T x T)")
+    if model.remat != "full":
+        then = "dots" if model.remat == "none" else "full"
+        remedies.append(f"model.remat={then} (computes more again)")
+    if plan.target.platform == "gpu":
+        remedies.append("give JAX more of the card (XLA_PYTHON_CLIENT_MEM_FRACTION=0.9)")
+    return ", or ".join(remedies) if remedies else "take a smaller model"

@@ -1,0 +1,142 @@
+"""What the report's script draws: which metrics share a chart, and their values, thinned."""
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from gptjax.evaluate.tasks import TASKS
+from gptjax.metrics.writers import BENCHMARK, START
+from gptjax.report.run_history import History, is_number
+
+_MAX_POINTS = 2000  # of a curve: a wide screen has no more columns
+
+# A line of metrics covers the steps since the last one. Of these metrics it holds the mean over
+# them, so lines may be averaged further, and smoothed; of all others it holds the last value.
+_MEANS = {
+    "train/loss",
+    "train/bits_per_byte",
+    "optim/grad_norm",
+    "perf/tokens_per_sec",
+    "perf/mfu",
+    "data/wait_frac",
+}
+_AXES = {"data/tokens_seen", "perf/train_seconds"}  # the others are drawn over these
+_NOT_DRAWN = _AXES | {"time", START, "skipped/loss", "skipped/grad_norm"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """Some metrics over one pair of axes."""
+
+    title: str
+    unit: str
+    names: tuple[str, ...]
+    log: bool = False  # whether y starts out logarithmic
+    main: bool = True  # False: folded away
+
+
+_CHARTS = (
+    Chart("Loss", "nats per token", ("train/loss", "val/loss")),
+    Chart("Bits per byte", "of UTF-8 text", ("train/bits_per_byte", "val/bits_per_byte")),
+    Chart("Learning rate", "", ("optim/learning_rate", "optim/muon_learning_rate")),
+    Chart("Gradient norm", "global L2, before clipping", ("optim/grad_norm",), log=True),
+    Chart("Throughput", "tokens per second", ("perf/tokens_per_sec",)),
+    Chart("MFU", "share of the device's peak FLOP/s", ("perf/mfu",)),
+    Chart("Skipped steps", "since the run began", ("optim/skipped_steps",)),
+)
+
+
+def page_data(histories: list[History]) -> dict[str, Any]:
+    """Returns the JSON that the script reads: `charts`, `means` and `runs`.
+
+    Of a run: `name`, `group` (number of its setting: its colour), `flops_per_token`, and `tables`
+    of metrics written at the same steps, with the columns `step`, `tokens`, `seconds` (None where
+    not known) and one for each metric; `restarts` has the same three columns.
+    """
+    names = {
+        name
+        for history in histories
+        for _, values in history.lines
+        for name in values.keys() - _NOT_DRAWN
+        if is_number(values, name) and not name.startswith(BENCHMARK)
+    }
+    scores = list(_scores(histories))
+    settings = list(dict.fromkeys(history.setting for history in histories))
+    drawn = {name for chart in _CHARTS for name in chart.names}
+    others = [Chart(name, "", (name,), main=False) for name in sorted(names - drawn)]
+    names.update(name for chart in scores for name in chart.names)
+    return {
+        "charts": [dataclasses.asdict(chart) for chart in (*_CHARTS, *scores, *others)],
+        "means": sorted(_MEANS),
+        "runs": [
+            {
+                "name": history.name,
+                "group": settings.index(history.setting),
+                "flops_per_token": history.flops_per_token,
+                "restarts": _places(history, history.restarts),
+                "tables": _tables(history, names),
+            }
+            for history in histories
+        ],
+    }
+
+
+def _scores(histories: list[History]) -> Iterator[Chart]:
+    """Yields a chart for each metric of each benchmark that was measured during training."""
+    for task in TASKS.values():
+        for i, metric in enumerate(task.metrics):
+            name = f"{BENCHMARK}{task.name}/{metric}"
+            if any(history.last(name) is not None for history in histories):
+                unit = "" if metric == "perplexity" else "share of the items answered rightly"
+                yield Chart(f"{task.name} {metric}", unit, (name,), main=i == 0)
+
+
+def _tables(history: History, names: set[str]) -> list[dict[str, Any]]:
+    by_steps: dict[tuple[int, ...], dict[str, list[float | None]]] = defaultdict(dict)
+    for name in sorted(names):
+        steps, values = history.series(name)
+        if any(value is not None for value in values):
+            by_steps[tuple(steps)][name] = values
+    return [_table(history, list(steps), columns) for steps, columns in by_steps.items()]
+
+
+def _table(
+    history: History, steps: list[int], columns: dict[str, list[float | None]]
+) -> dict[str, Any]:
+    size = -(-len(steps) // _MAX_POINTS)
+    groups = [range(i, min(i + size, len(steps))) for i in range(0, len(steps), size)]
+    last = [steps[group[-1]] for group in groups]
+    return {
+        **_places(history, last),
+        "lines_per_point": size,
+        "values": {
+            name: [_short(_thin(name, values, group)) for group in groups]
+            for name, values in columns.items()
+        },
+    }
+
+
+def _places(history: History, steps: list[int]) -> dict[str, Any]:
+    """Returns where `steps` lie on the axes of steps, tokens and seconds."""
+    tokens = history.position("data/tokens_seen", steps)
+    seconds = history.position("perf/train_seconds", steps)
+    return {
+        "step": steps,
+        "tokens": tokens and [round(value) if math.isfinite(value) else None for value in tokens],
+        "seconds": seconds and [_short(value) for value in seconds],
+    }
+
+
+def _thin(name: str, values: list[float | None], group: range) -> float | None:
+    """Returns the one value that stands for those of `group`."""
+    known = [value for i in group if (value := values[i]) is not None]
+    if not known:
+        return None
+    return sum(known) / len(known) if name in _MEANS else known[-1]
+
+
+def _short(value: float | None) -> float | None:
+    """Rounds to seven significant digits, a float32's: a third of the file's size."""
+    return float(f"{value:.7g}") if value is not None and math.isfinite(value) else None

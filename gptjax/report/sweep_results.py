@@ -1,0 +1,281 @@
+"""The table of a sweep: a line of JSON a run, and what it says.
+
+A row holds `date`, `commit`, `sweep`, `setting`, `seed`, `overrides` (of configs/base.py), `status`
+(done or failed) and, of a run that is done, `n_params`, `n_params_non_embedding`, `tokens`,
+`passes`, `seconds` (of training), `flops`, `val_loss` (nats a token), `bits_per_byte`,
+`best_bits_per_byte`, `skipped_steps`, `checkpoints_kept` and `curve`: [step, tokens, seconds,
+bits_per_byte] of each evaluation. A run that failed has its `reason` instead. `commit` is what is
+checked out; `code`, a digest of the sources as they are, differs where they were changed since.
+"""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from configs.errors import UserError
+from data_pipeline.files import fsync_folder, write_atomically
+from data_pipeline.token_store import TOKENIZER
+from data_pipeline.tokenizer import Tokenizer
+from gptjax.common.workdir import load_config
+from gptjax.model.config import GPTConfig
+from gptjax.model.flops import count_params, flops_per_token
+from gptjax.report import run_history
+
+_log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+TABLE = "results.jsonl"
+_DECLARED = "sweep.json"
+_UNKNOWN = "–"
+
+
+def append(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds a row; it is on the disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(row, allow_nan=False).encode() + b"\n"
+    with path.open("ab") as f:
+        if f.tell() and path.read_bytes()[-1:] != b"\n":  # a row was cut short
+            line = b"\n" + line
+        f.write(line)
+        f.flush()
+        os.fsync(f.fileno())
+    fsync_folder(path.parent)
+
+
+def read(path: Path, sweep: str) -> dict[tuple[str, int], Row]:
+    """Returns the rows of a sweep by (setting, seed), each the latest; without a file, none."""
+    rows: dict[tuple[str, int], Row] = {}
+    for text in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(text)
+            if row["sweep"] == sweep:
+                rows[row["setting"], row["seed"]] = row
+        except (ValueError, KeyError, TypeError):
+            _log.warning("%s: a line is not whole and left out: %.60s", path, text)
+    return rows
+
+
+def measured(workdir: Path) -> Row | str | None:
+    """Returns what a run has come to, from its workdir; None if it has not reached its end.
+
+    Of one that ended without figures to compare, in words why.
+    """
+    try:
+        run = run_history.read(workdir)
+    except UserError:  # not one line yet
+        return None
+    config = load_config(workdir)
+    steps, bits = run.series("val/bits_per_byte")
+    end = config.train.max_iters
+    if not steps or steps[-1] != end:
+        return None
+    if bits[-1] is None:
+        return f"its val loss after the last step, {end:,}, is not finite"
+    tokens_seen = run.position("data/tokens_seen", steps)
+    train_seconds = run.position("perf/train_seconds", steps)
+    passes = run.position("data/epoch", [end])
+    if tokens_seen is None or train_seconds is None or passes is None:
+        return "metrics.jsonl has no line of training"
+    model_config = GPTConfig.from_config(config, Tokenizer.load(workdir / TOKENIZER).vocab_size)
+    n_params, n_params_non_embedding = count_params(model_config)
+    # Exact where train.log_interval divides the steps; the first step, which compiles, has no time.
+    tokens = [round(t) for t in tokens_seen]
+    seconds = [round(s, 3) for s in train_seconds]
+    return {
+        "n_params": n_params,
+        "n_params_non_embedding": n_params_non_embedding,
+        "tokens": tokens[-1],
+        "passes": passes[0],
+        "seconds": seconds[-1],
+        "flops": tokens[-1] * flops_per_token(model_config),
+        "val_loss": run.last("val/loss"),
+        "bits_per_byte": bits[-1],
+        "best_bits_per_byte": min(value for value in bits if value is not None),
+        "skipped_steps": run.last("optim/skipped_steps"),
+        "curve": [list(point) for point in zip(steps, tokens, seconds, bits, strict=True)],
+    }
+
+
+# ---- what the table says
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Returns the mean and the standard deviation (n - 1); None for a single value."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return float(np.mean(values)), deviation
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Returns the mean and its standard error, s / sqrt(n); None for a single value."""
+    mean, deviation = mean_and_deviation(values)
+    return mean, None if deviation is None else deviation / math.sqrt(len(values))
+
+
+def paired_difference(
+    values: Mapping[int, float], reference: Mapping[int, float]
+) -> tuple[float, float | None] | None:
+    """Returns the mean difference over the seeds that both have, and its standard error.
+
+    Runs of a seed see the same batches, so the error is that of the differences.
+    """
+    differences = [values[seed] - reference[seed] for seed in values if seed in reference]
+    if not differences:
+        return None
+    return mean_and_error(differences)
+
+
+def first_reached(xs: Sequence[float], ys: Sequence[float], target: float) -> float | None:
+    """Returns the first x at which the line through (xs, ys) is at or below `target`, or None."""
+    for i, y in enumerate(ys):
+        if y <= target:
+            if i == 0:
+                return xs[0]
+            share = (ys[i - 1] - target) / (ys[i - 1] - y)
+            return xs[i - 1] + share * (xs[i] - xs[i - 1])
+    return None
+
+
+class Table(NamedTuple):
+    """Text, cell by cell."""
+
+    caption: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+def declare(folder: Path, settings: Sequence[str]) -> None:
+    """Notes in the folder of a sweep what its settings are, in their order."""
+    text = json.dumps({"settings": list(settings)}, indent=1) + "\n"
+    write_atomically(folder / _DECLARED, text.encode())
+
+
+def of_folder(folder: Path) -> tuple[list[Table], list[str]] | None:
+    """Returns the `summary` of the sweep whose folder this is; None where it is of none.
+
+    The others are compared with its first setting.
+    """
+    try:
+        settings = json.loads((folder / _DECLARED).read_text())["settings"]
+        return summary(read(folder / TABLE, folder.name).values(), settings, settings[0])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def summary(
+    rows: Iterable[Row], settings: Sequence[str], reference: str
+) -> tuple[list[Table], list[str]]:
+    """Returns the settings side by side, and when each was as good as `reference`; and notes.
+
+    Args:
+        rows: of one sweep.
+        settings: in the order of the lines; the rest of the rows follows.
+        reference: the setting that the others are compared with.
+
+    Raises:
+        UserError: there is no such setting.
+    """
+    rows = list(rows)
+    names = list(dict.fromkeys([*settings, *(row["setting"] for row in rows)]))
+    if reference not in names:
+        raise UserError(f"--reference={reference}: the settings are {', '.join(names)}.")
+    done = {
+        name: {r["seed"]: r for r in rows if r["setting"] == name and r["status"] == "done"}
+        for name in names
+    }
+    failed = [r for name in names for r in rows if (r["setting"], r["status"]) == (name, "failed")]
+    lines = []
+    for name in names:
+        n_failed = sum(r["setting"] == name for r in failed)
+        count = f"{len(done[name])}" + (f" (+ {n_failed} failed)" if n_failed else "")
+        figures = _figures(done[name], done[reference], name == reference)
+        lines.append([name, count, *figures])
+    head = ["setting", "runs", "val bits per byte", f"difference to {reference}", "parameters"]
+    tables = [
+        Table("", [*head, "tokens", "passes", "seconds", "model FLOPs"], lines),
+        _equal_loss(done, reference),
+    ]
+    notes = [f"{r['setting']}, seed {r['seed']}, failed: {r['reason']}" for r in failed]
+    if len(codes := {row["code"] for row in rows}) > 1:
+        notes.append(f"{len(codes)} versions of the code made these runs (`code` in the rows).")
+    return tables, notes
+
+
+def markdown(tables: Iterable[Table], notes: Iterable[str]) -> str:
+    """Returns what `summary` returns as Markdown."""
+    parts = []
+    for table in tables:
+        lines = [table.head, ["---"] * len(table.head), *table.rows]
+        text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+        parts += [table.caption, text] if table.caption else [text]
+    return "\n\n".join([*parts, *notes])
+
+
+def _with_error(pair: tuple[float, float | None] | None, form: str) -> str:
+    if pair is None:
+        return _UNKNOWN
+    value, error = pair
+    return format(value, form) + ("" if error is None else f" ± {error:.4f}")
+
+
+def _figures(
+    runs: Mapping[int, Row], reference: Mapping[int, Row], is_reference: bool
+) -> list[str]:
+    if not runs:
+        return [_UNKNOWN] * 7
+
+    def mean(name: str) -> float:
+        return float(np.mean([run[name] for run in runs.values()]))
+
+    bits = {seed: run["bits_per_byte"] for seed, run in runs.items()}
+    others = {seed: run["bits_per_byte"] for seed, run in reference.items()}
+    return [
+        _with_error(mean_and_deviation(list(bits.values())), ".4f"),
+        "" if is_reference else _with_error(paired_difference(bits, others), "+.4f"),
+        f"{mean('n_params'):,.0f}",
+        f"{mean('tokens'):,.0f}",
+        f"{mean('passes'):.2f}",
+        f"{mean('seconds'):,.1f}",
+        f"{mean('flops'):.3g}",
+    ]
+
+
+def _equal_loss(done: Mapping[str, Mapping[int, Row]], reference: str) -> Table:
+    """Returns what each run needed to be as good as the reference's of the same seed at its end.
+
+    Ratios are means over seeds, with their standard error.
+    """
+    ends = {seed: run["curve"][-1] for seed, run in done[reference].items()}
+    lines = []
+    for name, runs in done.items():
+        common = [seed for seed in runs if seed in ends]
+        # [seed][tokens, seconds] until the line through its evaluations is as low
+        found = [_until(runs[seed]["curve"], ends[seed][3]) for seed in common]
+        reached = [at for at in found if at is not None]
+        cells = [_UNKNOWN] * 4
+        if common and len(reached) == len(common):  # a mean over some would flatter
+            cells = []
+            for i, form in ((0, ",.0f"), (1, ",.1f")):
+                ratios = [at[i] / ends[s][1 + i] for at, s in zip(reached, common, strict=True)]
+                cells.append(format(float(np.mean([at[i] for at in reached])), form))
+                cells.append(_with_error(mean_and_error(ratios), ".3f"))
+        lines.append([name, f"{len(reached)} of {len(common)}", *cells])
+    return Table(
+        f"Until each run was as good as that of {reference} with its seed at the end (straight "
+        "between evaluations):",
+        ["setting", "reached", "tokens", "ratio", "seconds", "ratio"],
+        lines,
+    )
+
+
+def _until(curve: Sequence[Sequence[Any]], target: float) -> tuple[float, float] | None:
+    """Returns (tokens, seconds) at which a run was first as good as `target`; None if never."""
+    _, tokens, seconds, bits = zip(*(p for p in curve if p[3] is not None), strict=True)
+    if (at := first_reached(tokens, bits, target)) is None:
+        return None
+    return at, float(np.interp(at, tokens, seconds))

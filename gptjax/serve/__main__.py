@@ -1,0 +1,85 @@
+"""Serves a run's model over HTTP, on this machine only unless asked otherwise.
+
+python -m gptjax.serve --workdir=runs/quickstart
+"""
+
+import logging
+import socket
+from pathlib import Path
+
+from absl import app, flags
+
+from configs.cli import call
+from configs.errors import UserError
+from gptjax.inference.load import load_run
+from gptjax.inference.sampler import Sampler
+from gptjax.serve.server import _LOOPBACK, Engine, build_app
+
+_log = logging.getLogger(__name__)
+
+
+def _access(host: str, public: bool, token_file: str | None) -> str | None:
+    """Returns the token that requests must give, None for none.
+
+    Raises:
+        UserError: if other machines could call without being meant to.
+    """
+    if host not in _LOOPBACK and not (public and token_file):
+        raise UserError(
+            f"--host={host} can be reached from other machines: that needs --public and "
+            "--token_file=FILE, a file with a secret of your choice. Clients send it as "
+            "Authorization: Bearer SECRET (OpenAI's clients: api_key). It travels unencrypted."
+        )
+    if token_file is None:
+        return None
+    try:
+        token = Path(token_file).read_text().strip()
+    except OSError as error:
+        raise UserError(f"--token_file={token_file} cannot be read: {error.strerror}.") from error
+    if len(token) < 16 or not token.isascii():
+        raise UserError(f"{token_file} must hold a secret of at least 16 ASCII characters.")
+    return token
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UserError(
+            f"{host}:{port} cannot be listened on ({error.strerror}). Is another server running? "
+            f"Choose another port: --port={port + 1}"
+        ) from error
+
+
+def _main(_: list[str]) -> None:
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise UserError(
+            f"serving needs the extra `serve` ({error.name} is missing): "
+            "pip install 'gptjax[serve]', or pip install fastapi uvicorn."
+        ) from error
+    values = flags.FLAGS
+    token = _access(values.host, values.public, values.token_file)
+    workdir = Path(values.workdir)
+    _, model_config, params, tokenizer, _step = load_run(workdir)
+    with _listen(values.host, values.port) as listener:
+        engine = Engine(Sampler(model_config, params), tokenizer, workdir.resolve().name)
+        engine.warm_up()
+        hosts = _LOOPBACK if values.host in _LOOPBACK else None
+        application = build_app(engine, token=token, hosts=hosts)
+        host = f"[{values.host}]" if ":" in values.host else values.host
+        _log.info("%s: http://%s:%d/", workdir, host, listener.getsockname()[1])
+        server = uvicorn.Server(uvicorn.Config(application, log_level="warning"))
+        server.run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
+    flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
+    flags.DEFINE_integer("port", 8000, "Port; 0: any that is free.", lower_bound=0)
+    flags.DEFINE_bool("public", False, "Allow a --host that other machines can reach.")
+    flags.DEFINE_string("token_file", None, "File with the secret that clients must send.")
+    app.run(lambda argv: call(_main, argv))

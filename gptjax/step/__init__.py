@@ -1,0 +1,1 @@
+"""One optimizer step and one evaluation step, jit-compiled and sharded."""

@@ -1,0 +1,193 @@
+"""The training step and the evaluation step: pure functions of a state and a batch."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from gptjax.model import gpt
+from gptjax.model.config import GPTConfig
+from gptjax.model.loss import cross_entropy_sum
+from gptjax.optim.optimizer import make_optimizer
+from gptjax.optim.schedules import schedules
+from gptjax.step import sharding
+from gptjax.step.train_state import TrainState
+
+Batch = dict[str, Array]
+Metrics = dict[str, Array]
+
+
+class StepFunctions:
+    """The compiled functions of one run; build one and share it, for each compiles anew."""
+
+    def __init__(
+        self, config: ConfigDict, model_config: GPTConfig, token_bytes_V: np.ndarray, mesh: Mesh
+    ):
+        """Prepares the functions; compiles nothing.
+
+        Args:
+            config: a validated configuration.
+            model_config: the model's shape.
+            token_bytes_V: int32, UTF-8 bytes of each token id.
+            mesh: from `sharding.make_mesh`.
+        """
+        self.model_config = model_config
+        self.mesh = mesh
+        self.batch_sharding = sharding.batch_sharding(mesh)
+        self._config = config
+        train = config.train
+        self._optimizer = make_optimizer(
+            config.optim,
+            train.gradient_accumulation_steps,
+            train.max_iters,
+            loss_spike_sigma=train.loss_spike_sigma,
+            compute_dtype=model_config.compute_dtype,
+        )
+        self._schedules = schedules(config.optim, train.max_iters)
+        self._token_bytes_V = token_bytes_V  # small: a constant of the compiled steps
+        # An argument, not a constant: what is compiled and kept serves every seed.
+        seed_key = np.asarray(jax.random.key_data(jax.random.key(config.seed)))
+        self.state_shapes = jax.eval_shape(self._init_state, seed_key)
+        self.state_shardings = sharding.state_shardings(mesh, self.state_shapes)
+        one = sharding.replicated(mesh)
+        init_state = jax.jit(self._init_state, out_shardings=self.state_shardings)
+        self.init_state = lambda: init_state(seed_key)
+        self.train_step = jax.jit(
+            self._train_step,
+            donate_argnums=0,
+            in_shardings=(self.state_shardings, self.batch_sharding),
+            out_shardings=(self.state_shardings, one),
+        )
+        self._eval_step = jax.jit(
+            self._eval_sums,
+            in_shardings=(self.state_shardings.params, self.batch_sharding),
+            out_shardings=one,
+        )
+
+    def _init_state(self, seed_key: Array) -> TrainState:
+        params_key, dropout_key = jax.random.split(jax.random.wrap_key_data(seed_key))
+        params = gpt.init(self.model_config, params_key)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=self._optimizer.init(params),
+            dropout_key=jax.random.key_data(dropout_key),
+            ema_params=jax.tree.map(jnp.copy, params) if self._config.optim.ema_decay else None,
+        )
+
+    def _nats(self, params: Any, micro: Batch, dropout_key: Array | None) -> Array:
+        """Returns the summed loss of a micro-batch [B, T]."""
+        x_BTD = gpt.hidden_states(
+            self.model_config,
+            params,
+            micro["inputs"],
+            positions_BT=micro.get("positions"),
+            segment_ids_BT=micro.get("segment_ids"),
+            dropout_key=dropout_key,
+        )
+        return cross_entropy_sum(
+            x_BTD,
+            gpt.unembedding(params),
+            micro["targets"],
+            micro["loss_mask"],
+            chunk=self._config.model.loss_chunk,
+        )
+
+    def _train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Makes one optimizer update from a batch [A, B, T], or skips it: see `guard`.
+
+        The gradient is that of the summed loss over A B T, a constant: every token weighs the same,
+        also those beside the filling of an epoch's last row.
+        """
+        n_micro, *row_shape = batch["inputs"].shape
+        nominal_targets = row_shape[0] * row_shape[1]
+        counts = self._count_targets(batch)
+        step_key = None
+        if self.model_config.dropout > 0:
+            step_key = jax.random.fold_in(jax.random.wrap_key_data(state.dropout_key), state.step)
+
+        def micro_step(carry: tuple[Any, Any, Array], xs: tuple[Batch, Array]) -> Any:
+            params, opt_state, nats_before = carry
+            micro, index = xs
+            key = None if step_key is None else jax.random.fold_in(step_key, index)
+
+            def mean_loss(params: Any) -> tuple[Array, Array]:
+                nats = self._nats(params, micro, key)
+                return nats / nominal_targets, nats
+
+            grads, nats = jax.grad(mean_loss, has_aux=True)(params)
+            total = nats_before + nats
+            loss = total / counts["n_targets"]  # of the whole batch, once this is the last
+            updates, opt_state = self._optimizer.update(
+                grads, opt_state, params, loss=loss, last=index == n_micro - 1
+            )
+            params = optax.apply_updates(params, updates)
+            return (params, opt_state, total), nats
+
+        (params, opt_state, nats), nats_A = jax.lax.scan(
+            micro_step,
+            (state.params, state.opt_state, jnp.zeros((), jnp.float32)),
+            (batch, jnp.arange(n_micro)),
+        )
+        before, after = (optax.tree.get(o, "skipped") for o in (state.opt_state, opt_state))
+        metrics = {
+            "nats": nats,
+            "nats_A": nats_A,  # by micro-step: tells which one spoils the step
+            **counts,
+            "grad_norm": optax.tree.get(opt_state, "grad_norm"),
+            "param_norm": optax.tree.norm(params),
+            **{name: jnp.asarray(at(state.step - before)) for name, at in self._schedules.items()},
+            "skipped": after,
+            "skipped_in_a_row": optax.tree.get(opt_state, "in_a_row"),
+        }
+        # Between steps nothing is kept that may not be finite: the norm has been read, and
+        # MultiSteps clears its sum by 0 x, which leaves NaN where there was one.
+        opt_state = optax.tree.set(opt_state, grad_norm=jnp.zeros((), jnp.float32))
+        if n_micro > 1:
+            opt_state = opt_state._replace(acc_grads=optax.tree.zeros_like(opt_state.acc_grads))
+        state = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema_params=self._average(state, params, before, after),
+        )
+        return state, metrics
+
+    def _average(self, state: TrainState, params: Any, before: Array, after: Array) -> Any:
+        """Returns the moving average after this step; a step that was skipped leaves it.
+
+        It keeps min(ema_decay, (1 + t) / (10 + t)) after t updates, so that the start, which is
+        far from all that comes, is soon forgotten.
+        """
+        if state.ema_params is None:
+            return None
+        t = (state.step - before).astype(jnp.float32)
+        keep = jnp.minimum(self._config.optim.ema_decay, (1 + t) / (10 + t))
+        share = jnp.where(after == before, 1 - keep, 0.0)
+        return jax.tree.map(
+            lambda ema, p: jnp.where(share > 0, ema + share * (p - ema), ema),
+            state.ema_params,
+            params,
+        )
+
+    def _count_targets(self, batch: Batch) -> Metrics:
+        mask = batch["loss_mask"].astype(jnp.int32)
+        return {
+            "n_targets": jnp.sum(mask),
+            "n_bytes": jnp.sum(jnp.asarray(self._token_bytes_V)[batch["targets"]] * mask),
+        }
+
+    def _eval_sums(self, params: Any, batch: Batch) -> Metrics:
+        micro = {name: array[0] for name, array in batch.items()}
+        return {"nats": self._nats(params, micro, None), **self._count_targets(batch)}
+
+    def eval_step(self, params: Any, batch: Batch) -> Metrics:
+        """Returns sums over a batch [1, B, T]: `nats`, `n_targets` and `n_bytes`; no dropout."""
+        return self._eval_step(params, batch)

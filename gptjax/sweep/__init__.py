@@ -1,0 +1,1 @@
+"""Settings x seeds, a row of results each."""

@@ -1,0 +1,261 @@
+"""A checkpoint goes on elsewhere: on more or fewer devices, in one process or in two."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from helpers import bits
+
+from gptjax.checkpoint.manager import Checkpoints
+
+ROOT = Path(__file__).parents[2]
+
+COMMON = """
+import json, os, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+os.environ["JAX_PLATFORMS"] = "cpu"
+import jax, pathlib
+jax.config.update("jax_num_cpu_devices", {devices})
+if {processes} > 1:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize({address!r}, {processes}, int(sys.argv[1]))
+import numpy as np
+import helpers as t
+from configs import debug
+from data_pipeline.packing import PackedRows
+from data_pipeline.loader import BatchIterator
+from data_pipeline.token_store import TokenStore
+from gptjax.checkpoint import digests, manager
+from gptjax.model.config import GPTConfig
+from gptjax.step.multihost import host_copy
+from gptjax.step.sharding import make_mesh, place_batch
+from gptjax.step.train_step import StepFunctions
+
+store, root = TokenStore.open({store!r}), pathlib.Path({folder!r})
+
+def make(fsdp, devices=None, **changes):
+    config = debug.get_config()
+    config.mesh.fsdp = fsdp
+    config.checkpoint.keep_latest = 100
+    for key, value in changes.items():
+        config.train[key] = value
+    model_config = GPTConfig.from_config(config, store.tokenizer.vocab_size)
+    mesh = make_mesh(fsdp, devices)
+    return config, StepFunctions(config, model_config, store.tokenizer.token_bytes, mesh)
+
+def place(state, steps):
+    return jax.tree.map(jax.device_put, state, steps.state_shardings)
+
+def train(config, steps, state, progress, n):
+    rows = PackedRows(store.split("train"), block_size=config.model.block_size, seed=config.seed,
+                      bos_id=store.tokenizer.bos_id, segments=False)
+    batches = BatchIterator(
+        rows, batch_size=config.train.batch_size,
+        micro_steps=config.train.gradient_accumulation_steps, state=progress.data_state,
+        host=jax.process_index(), n_hosts=jax.process_count(),
+        place=lambda batch: place_batch(steps.batch_sharding, batch))
+    losses = []
+    for _ in range(n):
+        state, metrics = steps.train_step(state, next(batches))
+        losses.append(float(metrics["nats"]) / float(metrics["n_targets"]))
+    return state, manager.Progress(data_state=batches.state), losses
+
+def save(workdir, config, state, progress):
+    checkpoints = manager.Checkpoints(workdir, config, store)
+    checkpoints.save(state, progress)
+    checkpoints.wait()
+    checkpoints.close()
+
+def restore(workdir, config, steps):
+    checkpoints = manager.Checkpoints(workdir, config, store)
+    found = checkpoints.restore(steps)
+    checkpoints.close()
+    return found
+"""
+
+
+def start(code, store, folder, *, devices=1, processes=1, process=0, address=""):
+    values = {"root": str(ROOT), "tests": str(ROOT / "tests"), "store": str(store.path)}
+    values |= {"folder": str(folder), "devices": devices, "processes": processes}
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMON.format(**values, address=address) + code, str(process)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
+    )
+
+
+def results(processes):
+    """The JSON that each process prints last."""
+    try:
+        ended = [(p, *p.communicate(timeout=300)) for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+    for p, _, errors in ended:
+        assert p.returncode == 0, errors[-5000:]
+    return [json.loads(out.splitlines()[-1]) for _, out, _ in ended]
+
+
+DEVICES = """
+meshes = [(n, fsdp) for n, fsdp in ((1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4))]
+runs = {key: make(key[1], jax.devices()[:key[0]]) for key in meshes}
+config, steps = runs[1, 1]
+state = t.state_of(steps.init_state(), 5)
+expected = t.bits(jax.device_get(state))
+pairs, digests_seen = 0, set()
+for there in meshes:
+    workdir = root / f"{there}"
+    save(workdir, runs[there][0], place(state, runs[there][1]), manager.Progress())
+    meta = json.loads((workdir / "checkpoints/5/meta/metadata").read_text())
+    digests_seen.add(json.dumps(meta["arrays"]))
+    for here in meshes:
+        config, steps = runs[here]
+        restored, _ = restore(workdir, config, steps)
+        assert t.bits(jax.device_get(restored)) == expected, (there, here)
+        for x, sharding in zip(jax.tree.leaves(restored), jax.tree.leaves(steps.state_shardings)):
+            assert x.sharding.is_equivalent_to(sharding, x.ndim)
+        pairs += 1
+wte = restored.params["wte"]
+assert len(wte.sharding.device_set) == 4 and wte.addressable_shards[0].data.size * 4 == wte.size
+losses = []
+for here in ((1, 1), (4, 2)):
+    config, steps = runs[here]
+    first, progress = restore(root / "(4, 4)", config, steps)
+    losses.append(train(config, steps, first, progress, 2)[2])
+print(json.dumps([pairs, len(digests_seen), losses]))
+"""
+
+
+def test_any_number_of_devices_and_back_bit_for_bit(store, tmp_path):
+    ((pairs, n_digests, losses),) = results([start(DEVICES, store, tmp_path, devices=4)])
+    assert pairs == 36
+    assert n_digests == 1  # the same files in effect, wherever they were saved
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)  # and training goes on
+
+
+ALONE = """
+config, steps = make(1)
+state, progress, _ = train(config, steps, steps.init_state(), manager.Progress(), 3)
+save(root / "run", config, state, progress)
+save(root / "for-a-refusal", config, state, progress)
+before = t.bits(jax.device_get(state))
+state, progress, losses = train(config, steps, state, progress, 2)
+print(json.dumps([before, losses]))
+"""
+
+TOGETHER = """
+from configs.errors import UserError
+workdir = root / "run"
+fsdp = int(os.environ["FSDP"])
+config, steps = make(fsdp)
+assert jax.process_count() == 2 and jax.device_count() == 4
+checkpoints = manager.Checkpoints(workdir, config, store)
+state, progress = checkpoints.restore(steps)
+assert int(state.step) == 3
+seen = t.bits(host_copy(state))
+state, progress, losses = train(config, steps, state, progress, 2)
+checkpoints.save(state, progress)
+assert checkpoints.latest_step == 5  # there when save returns, for all processes
+after = t.bits(host_copy(state))
+real = manager.storage.write
+if jax.process_index() == 0:
+    def write(*_): raise OSError(28, "No space left on device")
+    manager.storage.write = write
+state, progress, _ = train(config, steps, state, progress, 1)
+try:
+    checkpoints.save(state, progress)
+    failed = False
+except manager.SaveFailed:
+    failed = True  # on both
+manager.storage.write = real
+checkpoints.save(state, progress)
+assert checkpoints.latest_step == 6
+checkpoints.close()
+config.seed += 1
+other = manager.Checkpoints(root / "for-a-refusal", config, store)
+try:
+    other.restore(steps)
+    refused = False
+except UserError:
+    refused = True
+other.close()
+import shutil
+from jax.experimental import multihost_utils
+multihost_utils.sync_global_devices("before removing")
+if jax.process_index() == 0:
+    shutil.rmtree(workdir / "checkpoints" / "6")
+print(json.dumps([losses, seen, after, failed, refused]))
+"""
+
+
+def free_address():
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return f"localhost:{s.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("fsdp", [pytest.param(1, marks=pytest.mark.slow), 4])
+def test_saved_by_one_process_restored_by_two_and_back(
+    store, steps, debug_config, tmp_path, monkeypatch, fsdp
+):
+    """Two processes of two devices each; with fsdp = 4 neither of them holds an array whole."""
+    ((before, expected),) = results([start(ALONE, store, tmp_path)])
+    monkeypatch.setenv("FSDP", str(fsdp))
+    address = free_address()
+    both = results(
+        [
+            start(TOGETHER, store, tmp_path, devices=2, processes=2, process=i, address=address)
+            for i in range(2)
+        ]
+    )
+    checkpoints = Checkpoints(tmp_path / "run", debug_config, store)
+    state, progress = checkpoints.restore(steps)
+    checkpoints.close()
+    assert int(state.step) == 5 and progress.data_state == {"next_row": 5 * 8}
+    for losses, seen, saved, failed, refused in both:
+        np.testing.assert_allclose(losses, expected, rtol=1e-5)
+        assert seen == before and saved == bits(jax.device_get(state)) and failed and refused
+
+
+RUN = """
+from gptjax.train import trainer
+config = debug.get_config()
+config.workdir, config.data.cache_dir = str(root / "run"), str(store.path.parent)
+config.train.max_iters = config.optim.lr_decay_iters = 4
+config.eval.eval_interval, config.train.log_interval = 2, 1
+config.log.tensorboard = True
+config.sample.prompts, config.sample.max_new_tokens = ("The ",), 5
+state = trainer.train_and_evaluate(config)
+print(json.dumps(t.bits(host_copy(state))))
+"""
+
+
+def test_two_processes_write_the_files_of_one_run(store, tmp_path):
+    address = free_address()
+    both = results(
+        [start(RUN, store, tmp_path, processes=2, process=i, address=address) for i in (0, 1)]
+    )
+    alone = tmp_path / "alone"
+    results([start(RUN, store, alone)])
+
+    def lines(folder):
+        texts = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(text) for text in texts]
+
+    assert both[0] == both[1]
+    together, expected = lines(tmp_path), lines(alone)
+    assert [sorted(line) for line in together] == [sorted(line) for line in expected]
+    for a, b in zip(together, expected, strict=True):
+        assert a["step"] == b["step"]
+        for name in a.keys() & {"train/loss", "val/loss"}:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
+    for pattern in ("config.json", "tb/*", "samples/4.txt", "checkpoints/4"):
+        assert len(list((tmp_path / "run").glob(pattern))) == 1, pattern

@@ -1,0 +1,106 @@
+"""A part of the training split: exactly so many tokens, nested, and of real documents."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from configs.errors import UserError
+from configs.validate import validate
+from data_pipeline.packing import PackedRows, permutation
+from data_pipeline.subset import Subset, training_documents
+from gptjax.plan import planner
+from gptjax.train import trainer
+from gptjax.train.data_check import validate_store
+
+
+def line(documents):
+    """All tokens of some documents, one after the other."""
+    lengths = documents.doc_lengths
+    return np.concatenate([documents.read(d, 0, int(n)) for d, n in enumerate(lengths)])
+
+
+@pytest.mark.parametrize("n_tokens", [1, 7, 20_000])
+def test_subset_is_the_beginning_of_the_shuffled_split(store, n_tokens):
+    split = store.split("train")
+    order = permutation(split.n_docs, 0, 0)
+    naive, wanted = [], []
+    while len(naive) < n_tokens:
+        wanted.append(int(order[len(wanted)]))
+        naive += split.read(wanted[-1], 0, int(split.doc_lengths[wanted[-1]])).tolist()
+    subset = Subset(split, n_tokens)
+    assert subset.n_tokens == n_tokens and subset.n_docs == len(wanted)
+    assert subset.doc_lengths.sum() == n_tokens and subset.doc_lengths.min() > 0
+    assert line(subset).tolist() == naive[:n_tokens]
+    assert [subset.doc_id(d) for d in range(subset.n_docs)] == [split.doc_id(d) for d in wanted]
+    last = subset.n_docs - 1
+    with pytest.raises(IndexError):
+        subset.read(last, 0, int(subset.doc_lengths[last]) + 1)
+    with pytest.raises(IndexError):
+        subset.read(subset.n_docs, 0, 1)
+
+
+def test_subset_of_an_end_that_is_a_documents(store):
+    """Not one document more than needed, and the index of the split is left as it was."""
+    split = store.split("train")
+    before = split.doc_lengths.copy()
+    whole = int(split.doc_lengths[permutation(split.n_docs, 0, 0)[:3]].sum())
+    assert [Subset(split, whole + i).n_docs for i in (-1, 0, 1)] == [3, 3, 4]
+    assert (split.doc_lengths == before).all()
+
+
+def test_all_of_it_is_the_split_itself(store):
+    split = store.split("train")
+    assert training_documents(store, 0) is training_documents(store, split.n_tokens) is split
+    assert training_documents(store, split.n_tokens - 1).n_tokens == split.n_tokens - 1
+
+
+def test_rows_of_a_pass_hold_each_token_once(store):
+    subset = training_documents(store, 5_000)
+    rows = PackedRows(subset, block_size=32, seed=3, bos_id=store.tokenizer.bos_id, segments=False)
+    targets = [row.targets[row.loss_mask] for row in map(rows.__getitem__, range(157))]
+    assert rows.rows_per_epoch == 157
+    found, expected = np.concatenate(targets), line(subset)
+    assert sorted(found.tolist()) == sorted(expected.tolist())  # each BOS is a target once, too
+
+
+def test_plan_and_checks_know_the_part(debug_config, store):
+    config = copy.deepcopy(debug_config)
+    config.data.max_train_tokens = 1_000
+    data = planner.find_data(config)
+    assert data.train_tokens == 1_000 and data.val_tokens == store.split("val").n_tokens
+    config.data.max_train_tokens = config.model.block_size - 1
+    with pytest.raises(UserError, match="exceeds the 31 tokens of the train split"):
+        validate_store(config, store)
+    config.data.max_train_tokens = -1
+    with pytest.raises(UserError, match="max_train_tokens = -1 must not be negative"):
+        validate(config, 1)
+
+
+def test_a_run_reads_its_part_and_validates_on_the_whole(debug_config, tmp_path):
+    """And one that stops in the third pass goes on with the same losses."""
+    config = copy.deepcopy(debug_config)
+    config.data.max_train_tokens = 1_600  # 50 rows; 20 steps of 8 rows are 3.2 passes
+    config.train.log_interval = 1
+    config.sample.prompts = ()
+
+    def lines(name, *ends):
+        config.workdir = str(tmp_path / name)
+        for config.train.max_iters in ends:
+            trainer.train_and_evaluate(config)
+        text = (tmp_path / name / "metrics.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines()]
+
+    def results(lines):
+        return [
+            {k: v for k, v in line.items() if k.startswith(("train/", "val/", "data/epoch"))}
+            for line in lines
+        ]
+
+    whole, parts = lines("whole", 20), lines("parts", 13, 20)
+    losses = [line["train/loss"] for line in whole if "train/loss" in line]
+    assert whole[-2]["data/epoch"] == 3.2 and len(losses) == 20
+    at_13 = [line for line in results(parts) if line and "val/loss" not in line]
+    assert at_13 == [line for line in results(whole) if line and "val/loss" not in line]
+    assert results(parts)[-1] == results(whole)[-1] and "val/loss" in parts[-1]

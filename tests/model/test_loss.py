@@ -1,0 +1,80 @@
+"""The loss against NumPy in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gptjax.model.loss import cross_entropy_sum
+
+B, T, D, V = 3, 8, 5, 11
+
+
+@pytest.fixture
+def arrays():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(B, T, D)).astype(np.float32)
+    w = rng.normal(size=(V, D)).astype(np.float32)
+    targets = rng.integers(0, V, (B, T), dtype=np.int32)
+    mask = rng.random((B, T)) < 0.7
+    return x, w, targets, mask
+
+
+def reference(x, w, targets, mask):
+    logits = x.astype(np.float64) @ w.astype(np.float64).T
+    log_z = np.log(np.exp(logits).sum(-1))
+    nats = log_z - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    return (nats * mask).sum()
+
+
+@pytest.mark.parametrize("chunk", [0, 2, 6, 24])
+def test_equals_numpy(arrays, chunk):
+    found = cross_entropy_sum(*arrays, chunk=chunk)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, reference(*arrays), rtol=1e-6)
+
+
+def test_chunks_change_neither_value_nor_gradient(arrays):
+    x, w, targets, mask = arrays
+
+    def value_and_grad(chunk):
+        return jax.value_and_grad(
+            lambda x, w: cross_entropy_sum(x, w, targets, mask, chunk=chunk), argnums=(0, 1)
+        )(x, w)
+
+    for a, b in zip(
+        jax.tree.leaves(value_and_grad(0)), jax.tree.leaves(value_and_grad(4)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_chunks_keep_whole_logits_from_existing(arrays):
+    def sizes(chunk):
+        jaxpr = jax.make_jaxpr(jax.grad(lambda x: cross_entropy_sum(x, *arrays[1:], chunk=chunk)))(
+            arrays[0]
+        )
+        return str(jaxpr)
+
+    assert f"f32[{B * T},{V}]" in sizes(0)
+    assert f"f32[{B * T},{V}]" not in sizes(4)
+
+
+def test_masked_targets_count_nothing(arrays):
+    x, w, targets, mask = arrays
+    other = np.where(mask, targets, (targets + 1) % V)
+    assert cross_entropy_sum(x, w, targets, mask, chunk=0) == cross_entropy_sum(
+        x, w, other, mask, chunk=0
+    )
+    gradient = jax.grad(lambda x: cross_entropy_sum(x, w, targets, mask, chunk=0))(x)
+    assert not np.any(np.asarray(gradient)[~mask])
+    assert np.all(np.any(np.asarray(gradient)[mask], axis=-1))
+
+
+def test_large_logits_stay_finite(arrays):
+    x, w, targets, mask = arrays
+    found = cross_entropy_sum(1e4 * x, w, targets, mask, chunk=0)
+    logits = 1e4 * x.astype(np.float64) @ w.astype(np.float64).T
+    top = logits.max(-1)
+    nats = top + np.log(np.exp(logits - top[..., None]).sum(-1))
+    nats -= np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    np.testing.assert_allclose(found, (nats * mask).sum(), rtol=1e-5)

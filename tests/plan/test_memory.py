@@ -1,0 +1,159 @@
+"""The estimate of memory, against what XLA assigned when it compiled the same step for a card."""
+
+import importlib.util
+import sys
+
+import jax
+import pytest
+
+from configs import modern, rtx4070, rtx4070_110m, rtx4070_best
+from configs.errors import UserError
+from gptjax.model.config import GPTConfig
+from gptjax.plan import compile_step, devices, memory, step_cost
+from gptjax.plan.planner import on_target
+
+MIB = 2**20
+
+# GiB is arguments + outputs + temporaries - aliased of `compile_step` with jax 0.10.2 and
+# jax-cuda12-plugin 0.10.2, for an RTX 4070 with 80 GB, so that XLA had no need to save memory.
+# attention, remat, D, B, loss_chunk, A, T, V -> MiB
+COMPILED = {
+    ("cudnn", "none", 512, 12, 1024, 40, 1024, 32768): 7543,
+    ("cudnn", "dots", 512, 12, 2048, 40, 1024, 32768): 2767,
+    ("cudnn", "dots", 768, 12, 2048, 40, 1024, 32768): 4497,
+    ("cudnn", "dots", 768, 2, 1024, 1, 1024, 32768): 2281,
+    ("cudnn", "full", 768, 12, 0, 40, 1024, 32768): 5069,
+    ("cudnn", "full", 768, 64, 2048, 40, 1024, 32768): 4936,
+    ("cudnn", "none", 256, 32, 4096, 8, 512, 8192): 4629,
+    ("pallas", "none", 512, 12, 2048, 40, 1024, 32768): 7741,
+    ("xla", "none", 512, 12, 2048, 40, 1024, 32768): 15244,
+    ("xla", "dots", 768, 12, 2048, 40, 1024, 32768): 5861,
+    ("chunked", "dots", 512, 8, 0, 1, 512, 8192): 1337,
+    ("chunked", "full", 768, 24, 2048, 40, 1024, 32768): 3907,
+    ("chunked", "none", 1024, 4, 1024, 8, 2048, 50304): 13164,
+    # The modern preset; and its mlp, n_kv_head, tie_embeddings
+    ("cudnn", "dots", 512, 12, 0, 40, 1024, 32768, "swiglu", 0, True): 5489,
+    ("cudnn", "dots", 768, 32, 2048, 8, 1024, 32768, "swiglu", 0, True): 9118,
+    ("cudnn", "dots", 768, 12, 2048, 1, 1024, 32768, "swiglu", 4, False): 4109,
+    ("cudnn", "none", 512, 12, 1024, 40, 1024, 32768, "swiglu", 0, True): 7071,
+    ("cudnn", "full", 768, 12, 0, 40, 1024, 32768, "swiglu", 0, True): 5057,
+    ("cudnn", "full", 768, 64, 2048, 40, 1024, 32768, "swiglu", 0, True): 5802,
+    ("cudnn", "full", 768, 64, 2048, 40, 1024, 32768, "relu2", 0, True): 5549,
+    ("cudnn", "none", 256, 32, 4096, 8, 512, 8192, "swiglu", 2, True): 3995,
+    ("pallas", "dots", 768, 12, 2048, 40, 1024, 32768, "relu2", 0, True): 4451,
+    ("chunked", "full", 768, 24, 2048, 40, 1024, 32768, "swiglu", 4, True): 3947,
+}
+
+# The same with Muon and a moving average of the weights.
+COMPILED_WITH_MUON = {
+    ("cudnn", "dots", 768, 2, 1024, 1, 1024, 32768): 2467,
+    ("cudnn", "dots", 768, 2, 1024, 40, 1024, 32768): 3277,
+}
+
+needs_plugin = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None, reason="needs the extra `target`"
+)
+
+
+def configured(case):
+    attention, remat, width, batch_size, loss_chunk, micro_steps, block_size, vocab_size = case[:8]
+    config = rtx4070.get_config()
+    config.model.update(attention=attention, remat=remat, loss_chunk=loss_chunk)
+    config.model.update(n_embd=width, n_head=width // 64, block_size=block_size)
+    config.train.update(batch_size=batch_size, gradient_accumulation_steps=micro_steps)
+    config.tokenizer.vocab_size = vocab_size
+    if case[8:]:
+        modern.apply(config)
+        config.model.mlp, config.model.n_kv_head, config.model.tie_embeddings = case[8:]
+    return config, GPTConfig.from_config(config, vocab_size)
+
+
+def compiled_mib(case):
+    config, model_config = configured(case)
+    card = devices.CARDS["rtx4070"]._replace(memory_mib=80_000)
+    devices.CARDS["rtx4070"], original = card, devices.CARDS["rtx4070"]
+    try:
+        step = compile_step.compile_step(config, model_config, devices.find("rtx4070"))
+    finally:
+        devices.CARDS["rtx4070"] = original
+        jax.clear_caches()
+    assert step.n_rematerialized == 0
+    return step.total / MIB
+
+
+@pytest.mark.parametrize("case", COMPILED, ids=str)
+def test_estimate_is_within_its_tolerance(case):
+    config, model_config = configured(case)
+    estimated = (
+        memory.estimate(config, model_config, step_cost.measure(config, model_config), 1).total
+        / MIB
+    )
+    assert estimated == pytest.approx(COMPILED[case], rel=memory.TOLERANCE)
+    assert estimated > 0.94 * COMPILED[case]  # too little is worse than too much
+
+
+@pytest.mark.parametrize("case", COMPILED_WITH_MUON, ids=str)
+def test_estimate_with_muon_is_within_its_tolerance(case):
+    config, model_config = configured(case)
+    config.optim.optimizer, config.optim.ema_decay = "muon", 0.999
+    estimated = (
+        memory.estimate(config, model_config, step_cost.measure(config, model_config), 1).total
+        / MIB
+    )
+    assert estimated == pytest.approx(COMPILED_WITH_MUON[case], rel=memory.TOLERANCE)
+    assert estimated > 0.94 * COMPILED_WITH_MUON[case]
+
+
+@pytest.mark.slow
+@needs_plugin
+@pytest.mark.parametrize("case", list(COMPILED)[::3], ids=str)
+def test_recorded_figures_are_what_compiling_gives(case):
+    assert compiled_mib(case) == pytest.approx(COMPILED[case], rel=0.01)
+
+
+@pytest.mark.slow
+@needs_plugin
+@pytest.mark.parametrize(
+    "recipe", [rtx4070, rtx4070_110m, rtx4070_best], ids=["rtx4070", "110m", "best"]
+)
+def test_recipes_fit_with_room_to_spare(recipe):
+    """Compiled for the card as it is; a step that XLA must squeeze in would be slow."""
+    target = devices.find("rtx4070")
+    config = on_target(recipe.get_config(), target)
+    model_config = GPTConfig.from_config(config, config.tokenizer.vocab_size)
+    step = compile_step.compile_step(config, model_config, target)
+    assert step.total < 8.9 * 2**30
+    assert step.total < target.budget_bytes - 1.5 * 2**30
+    assert step.n_rematerialized == 0
+
+
+@pytest.mark.slow
+@needs_plugin
+def test_a_step_that_xla_squeezes_in_is_told():
+    case = ("cudnn", "none", 768, 12, 2048, 40, 1024, 32768)
+    config, model_config = configured(case)
+    step = compile_step.compile_step(config, model_config, devices.find("rtx4070"))
+    assert step.n_rematerialized > 0
+
+
+def test_without_the_compiler_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax_cuda12_plugin", None)
+    config, model_config = configured(list(COMPILED)[0])
+    with pytest.raises(UserError, match=r"gptjax\[target\]"):
+        compile_step.compile_step(config, model_config, devices.find("rtx4070"))
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3, 4, 7, 1000])
+@pytest.mark.parametrize("step", [1, 2, 6])
+def test_largest_batch_is_that_of_a_plain_search(limit, step):
+    expected = max((b for b in range(0, limit + 1, step)), default=0)
+    assert memory.largest_batch(lambda b: b <= limit, step) == expected
+
+
+def test_batch_sizes_keep_the_chunks_of_the_loss_whole():
+    config = rtx4070.get_config()
+    config.model.loss_chunk = 3 * config.model.block_size
+    assert memory.batch_step(config, n_devices=1) == 3
+    assert memory.batch_step(config, n_devices=2) == 6
+    config.model.loss_chunk = 0
+    assert memory.batch_step(config, n_devices=2) == 2

@@ -1,0 +1,137 @@
+"""What a step costs, against closed forms and XLA's own count."""
+
+import copy
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from configs import rtx4070
+from gptjax.model.config import GPTConfig
+from gptjax.model.flops import count_params, flops_per_token
+from gptjax.plan import step_cost
+from gptjax.plan.step_cost import Operation, StepCost
+from gptjax.step.sharding import make_mesh
+
+
+def small(config=None, **settings):
+    config = copy.deepcopy(config or rtx4070.get_config())
+    config.model.update(n_layer=3, n_embd=256, n_head=4, block_size=256, loss_chunk=0)
+    config.model.update(remat="none", attention="xla", compute_dtype="float32")
+    config.model.update(settings)
+    config.tokenizer.vocab_size = 2048
+    config.train.batch_size, config.train.gradient_accumulation_steps = 2, 3
+    return config, GPTConfig.from_config(config, 2048)
+
+
+def tokens_of(config):
+    train = config.train
+    return train.batch_size * train.gradient_accumulation_steps * config.model.block_size
+
+
+MODERN = {"norm": "rmsnorm", "position": "rope", "qk_norm": True, "mlp": "swiglu"}
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, MODERN, {**MODERN, "n_kv_head": 2, "tie_embeddings": False}, {"mlp": "relu2"}]
+)
+def test_flops_without_recomputation_are_the_models(settings):
+    config, model_config = small(**settings)
+    expected = tokens_of(config) * flops_per_token(model_config)
+    assert step_cost.measure(config, model_config).flops == expected
+
+
+@pytest.mark.parametrize("settings", [{}, {**MODERN, "n_kv_head": 2}])
+def test_flops_per_token_is_what_xla_counts(settings):
+    """Unrolled, for XLA counts the body of a loop once; it counts elementwise work, too."""
+    config, model_config = small(scan_unroll=3, **settings)
+    config.train.gradient_accumulation_steps = 1
+    steps, state, batch = step_cost.abstract_step(
+        config, model_config, make_mesh(1, jax.devices()[:1])
+    )
+    counted = steps.train_step.lower(state, batch).cost_analysis()["flops"] / tokens_of(config)
+    elementwise = counted / flops_per_token(model_config) - 1
+    assert 0 < elementwise < 0.06
+
+
+def test_muon_orthogonalises_once_a_step_and_keeps_one_momentum():
+    config, model_config = small()
+    n_params, _ = count_params(model_config)
+    plain = step_cost.measure(config, model_config)
+    config.optim.optimizer, config.optim.ema_decay = "muon", 0.999
+    cost = step_cost.measure(config, model_config)
+
+    def orthogonalising(d_in, d_out):  # five times: Gram matrix, its square, their product with X
+        a, b = sorted((d_in, d_out))
+        return 5 * (2 * a * a * b + 2 * a**3 + 2 * a * a * b)
+
+    d, matrices = model_config.n_embd, model_config.n_layer * 12 * model_config.n_embd**2
+    expected = model_config.n_layer * (4 * orthogonalising(d, d) + 2 * orthogonalising(d, 4 * d))
+    assert cost.flops - plain.flops == expected
+    # Parameters and two moments, accumulated gradients; a moment less for matrices; the average.
+    assert 0 <= plain.state_bytes - 4 * 4 * n_params < 1000
+    assert 0 <= cost.state_bytes - 4 * (5 * n_params - matrices) < 1000
+    accumulating = 3 * 3 * 4 * n_params
+    assert 0 <= plain.update_bytes - 7 * 4 * n_params - accumulating < 2000
+    assert 0 <= cost.update_bytes - 4 * (9 * n_params - 2 * matrices) - accumulating < 2000
+
+
+def test_recomputing_blocks_adds_a_forward_pass_of_them():
+    config, model_config = small()
+    plain = step_cost.measure(config, model_config).flops
+    again = step_cost.measure(config, dataclasses.replace(model_config, remat="full")).flops
+    head = 6 * model_config.vocab_size * model_config.n_embd * tokens_of(config)
+    # The last matmul of a block need not be computed again: nothing of the backward pass reads it.
+    unread = 2 * 4 * model_config.n_embd**2 * model_config.n_layer * tokens_of(config)
+    assert again - plain == (plain - head) / 3 - unread
+
+
+def test_dots_computes_no_projection_again():
+    config, model_config = small(attention="cudnn", compute_dtype="bfloat16")
+    plain = step_cost.measure(config, model_config).flops
+    again = step_cost.measure(config, dataclasses.replace(model_config, remat="dots")).flops
+    forward_attention = (
+        2 * model_config.n_layer * model_config.n_embd * model_config.block_size * tokens_of(config)
+    )
+    assert again - plain == forward_attention
+
+
+@pytest.mark.parametrize("attention", ["cudnn", "pallas"])
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_flash_attention_does_seven_matmuls_of_which_causality_hides_half(attention, kv_heads):
+    config, model_config = small(attention=attention, compute_dtype="bfloat16", n_kv_head=kv_heads)
+    attention_flops = (
+        (7 / 2) * 2 * model_config.n_layer * model_config.n_embd * model_config.block_size
+    )
+    linear = (
+        flops_per_token(model_config)
+        - 12 * model_config.n_layer * model_config.n_embd * model_config.block_size
+    )
+    expected = tokens_of(config) * (linear + attention_flops)
+    assert step_cost.measure(config, model_config).flops == expected
+
+
+def test_what_layers_keep_for_the_backward_pass():
+    """Recomputing all, a layer keeps its input only."""
+    config, model_config = small(remat="full", compute_dtype="bfloat16")
+    rows = config.train.batch_size
+    expected = model_config.n_layer * rows * model_config.block_size * model_config.n_embd * 2
+    assert step_cost.measure(config, model_config).kept_bytes == expected
+
+
+def test_roofline_takes_the_nearer_roof_of_each_operation():
+    slow_math = Operation("a", count=2, flops=100, bytes=10)
+    slow_memory = Operation("b", count=3, flops=10, bytes=100)
+    cost = StepCost((slow_math, slow_memory), update_bytes=50, kept_bytes=0, state_bytes=0)
+    assert (cost.flops, cost.bytes) == (230, 370)
+    assert cost.seconds(peak_flops=10, bandwidth=5) == 50 / 5 + 2 * 10 + 3 * 20
+
+
+def test_bytes_of_a_matmul_are_operands_and_result():
+    def matmul(a, b):
+        return jax.lax.scan(lambda c, _: (c @ b, None), a, length=4)[0]
+
+    shapes = jax.ShapeDtypeStruct((8, 16), np.float32), jax.ShapeDtypeStruct((16, 16), np.float32)
+    (found,) = step_cost._operations(jax.make_jaxpr(matmul)(*shapes).jaxpr, 1)
+    assert found == Operation("dot_general", 4, 2 * 8 * 16 * 16, 4 * (8 * 16 + 16 * 16 + 8 * 16))

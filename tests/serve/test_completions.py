@@ -1,0 +1,226 @@
+"""OpenAI's completions without HTTP: what is refused, and that pieces add up."""
+
+import jax
+import numpy as np
+import pytest
+from helpers import tiny_gpt
+
+from gptjax.inference.sampler import Drawn, Sampler
+from gptjax.model import gpt
+from gptjax.serve import completions
+from gptjax.serve.completions import complete
+from gptjax.serve.protocol import APIError, parse
+
+
+@pytest.fixture(scope="module")
+def tokenizer(store):
+    return store.tokenizer
+
+
+def parsed(tokenizer, **body):
+    return parse(body, tokenizer=tokenizer, block_size=32, model_name="debug")
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "words"),
+    [
+        ({"prompts": "a"}, "prompts", "Unrecognized"),
+        ({"prompt": 3}, "prompt", "list of token ids"),
+        ({"prompt": []}, "prompt", "list of token ids"),
+        ({"prompt": ["a", 3]}, "prompt", "list of token ids"),
+        ({"prompt": [1, 512]}, "prompt", "below 512"),
+        ({"prompt": [True]}, "prompt", "list of token ids"),
+        ({"prompt": [[1], []]}, "prompt", "list of token ids"),
+        ({"prompt": "\ud800"}, "prompt", "surrogate"),
+        ({"max_tokens": -1}, "max_tokens", "from 0"),
+        ({"max_tokens": 1.5}, "max_tokens", "an integer"),
+        ({"max_tokens": True}, "max_tokens", "an integer"),
+        ({"max_tokens": "7"}, "max_tokens", "an integer"),
+        ({"max_tokens": 32}, "max_tokens", "33 tokens"),
+        ({"temperature": 2.1}, "temperature", "from 0 to 2"),
+        ({"temperature": float("nan")}, "temperature", "from 0 to 2"),
+        ({"top_p": -0.1}, "top_p", "from 0 to 1"),
+        ({"n": 0}, "n", "from 1"),
+        ({"n": 9, "prompt": ["a", "b"]}, "n", "at most 16"),
+        ({"logprobs": 6}, "logprobs", "from 0 to 5"),
+        ({"logprobs": True}, "logprobs", "an integer"),
+        ({"stop": ""}, "stop", "empty"),
+        ({"stop": ["a"] * 5}, "stop", "at most 4"),
+        ({"stop": [1]}, "stop", "strings"),
+        ({"echo": 1}, "echo", "true or false"),
+        ({"stream": "yes"}, "stream", "true or false"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "stream"),
+        ({"stream": True, "stream_options": []}, "stream_options", "object"),
+        ({"seed": 0.5}, "seed", "an integer"),
+        ({"best_of": 3}, "best_of", "not supported"),
+        ({"logit_bias": {"50256": -100}}, "logit_bias", "not supported"),
+        ({"presence_penalty": 0.1}, "presence_penalty", "not supported"),
+        ({"suffix": "x"}, "suffix", "not supported"),
+        ({"model": "gpt-4"}, "model", "debug"),
+    ],
+)
+def test_bad_requests_name_the_parameter(tokenizer, body, param, words):
+    with pytest.raises(APIError) as error:
+        parsed(tokenizer, **body)
+    found = error.value.body["error"]
+    assert found["param"] == param and words in found["message"]
+    assert found["type"] == "invalid_request_error"
+    assert error.value.status == (404 if param == "model" else 400)
+
+
+@pytest.mark.parametrize("body", [None, [], "prompt", 3])
+def test_a_body_is_an_object(tokenizer, body):
+    with pytest.raises(APIError, match="object"):
+        parse(body, tokenizer=tokenizer, block_size=32, model_name="debug")
+
+
+def test_defaults_and_forms_of_prompts(tokenizer):
+    found = parsed(tokenizer)
+    assert found.rows == [[tokenizer.bos_id]] and found.sampling.max_new_tokens == 16
+    assert (found.sampling.temperature, found.sampling.top_p) == (1.0, 1.0)
+    ids = tokenizer.encode("The end").tolist()
+    assert parsed(tokenizer, prompt="The end").rows == [[tokenizer.bos_id, *ids]]
+    assert parsed(tokenizer, prompt=ids).rows == [ids]
+    assert parsed(tokenizer, prompt=ids, user="me").texts == ["The end"]
+    both = parsed(tokenizer, prompt=[ids, [7]], n=2, seed=5, best_of=1, logit_bias={})
+    assert both.rows == [ids, ids, [7], [7]]
+    assert both.seeds == [5, 6, 5, 6]
+    assert both.prompt_tokens == len(ids) + 1
+    assert parsed(tokenizer, prompt=["a", "b"]).seeds[0] != parsed(tokenizer).seeds[0]  # random
+    assert parsed(tokenizer, stop="x").stop == ("x",)
+    assert 0 < parsed(tokenizer, top_p=0).sampling.top_p < 1e-5
+
+
+@pytest.fixture(scope="module")
+def sampler(tokenizer):
+    """Random weights: bytes of every kind, and now and then BOS."""
+    config = tiny_gpt(vocab_size=tokenizer.vocab_size, block_size=32, n_layer=1)
+    params = gpt.init(config, jax.random.key(0))
+    return Sampler(config, jax.tree.map(lambda p: p * 5 if p.std() > 0 else p, params))
+
+
+def answered(sampler, tokenizer, **body):
+    """-> (texts, tokens, finish reasons, usage)."""
+    request = parsed(tokenizer, **body)
+    used = {}
+    texts = ["" for _ in request.rows]
+    tokens = [[] for _ in request.rows]
+    reasons = [None for _ in request.rows]
+    for chunk in complete(sampler, tokenizer, request, used):
+        for piece in chunk:
+            assert reasons[piece.index] is None, "a piece after the last"
+            texts[piece.index] += piece.text
+            tokens[piece.index] += piece.tokens
+            reasons[piece.index] = piece.finish_reason
+    return texts, tokens, reasons, used
+
+
+def test_pieces_add_up(sampler, tokenizer):
+    """Offsets are where a token's text begins; what was drawn is counted, shown or not."""
+    reasons = set()
+    for seed in range(3):
+        body = {"prompt": "The ", "n": 8, "seed": seed * 100, "temperature": 2.0}
+        texts, tokens, finish, used = answered(
+            sampler, tokenizer, **body, max_tokens=26, logprobs=2
+        )
+        reasons |= set(finish)
+        assert used["prompt_tokens"] == 1 + len(tokenizer.encode("The "))
+        n_shown = sum(map(len, tokens))
+        n_ended = finish.count("stop")  # by a BOS, which is not shown
+        assert n_shown <= used["completion_tokens"] - n_ended
+        assert used["total_tokens"] == used["prompt_tokens"] + used["completion_tokens"]
+        for text, row, reason in zip(texts, tokens, finish, strict=True):
+            assert reason == "stop" or len(row) == 26
+            for token in row:
+                assert token.logprob <= 0 and len(token.top) <= 2
+                assert max(token.top.values()) >= token.logprob
+                if not token.text.startswith("bytes:"):
+                    assert text[token.offset :].startswith(token.text)
+        # The same without log-probabilities, and again.
+        assert answered(sampler, tokenizer, **body, max_tokens=26)[0] == texts
+    assert reasons == {"stop", "length"}
+
+
+def test_echo_and_nothing_to_draw(sampler, tokenizer):
+    drawn = answered(sampler, tokenizer, prompt="The ", seed=1, max_tokens=5)[0]
+    echoed = answered(sampler, tokenizer, prompt="The ", seed=1, max_tokens=5, echo=True)[0]
+    assert echoed == ["The " + drawn[0]]
+    texts, _, reasons, used = answered(sampler, tokenizer, prompt="The ", max_tokens=0, echo=True)
+    assert (texts, reasons, used["completion_tokens"]) == (["The "], ["length"], 0)
+
+
+@pytest.mark.parametrize("max_tokens", [0, 4])
+def test_echoed_tokens_are_scored_as_by_hand(sampler, tokenizer, max_tokens):
+    """lm-eval's client asks for prompts with `echo` and `logprobs`, and sums what it wants."""
+    prompts = [[tokenizer.bos_id, *tokenizer.encode("The \u20ac").tolist()], [7]]
+    body = {"prompt": prompts, "n": 2, "seed": 3, "temperature": 0, "logprobs": 3}
+    body["max_tokens"] = max_tokens
+    drawn, drawn_tokens, *_ = answered(sampler, tokenizer, **body)
+    texts, tokens, reasons, used = answered(sampler, tokenizer, **body, echo=True)
+    assert set(reasons) <= {"length", "stop"} and len(texts) == 4
+    assert used["prompt_tokens"] == sum(map(len, prompts))
+    for i, prompt in enumerate(prompts[0:1] * 2 + prompts[1:] * 2):
+        echo = tokenizer.decode(prompt)
+        assert texts[i] == echo + drawn[i]
+        hidden = gpt.hidden_states(sampler.model_config, sampler.params, np.array([prompt]))
+        logits = np.asarray(gpt.logits(sampler.model_config, sampler.params, hidden)[0], np.float64)
+        log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        echoed, rest = tokens[i][: len(prompt)], tokens[i][len(prompt) :]
+        assert (echoed[0].logprob, echoed[0].top) == (None, None)
+        for t in range(1, len(prompt)):
+            here = log_probs[t - 1]
+            assert echoed[t].text == completions.name_of(tokenizer, prompt[t])
+            assert echoed[t].logprob == pytest.approx(here[prompt[t]], abs=1e-5)
+            best = np.argsort(-here)[:3]
+            names = [completions.name_of(tokenizer, token) for token in best.tolist()]
+            assert list(echoed[t].top) == names
+            assert list(echoed[t].top.values()) == pytest.approx(here[best], abs=1e-5)
+        decoded = [len(tokenizer.decode(prompt[:t])) for t in range(len(prompt))]
+        complete_ones = [t for t in range(len(prompt)) if not echoed[t].text.startswith("bytes:")]
+        assert len(complete_ones) < len(prompt) or i > 1  # the euro sign is three bytes
+        assert [echoed[t].offset for t in complete_ones] == [decoded[t] for t in complete_ones]
+        assert rest == [t._replace(offset=t.offset + len(echo)) for t in drawn_tokens[i]]
+
+
+class Scripted:
+    """A sampler that draws a given text, byte by byte."""
+
+    def __init__(self, tokenizer, data, chunk):
+        singles = {}
+        for i in range(tokenizer.vocab_size):
+            singles.setdefault(tokenizer.decode_bytes([i]), i)
+        self.ids, self.chunk = [singles[bytes([b])] for b in data], chunk
+
+    def draw(self, prompts, sampling, *, seeds, n_top):
+        for start in range(0, len(self.ids), self.chunk):
+            ids = np.array([self.ids[start : start + self.chunk]], np.int32)
+            top = np.repeat(ids[..., None], n_top, -1)
+            yield Drawn(ids, np.zeros(ids.shape), top, np.zeros(top.shape))
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 50])
+def test_tokens_end_where_the_text_does(tokenizer, chunk):
+    scripted = Scripted(tokenizer, "a\u20acb. STOP and on".encode(), chunk)
+    texts, tokens, reasons, used = answered(
+        scripted, tokenizer, max_tokens=20, stop=[" STOP"], logprobs=1
+    )
+    assert (texts, reasons) == (["a\u20acb."], ["stop"])
+    assert [(t.text, t.offset) for t in tokens[0]] == [
+        ("a", 0),
+        ("bytes:\\xe2", 1),
+        ("bytes:\\x82", 1),
+        ("bytes:\\xac", 1),
+        ("b", 2),
+        (".", 3),
+    ]
+    assert used["completion_tokens"] == len("a...b. STOP")
+
+
+def test_json_of_log_probabilities():
+    token = completions.Token("a", 3, -0.5, {"a": -0.5, "b": -1.0})
+    assert completions.logprobs_json([token]) == {
+        "tokens": ["a"],
+        "token_logprobs": [-0.5],
+        "top_logprobs": [{"a": -0.5, "b": -1.0}],
+        "text_offset": [3],
+    }
