@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from configs.errors import UserError
 from configs.validate import unknown_keys
+from configs.workdir import CONFIG
 
 _FOLDERS = {"config": "configs", "sweep": "benchmarks/sweeps"}  # of files, by the flag
 _OVERRIDE = re.compile(r"--?config\.([\w.]+)")
@@ -68,7 +69,7 @@ def _parse(argv: list[str]) -> list[str]:
         if not Path(value).is_file():
             files = sorted(f.as_posix() for f in Path(_FOLDERS[name]).glob("[a-z]*.py"))
             problems.append(f"--{name}={value} is no file (here are: {', '.join(files) or 'none'})")
-        elif Path(value).name == "workdir.py" and not (Path(given) / "config.json").is_file():
+        elif Path(value).name == "workdir.py" and not (Path(given) / CONFIG).is_file():
             problems.append(
                 f"--config={value}:{given} must name the workdir of a run, which has a config.json "
                 f"(for example --config={value}:runs/quickstart)"

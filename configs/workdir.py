@@ -11,10 +11,12 @@ from ml_collections import ConfigDict
 
 from configs import base
 
+CONFIG = "config.json"  # of every workdir
+
 
 def get_config(workdir: str) -> ConfigDict:
     """Returns what `workdir`/config.json says, `completed`."""
-    return completed(json.loads((Path(workdir) / "config.json").read_text()))
+    return completed(json.loads((Path(workdir) / CONFIG).read_text()))
 
 
 def completed(saved: dict[str, Any]) -> ConfigDict:

@@ -26,6 +26,7 @@ from gptjax.checkpoint import storage
 from gptjax.checkpoint.compatibility import changes, identity, incompatibilities
 from gptjax.checkpoint.storage import Damaged, NotFinite
 from gptjax.common.lock import WorkdirLock
+from gptjax.common.workdir import CHECKPOINTS
 from gptjax.optim.schedules import decay_start
 from gptjax.step.multihost import host_copy, on_process_zero
 from gptjax.step.train_state import TrainState
@@ -33,7 +34,6 @@ from gptjax.step.train_step import StepFunctions
 
 _log = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"
 EMA = "ema_params"  # item of runs with optim.ema_decay
 _NONE = 2**31 - 1  # no step has this number
 _SLOW = 10.0  # seconds of waiting for the last save that are told
@@ -71,7 +71,7 @@ class Checkpoints:
         Raises:
             UserError: if another run has the workdir, or it cannot be written.
         """
-        self._folder = workdir / FOLDER
+        self._folder = workdir / CHECKPOINTS
         self._config = config
         self._identity = identity(config, store)
         self._lock: WorkdirLock | None = None
@@ -293,7 +293,7 @@ class Checkpoints:
 
 def save_params(workdir: Path, params: Any, **meta: Any) -> None:
     """Saves parameters alone as the checkpoint 0 of a new workdir: no run goes on from it."""
-    folder = workdir / FOLDER
+    folder = workdir / CHECKPOINTS
     folder.mkdir(parents=True)
     storage.write(
         folder / "0", {"params": host_copy(params)}, {"step": 0, "val_loss": None, **meta}
@@ -307,9 +307,9 @@ def verify(workdir: Path) -> dict[int, str]:
         UserError: if there is none.
     """
     found = {}
-    for step in storage.list_steps(workdir / FOLDER):
+    for step in storage.list_steps(workdir / CHECKPOINTS):
         try:
-            storage.read(workdir / FOLDER / str(step))
+            storage.read(workdir / CHECKPOINTS / str(step))
             found[step] = ""
         except Damaged as error:
             found[step] = str(error)

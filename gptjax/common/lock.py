@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from configs.errors import UserError
+from gptjax.common.workdir import LOCK
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class WorkdirLock:
         Raises:
             UserError: if another process holds it: the message says which.
         """
-        self._path = workdir / "lock"
+        self._path = workdir / LOCK
         self._fd = -1
         self.ensure()
 

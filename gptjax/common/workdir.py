@@ -1,26 +1,34 @@
-"""The folder of a run: its configuration, kept and read."""
+"""The folder of a run: what its files are called; its configuration and metrics, read back."""
 
 import json
 import logging
+import math
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs.errors import UserError
 from configs.validate import leaves, unknown_keys
-from configs.workdir import completed
+from configs.workdir import CONFIG, completed
 from data_pipeline.files import write_atomically
 
 _log = logging.getLogger(__name__)
 
-_FILE = "config.json"
+METRICS = "metrics.jsonl"  # one JSON object a line: step, time and values
+CHECKPOINTS = "checkpoints"  # a folder for each step kept
+EVALUATIONS = "eval"  # STEP.json, by gptjax.evaluate
+SAMPLES = "samples"  # STEP.txt
+TENSORBOARD = "tb"
+REPORT = "report.html"
+LOCK = "lock"  # held by the run that uses the folder
 
 
 def save_config(config: ConfigDict, workdir: Path) -> None:
     """Writes the resolved configuration to `workdir/config.json`, atomically."""
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(config.to_dict(), indent=2) + "\n"
-    write_atomically(workdir / _FILE, text.encode())
+    write_atomically(workdir / CONFIG, text.encode())
 
 
 def load_config(workdir: Path) -> ConfigDict:
@@ -29,10 +37,10 @@ def load_config(workdir: Path) -> ConfigDict:
     Raises:
         UserError: if it is missing or damaged, or has keys that are none.
     """
-    path = workdir / _FILE
+    path = workdir / CONFIG
     if not path.is_file():
         raise UserError(
-            f"{workdir} is not the workdir of a run: it has no {_FILE}. Give the folder that "
+            f"{workdir} is not the workdir of a run: it has no {CONFIG}. Give the folder that "
             f"`python -m gptjax.main` wrote to (config.workdir), for example runs/quickstart."
         )
     try:
@@ -48,3 +56,29 @@ def load_config(workdir: Path) -> ConfigDict:
     if newer := [key for key in leaves(config) if key not in stored]:
         _log.info("%s is older than %s: they have their defaults", path, ", ".join(newer))
     return config
+
+
+def read_metrics(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Returns the lines of `workdir/metrics.jsonl`, and the text of those that are not whole.
+
+    A run that is writing, or was killed, leaves half a line. Values that are not finite are None.
+    """
+    path = workdir / METRICS
+    lines, damaged = [], []
+    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        try:
+            line = json.loads(text)
+            if not (isinstance(line["step"], int) and 0 <= line["step"] < 1 << 53):
+                raise ValueError("no step")
+        except (ValueError, TypeError, KeyError, RecursionError):
+            damaged.append(text)
+        else:
+            lines.append({name: _finite(value) for name, value in line.items()})
+    return lines, damaged
+
+
+def _finite(value: Any) -> Any:
+    try:
+        return None if isinstance(value, int | float) and not math.isfinite(value) else value
+    except OverflowError:  # an integer beyond every float
+        return None

@@ -16,6 +16,7 @@ from absl import app, flags
 from configs.cli import call
 from configs.errors import UserError
 from data_pipeline.files import write_atomically
+from gptjax.common.workdir import EVALUATIONS
 from gptjax.evaluate import benchmarks
 from gptjax.evaluate.published import text_table
 from gptjax.evaluate.text_loss import Texts, evaluate_documents, validation_documents
@@ -59,7 +60,7 @@ def _main(_: list[str]) -> None:
     run = load_run(workdir)
     n_params, _n_rest = count_params(run.model_config)
     print(f"{workdir}, step {run.step:,}: {n_params:,} parameters", flush=True)
-    path = workdir / "eval" / f"{run.step}.json"
+    path = workdir / EVALUATIONS / f"{run.step}.json"
     save(path, {"step": run.step, "n_params": n_params})  # before hours are spent
     if values.val:
         result = evaluate_documents(run, validation_documents(run), "val")

@@ -11,7 +11,7 @@ from configs.errors import UserError
 from data_pipeline.token_store import TOKENIZER
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.checkpoint import manager, storage
-from gptjax.common.workdir import load_config
+from gptjax.common.workdir import CHECKPOINTS, load_config
 from gptjax.model import gpt
 from gptjax.model.config import GPTConfig
 
@@ -56,7 +56,7 @@ def restore_params(workdir: Path, shapes: Any) -> tuple[Any, int]:
     Raises:
         UserError: if there is no good checkpoint.
     """
-    folder = workdir / manager.FOLDER
+    folder = workdir / CHECKPOINTS
     if not folder.is_dir():
         raise UserError(f"{workdir} has no checkpoints yet: train first, with gptjax.main.")
     found = storage.list_steps(folder)

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from configs.errors import UserError
 from data_pipeline.files import write_atomically
+from gptjax.common.workdir import METRICS, TENSORBOARD, read_metrics
 
 _log = logging.getLogger(__name__)
 
@@ -101,16 +102,15 @@ class MetricsWriter:
         self._wandb: Any = None
         if jax.process_index() > 0:
             return
-        path = workdir / "metrics.jsonl"
-        lines = _drop_later_steps(path, start_step)
-        self._file = AppendedFile(path)
+        lines = _drop_later_steps(workdir, start_step)
+        self._file = AppendedFile(workdir / METRICS)
         if config.log.tensorboard:
             from gptjax.metrics import (
                 tensorboard,  # costs a second that runs without it need not pay
             )
 
             self._encode = tensorboard.encode
-            self._events = AppendedFile(tensorboard.rewrite(workdir / "tb", lines))
+            self._events = AppendedFile(tensorboard.rewrite(workdir / TENSORBOARD, lines))
         if config.log.wandb:
             try:
                 import wandb
@@ -167,17 +167,14 @@ def _jsonable(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _drop_later_steps(path: Path, last_step: int) -> list[dict[str, Any]]:
-    """Keeps the lines of `path` up to `last_step`, without any that was cut short; returns them."""
+def _drop_later_steps(workdir: Path, last_step: int) -> list[dict[str, Any]]:
+    """Keeps the lines of metrics.jsonl up to `last_step` that are whole; returns them."""
+    path = workdir / METRICS
     if not path.exists():
         return []
-    kept = []
-    for text in path.read_text(errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-            if line["step"] <= last_step:
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError, TypeError):
-            _log.warning("%s: dropped a line that is not whole: %.60s", path, text)
+    lines, damaged = read_metrics(workdir)
+    for text in damaged:
+        _log.warning("%s: dropped a line that is not whole: %.60s", path, text)
+    kept = [line for line in lines if line["step"] <= last_step]
     write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
     return kept

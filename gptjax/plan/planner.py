@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from configs.errors import DataError
 from data_pipeline.prepare import locate
 from data_pipeline.subset import training_documents
 from data_pipeline.token_store import TokenStore
+from gptjax.common.workdir import read_metrics
 from gptjax.model import attention
 from gptjax.model.config import GPTConfig
 from gptjax.model.flops import count_params, flops_per_token
@@ -254,13 +254,6 @@ def _split(config: ConfigDict, tokens: int, origin: str) -> Data:
 
 def measured(workdir: Path) -> float | None:
     """Returns the tokens per second of the run's last line of metrics, None without one."""
-    path = workdir / "metrics.jsonl"
-    if not path.is_file():
-        return None
-    found = None
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            found = json.loads(line).get("perf/tokens_per_sec", found)
-        except ValueError:  # a run that was killed may leave half a line
-            continue
-    return found
+    name = "perf/tokens_per_sec"
+    lines, _ = read_metrics(workdir)
+    return next((line[name] for line in reversed(lines) if name in line), None)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from configs.errors import UserError
 from data_pipeline.files import write_atomically
+from gptjax.common.workdir import REPORT
 from gptjax.report import run_history, tables
 from gptjax.report.charts import page_data
 from gptjax.report.run_history import History
@@ -36,7 +37,7 @@ def write_report(workdir: Path, compare: Sequence[Path] = (), out: Path | None =
     Raises:
         UserError: if one of the folders has no metrics.jsonl, or the page cannot be written.
     """
-    out = out or workdir / "report.html"
+    out = out or workdir / REPORT
     folders = (workdir, *compare)
     page = render(
         [run_history.read(path) for folder in folders for path in run_history.workdirs(folder)],

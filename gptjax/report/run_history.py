@@ -16,14 +16,13 @@ import numpy as np
 
 from configs.errors import UserError
 from configs.validate import leaves_of
+from configs.workdir import CONFIG
 from data_pipeline.token_store import TOKENIZER
 from data_pipeline.tokenizer import Tokenizer
-from gptjax.common.workdir import load_config
+from gptjax.common.workdir import EVALUATIONS, METRICS, SAMPLES, load_config, read_metrics
 from gptjax.metrics.writers import START
 from gptjax.model.config import GPTConfig
 from gptjax.model.flops import flops_per_token
-
-METRICS = "metrics.jsonl"
 
 Line = tuple[int, dict[str, Any]]  # step, and values by name; None: not known
 
@@ -109,7 +108,7 @@ def read(workdir: Path) -> History:
             f"(config.workdir), once its run has logged a line; for example runs/quickstart."
         )
     notes: list[str] = []
-    lines = list(_lines(path, notes))
+    lines = _lines(workdir, notes)
     return History(
         name=workdir.resolve().name,
         lines=lines,
@@ -118,7 +117,7 @@ def read(workdir: Path) -> History:
         flops_per_token=_flops_per_token(workdir, notes),
         samples={
             file.stem: file.read_text(errors="replace")
-            for file in sorted((workdir / "samples").glob("*.txt"), key=_number)
+            for file in sorted((workdir / SAMPLES).glob("*.txt"), key=_number)
         },
         evaluations=dict(_evaluations(workdir, notes)),
         notes=notes,
@@ -129,37 +128,21 @@ def _number(file: Path) -> tuple[float, str]:
     return (int(file.stem) if file.stem.isdecimal() else math.inf, file.stem)
 
 
-def _lines(path: Path, notes: list[str]) -> Iterator[Line]:
-    """Yields the whole lines; a number that is not finite is None."""
-    damaged = 0
-    for text in path.read_text(errors="replace").splitlines():
-        try:
-            values = json.loads(text)
-            step = values.pop("step")
-            if not (isinstance(step, int) and 0 <= step < 1 << 53):
-                raise ValueError
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            damaged += 1
-            continue
-        yield step, {name: _finite(value) for name, value in values.items()}
-    if damaged:
+def _lines(workdir: Path, notes: list[str]) -> list[Line]:
+    """Returns the steps and values of the whole lines."""
+    lines, damaged = read_metrics(workdir)
+    if n := len(damaged):
         notes.append(
-            f"{METRICS}: {damaged} line{'s' if damaged > 1 else ''} could not be read and "
-            f"{'are' if damaged > 1 else 'is'} left out (a run that is writing, or was cut short)."
+            f"{METRICS}: {n} line{'s' if n > 1 else ''} could not be read and "
+            f"{'are' if n > 1 else 'is'} left out (a run that is writing, or was cut short)."
         )
-
-
-def _finite(value: Any) -> Any:
-    try:
-        return None if isinstance(value, int | float) and not math.isfinite(value) else value
-    except OverflowError:  # an integer beyond every float
-        return None
+    return [(line.pop("step"), line) for line in lines]
 
 
 def _config(workdir: Path, notes: list[str]) -> dict[str, Any]:
     """Returns the leaves of config.json, of whatever version it is."""
     try:
-        return dict(leaves_of(json.loads((workdir / "config.json").read_text())))
+        return dict(leaves_of(json.loads((workdir / CONFIG).read_text())))
     except (OSError, ValueError, AttributeError) as error:
         notes.append(f"config.json could not be read: {error}.")
         return {}
@@ -182,7 +165,7 @@ def _flops_per_token(workdir: Path, notes: list[str]) -> int | None:
 
 
 def _evaluations(workdir: Path, notes: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for file in sorted((workdir / "eval").glob("*.json"), key=_number):
+    for file in sorted((workdir / EVALUATIONS).glob("*.json"), key=_number):
         try:
             result = json.loads(file.read_text())
         except (OSError, ValueError, RecursionError) as error:

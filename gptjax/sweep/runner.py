@@ -32,7 +32,7 @@ from configs.errors import UserError
 from gptjax import main as training
 from gptjax.common.lock import WorkdirLock
 from gptjax.common.signals import StopSignal
-from gptjax.common.workdir import save_config
+from gptjax.common.workdir import CHECKPOINTS, save_config
 from gptjax.report import sweep_results
 from gptjax.report.sweep_results import Row
 from gptjax.sweep import trials
@@ -172,7 +172,7 @@ class Sweep:
 
 
 def _remove_checkpoints(trial: Trial) -> None:
-    shutil.rmtree(trial.workdir / "checkpoints", ignore_errors=True)
+    shutil.rmtree(trial.workdir / CHECKPOINTS, ignore_errors=True)
 
 
 def _reason(log: Path, status: int) -> str:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from configs import base
 from configs.errors import UserError
 from configs.validate import leaves, leaves_of, unknown_keys, validate
+from configs.workdir import CONFIG
 from data_pipeline.prepare import locate, prepare
 from data_pipeline.token_store import TokenStore
 from gptjax.sweep.declare import Change
@@ -147,7 +148,7 @@ def refuse_others(trials: list[Trial], rows: Mapping[tuple[str, int], Mapping[st
         here = changes(trial.config)
         row = rows.get((trial.setting, trial.seed))
         there = row and row["overrides"]
-        file = trial.workdir / "config.json"
+        file = trial.workdir / CONFIG
         if there is None and file.is_file():
             there = changes(json.loads(file.read_text()))
         if there is not None:  # a row may name what is a default

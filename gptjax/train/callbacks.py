@@ -18,6 +18,7 @@ from configs.errors import UserError
 from data_pipeline.files import write_atomically
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.common.formatting import format_seconds
+from gptjax.common.workdir import SAMPLES
 from gptjax.inference.generation import continue_texts
 from gptjax.inference.sampler import Sampler, Sampling
 from gptjax.metrics.writers import BENCHMARK, MetricsWriter
@@ -123,7 +124,7 @@ def _samples(config: ConfigDict, model_config: GPTConfig, tokenizer: Tokenizer) 
             texts[i] += piece
         for text in texts:
             _log.info("Sample:\n%s\n", text)
-        path = Path(config.workdir) / "samples" / f"{step}.txt"
+        path = Path(config.workdir) / SAMPLES / f"{step}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, ("\n\n---\n\n".join(texts) + "\n").encode(errors="replace"))
 
