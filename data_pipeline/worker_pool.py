@@ -1,27 +1,23 @@
 """Runs work in several processes, with progress; the result does not depend on their number."""
 
 import contextlib
-import datetime
 import logging
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-import time
 import types
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Self, TypeVar
 
-from tqdm import tqdm
-
 from configs.errors import DataError
 from data_pipeline.encode import Part, encode_part
+from data_pipeline.progress import BatchProgress
 
 log = logging.getLogger(__name__)
 
-LOG_SECONDS = 10.0  # between lines of progress where there is no terminal
 PARTS_TO_PAY = 2  # a process takes as long to start as one part takes to encode
 
 T = TypeVar("T")
@@ -88,15 +84,15 @@ def encode_parts(parts: Sequence[Part], *, pool: Pool, progress: bool) -> None:
     todo = missing(parts)
     if len(todo) < len(parts):
         log.info(
-            "going on after an interruption: %d of %d parts exist",
+            "resuming after an interruption: %d of %d parts exist",
             len(parts) - len(todo),
             len(parts),
         )
-    total = sum(part.n_documents for part in parts)
-    reporter = _Progress(total, total - sum(part.n_documents for part in todo), enabled=progress)
-    with contextlib.closing(reporter):
+    total, left = (sum(part.n_documents for part in some) for some in (parts, todo))
+    name = "encoding" if progress else None
+    with BatchProgress(name, "documents", total, len(todo), done=total - left) as bar:
         for part, n_bytes in pool.run(encode_part, todo):
-            reporter.update(part.n_documents, n_bytes)
+            bar.advance(part.n_documents, n_bytes)
 
 
 def missing(parts: Sequence[Part]) -> list[Part]:
@@ -130,42 +126,3 @@ def _start_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-class _Progress:
-    """A live bar on a terminal, a line of log now and then elsewhere."""
-
-    def __init__(self, total: int, done: int, *, enabled: bool) -> None:
-        self._total, self._done, self._skipped = total, done, done
-        self._bytes = 0
-        self._start = self._logged = time.monotonic()
-        self._enabled = enabled
-        terminal = enabled and sys.stderr.isatty()
-        self._bar = (
-            tqdm(total=total, initial=done, unit=" documents", unit_scale=True, desc="encoding")
-            if terminal
-            else None
-        )
-
-    def update(self, n_documents: int, n_bytes: int) -> None:
-        """Counts a finished part."""
-        self._done += n_documents
-        self._bytes += n_bytes
-        now = time.monotonic()
-        rate = f"{self._bytes / 1e6 / max(now - self._start, 1e-9):.1f} MB/s"
-        if self._bar is not None:
-            self._bar.set_postfix_str(rate, refresh=False)
-            self._bar.update(n_documents)
-        elif self._enabled and (now - self._logged > LOG_SECONDS or self._done == self._total):
-            self._logged = now
-            left = (self._total - self._done) / max(self._done - self._skipped, 1)
-            log.info(
-                "encoded %s of %s documents (%.0f %%), %s, %s left",
-                *(f"{self._done:,}", f"{self._total:,}", 100 * self._done / self._total, rate),
-                datetime.timedelta(seconds=round(left * (now - self._start))),
-            )
-
-    def close(self) -> None:
-        """Ends the bar."""
-        if self._bar is not None:
-            self._bar.close()

@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from configs.cli import call
 from configs.errors import UserError
+from data_pipeline.progress import BatchProgress
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.inference import generation
 from gptjax.inference.load import load_run
@@ -123,8 +122,13 @@ class GPTJax(TemplateLM):
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Returns continuations up to a stop string, the end of the document or `max_gen_toks`."""
-        progress = tqdm(requests, desc="continuations", disable=disable_tqdm)
-        return [self._generate(*request.args) for request in progress]
+        name = None if disable_tqdm else "continuations"
+        texts = []
+        with BatchProgress(name, "requests", len(requests), len(requests)) as progress:
+            for request in requests:
+                texts.append(self._generate(*request.args))
+                progress.advance(1)
+        return texts
 
     def _generate(self, context: str, settings: Mapping[str, Any]) -> str:
         until = settings.get("until") or []

@@ -9,7 +9,6 @@ on benchmarks from local files (tasks.py knows their layouts). Results are print
  workdir/eval/STEP.json, where a later call replaces what it measured anew.
 """
 
-import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,10 @@ from configs.errors import UserError
 from data_pipeline import parquet
 from data_pipeline.packing import Documents, PackedRows, evaluation_rows, permutation
 from data_pipeline.prepare import prepare
+from data_pipeline.progress import BatchProgress
 from data_pipeline.token_store import TokenStore
 from data_pipeline.tokenizer import Tokenizer
-from gptjax.common.progress import Progress
+from gptjax.common.one_ahead import one_ahead
 from gptjax.inference.load import LoadedModel
 from gptjax.inference.scoring import rows_per_batch, token_scores
 from gptjax.metrics import aggregate
@@ -54,8 +54,7 @@ class Texts:
         documents: list[np.ndarray] = []
         self._ids: list[str] = []
         first = 0  # number of the row group's first row in the file
-        reading = Progress(name, "documents", len(drawn), info.n_row_groups)
-        with contextlib.closing(reading):
+        with BatchProgress(name, "documents", len(drawn), info.n_row_groups) as progress:
             for i, size in enumerate(info.row_group_sizes):
                 wanted = drawn.intersection(range(first, first + size))
                 for document in parquet.read_row_group(path, i) if wanted else ():
@@ -64,7 +63,7 @@ class Texts:
                         documents.append(np.concatenate([bos, np.frombuffer(ids, "<u2")]))
                         self._ids.append(f"{path.name}:{first + document.row}")
                 first += size
-                reading.advance(len(wanted))
+                progress.advance(len(wanted))
         if not documents:
             raise UserError(f"--text: {path} holds no text.")
         self.n_docs = len(documents)
@@ -103,30 +102,22 @@ def evaluate_documents(
     size = rows_per_batch(run.model_config.block_size)
     starts = range(0, rows.rows_per_epoch, size)
     nats, n_targets, n_bytes = (np.zeros(documents.n_docs) for _ in range(3))
-    progress = Progress(name, "tokens", documents.n_tokens, len(starts))
-    unread: tuple[int, dict[str, np.ndarray], Any] | None = None
-    with contextlib.closing(progress):
-        for start in [*starts, None]:  # the last one only reads the one before
-            dispatched = None
-            if start is not None:
-                batch = _batch(rows, start, size)
-                dispatched = (
-                    start,
-                    batch,
-                    token_scores(run.params, batch, model_config=run.model_config),
-                )
-            if unread is not None:  # the device works on the next batch meanwhile
-                first, batch, scores = unread
-                nats_BT = -jax.device_get(scores[0]).astype(np.float64)
-                bytes_BT = run.tokenizer.token_bytes[batch["targets"]]
-                for b in range(min(size, rows.rows_per_epoch - first)):
-                    mask_T = batch["loss_mask"][b]
-                    owners = _owners(rows, first + b, int(mask_T.sum()))
-                    np.add.at(nats, owners, nats_BT[b, mask_T])
-                    np.add.at(n_targets, owners, 1)
-                    np.add.at(n_bytes, owners, bytes_BT[b, mask_T])
-                progress.advance(int(batch["loss_mask"].sum()))
-            unread = dispatched
+    batches = ((start, _batch(rows, start, size)) for start in starts)
+    dispatched = (
+        (start, batch, token_scores(run.params, batch, model_config=run.model_config))
+        for start, batch in batches
+    )
+    with BatchProgress(name, "tokens", documents.n_tokens, len(starts)) as progress:
+        for start, batch, scores in one_ahead(dispatched):
+            nats_BT = -jax.device_get(scores[0]).astype(np.float64)
+            bytes_BT = run.tokenizer.token_bytes[batch["targets"]]
+            for b in range(min(size, rows.rows_per_epoch - start)):
+                mask_T = batch["loss_mask"][b]
+                owners = _owners(rows, start + b, int(mask_T.sum()))
+                np.add.at(nats, owners, nats_BT[b, mask_T])
+                np.add.at(n_targets, owners, 1)
+                np.add.at(n_bytes, owners, bytes_BT[b, mask_T])
+            progress.advance(int(batch["loss_mask"].sum()))
     loss, loss_stderr = aggregate.ratio(nats, n_targets)
     bits, bits_stderr = aggregate.ratio(nats / math.log(2), n_bytes)
     perplexity = math.exp(min(loss, 700.0))  # beyond, a float overflows

@@ -5,7 +5,6 @@ for each, so that whatever is scored compiles `token_scores` a handful of times.
 that are asked for reach the head, whose logits and softmax are float32.
 """
 
-import contextlib
 import functools
 import logging
 from collections.abc import Iterable, Sequence
@@ -16,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from data_pipeline.progress import BatchProgress
 from data_pipeline.tokenizer import Tokenizer
-from gptjax.common.progress import Progress
+from gptjax.common.one_ahead import one_ahead
 from gptjax.model import gpt
 from gptjax.model.config import GPTConfig
 
@@ -185,22 +185,16 @@ class Scorer:
         batches = self._batches(rows)
         log_likelihoods = np.zeros(len(requests))
         greedy = np.ones(len(requests), bool)
-        progress = Progress(name, "requests", len(rows), len(batches))
-        unread: tuple[list[_Row], Any] | None = None
-        with contextlib.closing(progress):
-            for length, batch_rows in [*batches, (0, [])]:  # the last one only reads the one before
-                dispatched = (
-                    (batch_rows, self._dispatch(length, batch_rows)) if batch_rows else None
-                )
-                if unread is not None:  # the device works on the next batch meanwhile
-                    log_probs_BT, greedy_BT = jax.device_get(unread[1])
-                    for b, row in enumerate(unread[0]):
-                        end = len(row.tokens) - 1
-                        wanted = slice(end - row.n_targets, end)
-                        log_likelihoods[row.request] += log_probs_BT[b, wanted].sum(dtype=float)
-                        greedy[row.request] &= greedy_BT[b, wanted].all()
-                    progress.advance(len(unread[0]))
-                unread = dispatched
+        dispatched = ((same, self._dispatch(length, same)) for length, same in batches)
+        with BatchProgress(name, "requests", len(rows), len(batches)) as progress:
+            for batch_rows, scores in one_ahead(dispatched):
+                log_probs_BT, greedy_BT = jax.device_get(scores)
+                for b, row in enumerate(batch_rows):
+                    end = len(row.tokens) - 1
+                    wanted = slice(end - row.n_targets, end)
+                    log_likelihoods[row.request] += log_probs_BT[b, wanted].sum(dtype=float)
+                    greedy[row.request] &= greedy_BT[b, wanted].all()
+                progress.advance(len(batch_rows))
         return [Score(float(x), bool(g)) for x, g in zip(log_likelihoods, greedy, strict=True)]
 
     def _rows(self, index: int, request: Request) -> Iterable[_Row]:

@@ -15,7 +15,7 @@ import pytest
 from test_prepare import contents, make_config, make_rows, write_shard
 
 from configs.errors import DataError
-from data_pipeline import encode, prepare, worker_pool
+from data_pipeline import encode, prepare, progress
 from data_pipeline.token_store import TokenStore
 
 ROOT = Path(__file__).parents[2]
@@ -282,7 +282,7 @@ def test_killed_worker_is_explained(shard, tmp_path, monkeypatch):
             os.kill(children(os.getpid())[-1], signal.SIGKILL)
         updates.append(1)
 
-    monkeypatch.setattr(worker_pool._Progress, "update", kill_a_worker)
+    monkeypatch.setattr(progress.BatchProgress, "advance", kill_a_worker)
     try:
         prepare.prepare(config)
     except DataError as e:
