@@ -1,4 +1,4 @@
-"""What the numbers mean: token-weighted means, bits per byte, throughput, MFU, a run's clock."""
+"""Means of metrics: token-weighted loss, perplexity, bits per byte, standard errors."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 
 def bits_per_byte(nats: float, n_bytes: float) -> float:
-    """Returns nats / (ln 2 x bytes): the code length of a text against its length in UTF-8.
+    """Returns nats / (ln 2 x bytes): the code length of a text per byte of its UTF-8.
 
     `nats` covers every target, the BOS that ends a document included; BOS itself has no bytes.
     """
@@ -17,10 +17,9 @@ def bits_per_byte(nats: float, n_bytes: float) -> float:
 
 
 def average(sums: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Returns `loss` (nats per target), `perplexity` and `bits_per_byte` of added-up step metrics.
+    """Returns `loss` (nats per target), `perplexity` and `bits_per_byte` of metrics of steps.
 
-    Args:
-        sums: metrics with `nats`, `n_targets` and `n_bytes`; added in float64, divided once.
+    Their `nats`, `n_targets` and `n_bytes` are summed in float64 and divided once.
     """
     sums = list(sums)
     nats, n_targets, n_bytes = (

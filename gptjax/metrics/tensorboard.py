@@ -1,7 +1,7 @@
-"""TensorBoard's event files, made from lines of metrics.jsonl.
+"""TensorBoard's event files, written from lines of metrics.jsonl.
 
-tensorboardX's own writer hands events to a thread that ends on the first full disk, and training
-then waits for it for ever; so only its messages and checksum are used, and the writing is ours.
+Only the messages and the checksum are tensorboardX's: the thread of its writer ends on the first
+full disk, and training would then wait for it forever.
 """
 
 import os
@@ -22,7 +22,7 @@ _PREFIX = "events.out.tfevents."
 
 
 def encode(line: Mapping[str, Any]) -> bytes:
-    """Returns the record of one line of metrics: an event with a value for each number in it."""
+    """Returns a line of metrics as a record: an event with each number in the line."""
     values = [
         Summary.Value(tag=name, simple_value=value)
         for name, value in line.items()
@@ -33,7 +33,7 @@ def encode(line: Mapping[str, Any]) -> bytes:
 
 
 def _record(event: Event) -> bytes:
-    """Returns an event as TFRecord frames it: length, checksum, data, checksum."""
+    # TFRecord's frame: length, checksum, data, checksum.
     data = event.SerializeToString()
     header = struct.pack("<Q", len(data))
     checksums = [struct.pack("<I", masked_crc32c(part)) for part in (header, data)]
@@ -43,12 +43,12 @@ def _record(event: Event) -> bytes:
 def rewrite(folder: Path, lines: Iterable[Mapping[str, Any]]) -> Path:
     """Replaces the event files of `folder` by one that holds `lines`; returns its path.
 
-    Killed between the two, it leaves both; the new file is read later (by its name) and starts with
-    an order to forget what was read before.
+    A process killed in between leaves both; TensorBoard reads the new one last (by its name), and
+    its START event discards what was read before.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    older = [file for file in folder.iterdir() if _PREFIX in file.name]  # half-written ones, too
-    # Names must sort in the order of the starts, also of those within one second.
+    older = [file for file in folder.iterdir() if _PREFIX in file.name]  # incomplete ones, too
+    # Names sort in the order of the starts, even within one second.
     path = folder / f"{_PREFIX}{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
     now = time.time()
     start = [

@@ -1,6 +1,7 @@
 """The training clock, and the window of steps between two lines of metrics."""
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -13,10 +14,9 @@ class Clock:
     """Seconds of training over all restarts; evaluation, saving and compilation are left out."""
 
     def __init__(self, trained_seconds: float = 0.0, now: Callable[[], float] = time.monotonic):
-        """Starts the clock at `trained_seconds`; `now` can be replaced in tests."""
         self._now = now
         self._seconds = trained_seconds
-        self._since: float | None = now()
+        self._since: float | None = now()  # None while paused
 
     @property
     def seconds(self) -> float:
@@ -48,87 +48,84 @@ _WINDOW_SCALARS = (
 )
 
 
+@dataclasses.dataclass
+class _Steps:
+    """The content of a window; checkpoints keep it as JSON."""
+
+    start: float  # of the training clock, seconds
+    steps: list[dict[str, float]] = dataclasses.field(default_factory=list)  # not the skipped ones
+    timed_steps: int = 0
+    timed_targets: float = 0.0
+    waited: float = 0.0  # seconds, for data
+
+
 class Window:
-    """The steps since the last line of metrics: their means, and how fast they were."""
+    """The steps since the last line of metrics: their means and their speed."""
 
     def __init__(
         self,
         clock: Clock,
         *,
-        flops_per_token: int,
-        peak_flops: float | None,
+        flops_per_token: int,  # of one training token
+        peak_flops: float | None,  # of all devices together; None if unknown
         state: dict[str, Any] | None = None,
     ):
-        """Starts an empty window, or goes on with the one whose `state` is given.
-
-        Args:
-            clock: tells the training seconds; goes on from where it was, too.
-            flops_per_token: model FLOPs of one training token.
-            peak_flops: of all devices together, None where it is not known.
-            state: what `state` of another window was.
-        """
+        """Starts an empty window, or resumes from the `state` of another one."""
         self._clock = clock
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops
         self.restart()
         if state is not None:
-            for name, value in state.items():
-                setattr(self, f"_{name}", value)
+            self._window = _Steps(**state)
 
     def restart(self) -> None:
-        """Forgets the steps and starts timing anew."""
-        self._steps: list[dict[str, float]] = []  # without those that were skipped
-        self._timed_steps = 0
-        self._timed_targets = 0.0
-        self._start = self._clock.seconds
-        self._waited = 0.0
+        """Forgets the steps and starts timing again."""
+        self._window = _Steps(self._clock.seconds)
 
     @property
     def state(self) -> dict[str, Any]:
-        """What a run that goes on needs so that its next line is that of an unbroken one; JSON."""
-        names = ("steps", "timed_steps", "timed_targets", "start", "waited")
-        return {name: getattr(self, f"_{name}") for name in names}
+        """What a resumed run needs to write the same next line as an unbroken one; JSON."""
+        return dataclasses.asdict(self._window)
 
     def add(self, values: dict[str, float], *, skipped: bool = False, timed: bool = True) -> None:
-        """Adds the metrics of one step; only its time counts if it was `skipped`.
+        """Adds the metrics of one step.
 
-        Args:
-            values: the step's metrics.
-            skipped: whether its update was skipped: the means leave it out.
-            timed: False for a step during which the clock stood still.
+        The means leave a step out whose update was `skipped`, the speed one that was not `timed`
+        (the clock stood still).
         """
         if timed:
-            self._timed_steps += 1
-            self._timed_targets += values["n_targets"]
+            self._window.timed_steps += 1
+            self._window.timed_targets += values["n_targets"]
         if not skipped:
-            self._steps.append(values)
+            self._window.steps.append(values)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Counts a `with` block as time spent waiting for data."""
         start = self._clock.seconds
         yield
-        self._waited += self._clock.seconds - start
+        self._window.waited += self._clock.seconds - start
 
     @property
     def seconds_per_step(self) -> float | None:
         """Mean duration of the window's steps, None where none was timed."""
-        if not self._timed_steps:
+        if not self._window.timed_steps:
             return None
-        return (self._clock.seconds - self._start) / self._timed_steps
+        return (self._clock.seconds - self._window.start) / self._window.timed_steps
 
     def scalars(self) -> dict[str, float | None]:
-        """Returns what is written of the window, None for what is not known.
+        """Returns the window's metrics, None for what is unknown.
 
-        That is `perf/mfu` on a device whose peak is not known, speed where no step was timed, and
+        That is `perf/mfu` on a device whose peak is unknown, speed where no step was timed, and
         means where all steps were skipped.
         """
-        seconds = self._clock.seconds - self._start
+        window = self._window
+        seconds = self._clock.seconds - window.start
         values: dict[str, float | None] = dict.fromkeys(_WINDOW_SCALARS)
         values["perf/train_seconds"] = self._clock.seconds
-        if self._steps:
-            means, last = average(self._steps), self._steps[-1]
-            norms = [step["grad_norm"] for step in self._steps]
+        if window.steps:
+            means, last = average(window.steps), window.steps[-1]
+            norms = [step["grad_norm"] for step in window.steps]
             values |= {
                 "train/loss": means["loss"],
                 "train/bits_per_byte": means["bits_per_byte"],
@@ -136,10 +133,10 @@ class Window:
                 "optim/grad_norm": math.fsum(norms) / len(norms),
                 "optim/param_norm": last["param_norm"],
             }
-        if self._timed_steps and seconds > 0:
-            tokens_per_sec = self._timed_targets / seconds
+        if window.timed_steps and seconds > 0:
+            tokens_per_sec = window.timed_targets / seconds
             values["perf/tokens_per_sec"] = tokens_per_sec
-            values["data/wait_frac"] = self._waited / seconds
+            values["data/wait_frac"] = window.waited / seconds
             if self._peak_flops is not None:
                 values["perf/mfu"] = tokens_per_sec * self._flops_per_token / self._peak_flops
         return values

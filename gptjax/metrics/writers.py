@@ -1,4 +1,4 @@
-"""Where the numbers go: metrics.jsonl, TensorBoard, optionally W&B, and the console."""
+"""Where the numbers go: metrics.jsonl, TensorBoard and, optionally, W&B."""
 
 import contextlib
 import json
@@ -19,15 +19,14 @@ from gptjax.common.workdir import METRICS, TENSORBOARD, read_metrics
 
 _log = logging.getLogger(__name__)
 
-START = "run/start_step"  # written when a run starts or goes on, and at no other time
+START = "run/start_step"  # written when a run starts or resumes, and at no other time
 BENCHMARK = "benchmark/"  # + task/metric, task/metric_stderr, task/n and task/chance
 
 
 class AppendedFile:
-    """A file that grows at its end; what cannot be written now is kept and written later."""
+    """A file that grows at its end; data that cannot be written now is kept and written later."""
 
     def __init__(self, path: Path):
-        """Opens `path`, or creates it."""
         self._path = path
         self._waiting = b""
         self._failed = False
@@ -45,8 +44,8 @@ class AppendedFile:
         except OSError as error:
             if not self._failed:
                 _log.error(
-                    "%s cannot be written (%s). Training goes on; lines are kept in memory and "
-                    "written when that is possible again.",
+                    "%s cannot be written (%s). Training continues; lines are kept in memory until "
+                    "they can be written.",
                     self._path,
                     error.strerror,
                 )
@@ -58,11 +57,11 @@ class AppendedFile:
 
     def _flush(self) -> None:
         if not self._is_in_place():
-            _log.error("%s has disappeared: it begins anew.", self._path)
+            _log.error("%s has disappeared: a new file is started.", self._path)
             descriptor = self._open()
             os.close(self._fd)
             self._fd = descriptor
-        while self._waiting:  # the end of a line that was written in part comes next
+        while self._waiting:  # a line written in part is completed by the next call
             self._waiting = self._waiting[os.write(self._fd, self._waiting) :]
 
     def _is_in_place(self) -> bool:
@@ -72,7 +71,7 @@ class AppendedFile:
             return False
 
     def sync(self) -> None:
-        """Makes what was written survive a power failure, where the disk allows."""
+        """Makes the written data survive a power failure, where the disk allows."""
         self.append(b"")
         with contextlib.suppress(OSError):
             os.fsync(self._fd)
@@ -86,13 +85,13 @@ class AppendedFile:
 
 
 class MetricsWriter:
-    """Writes scalars by step to every destination that the configuration names; process 0 does."""
+    """Writes metrics by step to every destination of the configuration, on process 0 only."""
 
     def __init__(self, workdir: Path, config: ConfigDict, start_step: int):
-        """Opens the destinations; drops what a run cut short left in them beyond `start_step`.
+        """Opens the destinations and drops the lines of steps after `start_step`.
 
-        metrics.jsonl is the record. TensorBoard's file is made from it, anew at each start, so that
-        both tell the same whenever the run was killed.
+        TensorBoard's file is rewritten from metrics.jsonl at each start, so that both agree
+        whenever the run was killed.
 
         Raises:
             UserError: if `log.wandb` is set and the package is not installed.
@@ -105,9 +104,7 @@ class MetricsWriter:
         lines = _drop_later_steps(workdir, start_step)
         self._file = AppendedFile(workdir / METRICS)
         if config.log.tensorboard:
-            from gptjax.metrics import (
-                tensorboard,  # costs a second that runs without it need not pay
-            )
+            from gptjax.metrics import tensorboard  # takes a second
 
             self._encode = tensorboard.encode
             self._events = AppendedFile(tensorboard.rewrite(workdir / TENSORBOARD, lines))
@@ -128,10 +125,10 @@ class MetricsWriter:
                 resume="allow",
             )
 
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        """Writes the values of one step; None stands for one that is not known or not finite.
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes the values of one step; None stands for unknown, and for what is not finite.
 
-        Only numbers go beyond metrics.jsonl.
+        Only numbers are written to other destinations than metrics.jsonl.
         """
         if self._file is None:
             return
@@ -141,26 +138,21 @@ class MetricsWriter:
         if self._events is not None:
             self._events.append(self._encode(line))
         if self._wandb is not None:
-            self._wandb.log(numbers(values), step=step)
+            numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
+            self._wandb.log(numbers, step=step)
 
     def sync(self) -> None:
-        """Makes what was written survive a power failure: before a checkpoint that is later."""
+        """Makes metrics.jsonl survive a power failure."""
         if self._file is not None:
             self._file.sync()
 
     def close(self) -> None:
         """Flushes and closes every destination."""
-        if self._file is not None:
-            self._file.close()
-        if self._events is not None:
-            self._events.close()
+        for file in (self._file, self._events):
+            if file is not None:
+                file.close()
         if self._wandb is not None:
             self._wandb.finish()
-
-
-def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Returns those of `values` that a curve can be drawn of."""
-    return {k: v for k, v in values.items() if isinstance(v, int | float)}
 
 
 def _jsonable(value: Any) -> Any:
@@ -168,13 +160,13 @@ def _jsonable(value: Any) -> Any:
 
 
 def _drop_later_steps(workdir: Path, last_step: int) -> list[dict[str, Any]]:
-    """Keeps the lines of metrics.jsonl up to `last_step` that are whole; returns them."""
+    """Keeps the complete lines of metrics.jsonl up to `last_step`; returns them."""
     path = workdir / METRICS
     if not path.exists():
         return []
     lines, damaged = read_metrics(workdir)
     for text in damaged:
-        _log.warning("%s: dropped a line that is not whole: %.60s", path, text)
+        _log.warning("%s: dropped an incomplete line: %.60s", path, text)
     kept = [line for line in lines if line["step"] <= last_step]
     write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
     return kept
