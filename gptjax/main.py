@@ -1,7 +1,4 @@
-"""Trains a model: `python -m gptjax.main --config=configs/quickstart.py`; run again, it continues.
-
-Kept short on purpose: everything else can be imported by a test or a notebook.
-"""
+"""Trains a model, or continues a run: `python -m gptjax.main --config=configs/quickstart.py`."""
 
 import logging
 
@@ -16,13 +13,14 @@ _log = logging.getLogger(__name__)
 
 
 def main(config: ConfigDict) -> None:
-    """Trains as `config` says."""
+    """Trains with `config` on the devices that JAX finds."""
     keep_compiled(config.compilation_cache_dir)
     devices = jax.devices()
     _log.info("JAX %s on %d x %s.", jax.__version__, len(devices), devices[0].device_kind)
     train_and_evaluate(config)
     _log.info(
-        'Done. More text: python -m gptjax.generate --workdir=%s --prompt="..."', config.workdir
+        'Done. To generate text: python -m gptjax.generate --workdir=%s --prompt="..."',
+        config.workdir,
     )
 
 

@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable
 
 from configs.errors import UserError
+from data_pipeline.progress import format_seconds
 from gptjax.checkpoint.manager import Checkpoints, Progress
 from gptjax.checkpoint.storage import summary
-from gptjax.common.formatting import format_seconds
 from gptjax.step.train_state import TrainState
 
 _log = logging.getLogger(__name__)

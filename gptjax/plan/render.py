@@ -1,6 +1,6 @@
 """A plan in words: the summary, claims beside what is so, warnings with remedies."""
 
-from gptjax.common.formatting import format_seconds
+from data_pipeline.progress import format_seconds
 from gptjax.plan.planner import Plan
 from gptjax.plan.scaling_law import effective_tokens
 

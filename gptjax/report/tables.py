@@ -15,7 +15,7 @@ import numpy as np
 
 from configs import base
 from configs.validate import leaves_of
-from gptjax.common.formatting import format_seconds
+from data_pipeline.progress import format_seconds
 from gptjax.evaluate.published import NOTES, Results, comparison
 from gptjax.evaluate.tasks import TASKS
 from gptjax.metrics.writers import BENCHMARK, START

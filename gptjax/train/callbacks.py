@@ -1,7 +1,7 @@
 """What a run does between steps, each at its own interval: samples, benchmarks, the report.
 
-They read the parameters and change nothing. Where one fails, that is logged and training
-continues. What is off has no callback, and what only it needs is not imported.
+Callbacks read the parameters and change nothing. Where one fails, that is logged and training
+continues. What is off has no callback, and the modules that only it needs are not imported.
 """
 
 import logging
@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 
 from configs.errors import UserError
 from data_pipeline.files import write_atomically
+from data_pipeline.progress import format_seconds
 from data_pipeline.tokenizer import Tokenizer
-from gptjax.common.formatting import format_seconds
 from gptjax.common.workdir import SAMPLES
 from gptjax.inference.generation import continue_texts
 from gptjax.inference.sampler import Sampler, Sampling
@@ -31,19 +31,19 @@ Callback = Callable[[int, Any], None]  # takes the step and the parameters
 
 
 class PeriodicCallback(NamedTuple):
-    """Something that is done between steps, while the training clock stands still."""
+    """A function that runs between steps, while the training clock stands still."""
 
-    interval: int  # optimizer steps; 0: only at the end of the run, when every hook is due
+    interval: int  # optimizer steps; 0: only at the end of the run, when every callback is due
     run: Callback
-    again: bool = False  # also when a run that had come to its end is started once more
+    rerun: bool = False  # also when a finished run is started again
 
     def due(self, step: int, *, at_end: bool) -> bool:
-        """Whether it is to be done behind `step`."""
+        """Returns whether to run after `step`."""
         return at_end or (self.interval > 0 and step % self.interval == 0)
 
 
 def problems(config: ConfigDict) -> list[str]:
-    """Returns why the hooks of `config` could not do their work, read off the files they need."""
+    """Returns the problems of the files that the callbacks of `config` read."""
     if not config.eval.benchmarks:
         return []
     from gptjax.evaluate import benchmarks
@@ -55,27 +55,25 @@ def problems(config: ConfigDict) -> list[str]:
 def measurements(
     config: ConfigDict, model_config: GPTConfig, tokenizer: Tokenizer, writer: MetricsWriter
 ) -> list[PeriodicCallback]:
-    """Returns the hooks that come before a checkpoint, which is never without their results.
+    """Returns the callbacks that run before a checkpoint is saved, so that it has their results.
 
     Raises:
         UserError: if a file of `eval.benchmarks` cannot be used.
     """
-    found = []
+    callbacks = []
     if config.sample.prompts:
-        sample = _with_whole_parameters(_samples(config, model_config, tokenizer))
-        found.append(
-            PeriodicCallback(config.sample.interval, _tolerant("sampling", sample), again=True)
-        )
+        sample = _samples(config, model_config, tokenizer)
+        run = _logged("sampling", _on_process_zero(sample))
+        callbacks.append(PeriodicCallback(config.sample.interval, run, rerun=True))
     if config.eval.benchmarks:
-        measure = _with_whole_parameters(_benchmarks(config, model_config, tokenizer, writer))
-        found.append(
-            PeriodicCallback(config.eval.benchmark_interval, _tolerant("benchmarks", measure))
-        )
-    return found
+        measure = _benchmarks(config.eval, model_config, tokenizer, writer)
+        run = _logged("benchmarks", _on_process_zero(measure))
+        callbacks.append(PeriodicCallback(config.eval.benchmark_interval, run))
+    return callbacks
 
 
 def reports(config: ConfigDict) -> list[PeriodicCallback]:
-    """Returns the hook that comes last and shows what the others found; none where it is off."""
+    """Returns the callback that writes the report, after all others; none where it is off."""
     if not config.report.interval:
         return []
     from gptjax.report.page import write_report
@@ -84,25 +82,25 @@ def reports(config: ConfigDict) -> list[PeriodicCallback]:
         if jax.process_index() == 0:
             write_report(Path(config.workdir))
 
-    return [PeriodicCallback(config.report.interval, _tolerant("the report", report))]
+    return [PeriodicCallback(config.report.interval, _logged("the report", report))]
 
 
-def _tolerant(name: str, callback: Callback) -> Callback:
-    """Logs what goes wrong: a run of days is worth more than any sample of it."""
+def _logged(name: str, callback: Callback) -> Callback:
+    """Logs errors instead of raising them: a run of days is worth more than its samples."""
 
     def run(step: int, params: Any) -> None:
         try:
             callback(step, params)
         except (UserError, OSError) as error:
-            _log.error("Step %d: %s failed (%s). Training goes on.", step, name, error)
+            _log.error("Step %d: %s failed (%s). Training continues.", step, name, error)
         except Exception:  # such as no memory left on the device
-            _log.exception("Step %d: %s failed. Training goes on.", step, name)
+            _log.exception("Step %d: %s failed. Training continues.", step, name)
 
     return run
 
 
-def _with_whole_parameters(callback: Callback) -> Callback:
-    """Gives process 0 the parameters on one device, however they are spread over a mesh."""
+def _on_process_zero(callback: Callback) -> Callback:
+    """Runs on process 0, with the whole parameters on one device however a mesh shards them."""
 
     def run(step: int, params: Any) -> None:
         whole = on_one_device(params)  # every process gives its share
@@ -113,14 +111,14 @@ def _with_whole_parameters(callback: Callback) -> Callback:
 
 
 def _samples(config: ConfigDict, model_config: GPTConfig, tokenizer: Tokenizer) -> Callback:
-    """Prints a continuation of each of `sample.prompts` and keeps them in workdir/samples."""
+    """Logs a continuation of each of `sample.prompts` and writes them to workdir/samples."""
     prompts = list(config.sample.prompts)
-    how = Sampling(**{field.name: config.sample[field.name] for field in fields(Sampling)})
+    sampling = Sampling(**{field.name: config.sample[field.name] for field in fields(Sampling)})
 
     def sample(step: int, params: Any) -> None:
+        sampler = Sampler(model_config, params)
         texts, seeds = list(prompts), [config.seed] * len(prompts)
-        pieces = continue_texts(Sampler(model_config, params), tokenizer, prompts, how, seeds=seeds)
-        for i, piece in pieces:
+        for i, piece in continue_texts(sampler, tokenizer, prompts, sampling, seeds=seeds):
             texts[i] += piece
         for text in texts:
             _log.info("Sample:\n%s\n", text)
@@ -132,17 +130,17 @@ def _samples(config: ConfigDict, model_config: GPTConfig, tokenizer: Tokenizer) 
 
 
 def _benchmarks(
-    config: ConfigDict, model_config: GPTConfig, tokenizer: Tokenizer, writer: MetricsWriter
+    eval_config: ConfigDict, model_config: GPTConfig, tokenizer: Tokenizer, writer: MetricsWriter
 ) -> Callback:
-    """Writes how the model does on the files of `eval.benchmarks` as metrics."""
+    """Writes the model's results on the files of `eval.benchmarks` as metrics."""
     from gptjax.evaluate import benchmarks
     from gptjax.evaluate.published import short_line
     from gptjax.inference.scoring import Scorer
 
     suite = benchmarks.Suite(
         tokenizer,
-        benchmarks.find_files([Path(path) for path in config.eval.benchmarks]),
-        limit=config.eval.benchmark_limit or None,
+        benchmarks.find_files([Path(path) for path in eval_config.benchmarks]),
+        limit=eval_config.benchmark_limit or None,
     )
 
     def measure(step: int, params: Any) -> None:
@@ -150,7 +148,7 @@ def _benchmarks(
         results = suite.run(Scorer(model_config, params), progress=False)
         values = {
             f"{BENCHMARK}{name}/{key}": value
-            for name in suite.items  # BLiMP's paradigms are not among them
+            for name in suite.items  # without BLiMP's paradigms
             for key, value in results[name].items()
         }
         writer.write(step, values)

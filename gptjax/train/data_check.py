@@ -1,4 +1,4 @@
-"""Is there enough data for the configuration?"""
+"""Checks that there is enough data for the configuration."""
 
 from ml_collections import ConfigDict
 
@@ -8,17 +8,15 @@ from data_pipeline.token_store import TokenStore
 
 
 def validate_store(config: ConfigDict, store: TokenStore) -> None:
-    """Raises UserError where the data is too small for `config`: all such problems at once."""
-    problems = []
-    limit = config.data.max_train_tokens
-    for name, documents in (
-        ("train", training_documents(store, limit)),
-        ("val", store.split("val")),
-    ):
-        if documents.n_tokens < config.model.block_size:
-            problems.append(
-                f"model.block_size = {config.model.block_size:,} exceeds the "
-                f"{documents.n_tokens:,} tokens of the {name} split (data.val_fraction = "
-                f"{config.data.val_fraction}, data.max_train_tokens = {limit:,})"
-            )
-    raise_problems(problems)
+    """Raises UserError with every split that is shorter than a row of the model."""
+    block_size, limit = config.model.block_size, config.data.max_train_tokens
+    splits = {"train": training_documents(store, limit), "val": store.split("val")}
+    raise_problems(
+        [
+            f"model.block_size = {block_size:,} exceeds the {documents.n_tokens:,} tokens of the "
+            f"{name} split (data.val_fraction = {config.data.val_fraction}, "
+            f"data.max_train_tokens = {limit:,})"
+            for name, documents in splits.items()
+            if documents.n_tokens < block_size
+        ]
+    )

@@ -1,4 +1,4 @@
-"""Steps that the guard skipped: counted, told with their documents; too many end the run."""
+"""Steps that the optimizer's guard skipped: counted and reported with their documents."""
 
 import logging
 from typing import Any
@@ -17,24 +17,22 @@ _SHOWN = 20  # documents of a skipped step on the console; metrics.jsonl has all
 
 
 class SkippedSteps:
-    """The skipped steps of a run, over all restarts."""
+    """The skipped steps of a run, over all restarts; too many in a row end it."""
 
-    def __init__(self, config: ConfigDict, rows: PackedRows, writer: MetricsWriter, opt_state: Any):
-        """Goes on from what `opt_state` has counted."""
+    def __init__(self, train: ConfigDict, rows: PackedRows, writer: MetricsWriter, opt_state: Any):
         self.total = int(optax.tree.get(opt_state, "skipped"))
         self.in_a_row = int(optax.tree.get(opt_state, "in_a_row"))
-        self._train = config.train
+        self._train = train
         self._rows = rows
         self._writer = writer
 
-    def look(self, step: int, first_row: int, values: dict[str, float], nats_A: np.ndarray) -> bool:
-        """Returns whether `step` was skipped, which is then told.
+    def check(
+        self, step: int, first_row: int, values: dict[str, float], nats_A: np.ndarray
+    ) -> bool:
+        """Returns whether `step` was skipped, after reporting it.
 
-        Args:
-            step: its number.
-            first_row: of its batch.
-            values: its metrics.
-            nats_A: summed loss of each of its micro-steps.
+        `first_row` is the first packed row of its batch, `values` are its metrics, and `nats_A` is
+        the summed loss of each micro-step.
 
         Raises:
             UserError: if it is the last of `train.max_consecutive_skips` in a row.
@@ -49,18 +47,18 @@ class SkippedSteps:
             raise UserError(
                 f"step {step} is number {self.in_a_row} in a row that had to be skipped "
                 f"(train.max_consecutive_skips): loss {loss:g}, gradient norm {grad_norm:g}. "
-                f"This state was not saved, and training from the checkpoints before it leads here "
-                f"again: start in another workdir with a lower --config.optim.learning_rate or a "
-                f"longer --config.optim.warmup_iters; where these are spikes, go on with a higher "
-                f"--config.train.loss_spike_sigma. The documents are in metrics.jsonl "
-                f"(skipped/documents)."
+                f"This state was not saved, and training again from the last checkpoint fails in "
+                f"the same way: start in another workdir with a lower "
+                f"--config.optim.learning_rate or a longer --config.optim.warmup_iters; if these "
+                f"are only spikes, continue with a higher --config.train.loss_spike_sigma. The "
+                f"documents are in metrics.jsonl (skipped/documents)."
             )
         return True
 
     def _report(
         self, step: int, first_row: int, loss: float, grad_norm: float, nats_A: np.ndarray
     ) -> None:
-        """Tells the documents of the batch, or of its micro-steps without a finite loss."""
+        """Lists the documents of the micro-steps without a finite loss, or of the whole batch."""
         size = self._train.batch_size
         micro_steps = np.flatnonzero(~np.isfinite(nats_A)).tolist() or list(range(nats_A.size))
         documents = self._rows.document_ids(

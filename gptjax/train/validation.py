@@ -1,6 +1,5 @@
 """Loss on the validation split, as it is measured between steps of training."""
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -9,21 +8,13 @@ from ml_collections import ConfigDict
 from data_pipeline.loader import BatchIterator
 from data_pipeline.packing import evaluation_rows
 from data_pipeline.token_store import TokenStore
-from gptjax.metrics import aggregate
+from gptjax.metrics import average
 from gptjax.step.sharding import place_batch
 from gptjax.step.train_step import StepFunctions
 
 
-def evaluate(
-    eval_step: Callable[[Any, Any], dict[str, jax.Array]], params: Any, batches: Iterable[Any]
-) -> dict[str, float]:
-    """Returns `loss`, `perplexity` and `bits_per_byte` over `batches`, sum divided by sum."""
-    sums = [eval_step(params, batch) for batch in batches]  # dispatched without waiting
-    return aggregate.average(jax.device_get(sums))
-
-
 class Validation:
-    """The validation rows of a run, held on the host: every evaluation sees the same ones."""
+    """The validation rows of a run, kept on the host: every evaluation uses the same ones."""
 
     def __init__(self, config: ConfigDict, store: TokenStore, steps: StepFunctions):
         """Reads the first `eval.eval_iters` batches of a fixed permutation of the split.
@@ -32,8 +23,7 @@ class Validation:
         """
         rows = evaluation_rows(config, store.split("val"), store.tokenizer)
         batch_size = config.train.batch_size
-        whole = -(-rows.rows_per_epoch // batch_size)
-        self.n_batches = min(config.eval.eval_iters, whole)
+        self.n_batches = min(config.eval.eval_iters, -(-rows.rows_per_epoch // batch_size))
         iterator = BatchIterator(
             rows,
             batch_size=batch_size,
@@ -41,15 +31,17 @@ class Validation:
             host=jax.process_index(),
             n_hosts=jax.process_count(),
         )
-        surplus = max(0, self.n_batches * batch_size - rows.rows_per_epoch)
-        per_host = batch_size // jax.process_count()
-        self._place = lambda batch: place_batch(steps.batch_sharding, batch)
-        self._eval_step = steps.eval_step
+        self._steps = steps
         self._batches = [next(iterator) for _ in range(self.n_batches)]
-        first_surplus = batch_size - surplus - jax.process_index() * per_host
-        self._batches[-1]["loss_mask"][:, max(0, first_surplus) :] = False
         iterator.close()
+        first_row = (self.n_batches - 1) * batch_size  # of the last batch, over all hosts
+        first_row += jax.process_index() * (batch_size // jax.process_count())
+        self._batches[-1]["loss_mask"][:, max(0, rows.rows_per_epoch - first_row) :] = False
 
     def run(self, params: Any) -> dict[str, float]:
         """Returns `loss`, `perplexity` and `bits_per_byte` of `params` on these rows."""
-        return evaluate(self._eval_step, params, map(self._place, self._batches))
+        sums = [  # dispatched without waiting
+            self._steps.eval_step(params, place_batch(self._steps.batch_sharding, batch))
+            for batch in self._batches
+        ]
+        return average(jax.device_get(sums))

@@ -1,4 +1,4 @@
-"""What the numbers mean, against closed forms."""
+"""Means, clocks and windows of metrics, against closed forms."""
 
 import copy
 import json
@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from gptjax.common.formatting import format_seconds
 from gptjax.metrics.aggregate import average, bits_per_byte
 from gptjax.metrics.throughput import Clock, Window
 from gptjax.model.config import GPTConfig
@@ -36,23 +35,23 @@ def test_a_uniform_model_has_the_closed_form(validation, store):
     split = store.split("val")
     params = steps.init_state().params
     params["wte"] = np.zeros_like(params["wte"])  # all logits are 0
-    found = validation.run(params)
+    metrics = validation.run(params)
     vocab_size = store.tokenizer.vocab_size
-    assert found["loss"] == pytest.approx(math.log(vocab_size), rel=1e-6)
-    assert found["perplexity"] == pytest.approx(vocab_size, rel=1e-5)
+    assert metrics["loss"] == pytest.approx(math.log(vocab_size), rel=1e-6)
+    assert metrics["perplexity"] == pytest.approx(vocab_size, rel=1e-5)
     # Each token of the split is a target once, the BOS of each document included.
     expected = split.n_tokens * math.log2(vocab_size) / split.n_bytes
-    assert found["bits_per_byte"] == pytest.approx(expected, rel=1e-6)
+    assert metrics["bits_per_byte"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_validation_sees_each_token_of_the_split_once(validation, store):
     validation, _ = validation
     split = store.split("val")
     kept = [b["targets"][b["loss_mask"]] for b in validation._batches]
-    found = np.bincount(np.concatenate(kept), minlength=store.tokenizer.vocab_size)
+    counts = np.bincount(np.concatenate(kept), minlength=store.tokenizer.vocab_size)
     tokens = [split.read(d, 0, split.doc_lengths[d]) for d in range(split.n_docs)]
     expected = np.bincount(np.concatenate(tokens), minlength=store.tokenizer.vocab_size)
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(counts, expected)
 
 
 def test_validation_reads_no_more_than_eval_iters(debug_config, store):
@@ -72,10 +71,10 @@ def test_average_divides_sums_once():
         {"nats": 10.0, "n_targets": 4, "n_bytes": 20},
         {"nats": 1.0, "n_targets": 1, "n_bytes": 1},
     ]
-    found = average(steps)
-    assert found["loss"] == 11 / 5  # not the mean of 2.5 and 1
-    assert found["perplexity"] == math.exp(11 / 5)
-    assert found["bits_per_byte"] == bits_per_byte(11.0, 21) == pytest.approx(11 * 1.442695041 / 21)
+    means = average(steps)
+    assert means["loss"] == 11 / 5  # not the mean of 2.5 and 1
+    assert means["perplexity"] == math.exp(11 / 5)
+    assert means["bits_per_byte"] == bits_per_byte(11.0, 21) == pytest.approx(11 * 1.442695041 / 21)
 
 
 class FakeTime:
@@ -85,7 +84,7 @@ class FakeTime:
         return self.now
 
 
-def test_clock_leaves_pauses_out_and_goes_on_from_before():
+def test_clock_excludes_pauses_and_continues_from_before():
     time = FakeTime()
     clock = Clock(50.0, time)
     time.now += 7
@@ -97,7 +96,7 @@ def test_clock_leaves_pauses_out_and_goes_on_from_before():
     assert clock.seconds == 60
 
 
-def test_clock_runs_on_after_an_error_in_a_pause():
+def test_clock_continues_after_an_error_in_a_pause():
     time = FakeTime()
     clock = Clock(0.0, time)
     with pytest.raises(RuntimeError), clock.paused():
@@ -130,7 +129,7 @@ def test_window_rates():
     assert window.scalars()["perf/tokens_per_sec"] == 10
 
 
-def test_a_window_leaves_skipped_steps_out_but_not_their_time():
+def test_a_window_excludes_skipped_steps_but_not_their_time():
     time = FakeTime()
     window = Window(Clock(0.0, time), flops_per_token=1, peak_flops=None)
     good = {"nats": 20.0, "n_targets": 10, "n_bytes": 30, "grad_norm": 2.0}
@@ -158,7 +157,7 @@ def test_a_step_that_was_not_timed_does_not_count_as_speed():
     assert window.scalars()["perf/tokens_per_sec"] == 5
 
 
-def test_a_window_goes_on_from_its_state():
+def test_a_window_resumes_from_its_state():
     time = FakeTime()
     clock = Clock(0.0, time)
     window = Window(clock, flops_per_token=1, peak_flops=None)
@@ -184,11 +183,3 @@ def test_without_a_peak_there_is_no_mfu():
     step = dict.fromkeys(("nats", "n_targets", "n_bytes", "grad_norm"), 1.0)
     window.add({**step, "param_norm": 1.0, "learning_rate": 1.0})
     assert window.scalars()["perf/mfu"] is None
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0s"), (59.4, "59s"), (125, "2m 05s"), (3600 * 3 + 420, "3h 07m"), (99 * 3600, "4d 03h")],
-)
-def test_format_seconds(seconds, text):
-    assert format_seconds(seconds) == text

@@ -1,4 +1,4 @@
-"""Samples, benchmarks and the report between steps: once each, harmless, and nothing when off."""
+"""Callbacks between steps: when they run, that they change nothing, and their failures."""
 
 import copy
 import json
@@ -39,7 +39,7 @@ def sets(tmp_path_factory):
 
 @pytest.fixture
 def off(debug_config, tmp_path, steps, monkeypatch):
-    """A short run without hooks, whose steps are compiled already."""
+    """A short run without callbacks, whose steps are compiled already."""
     monkeypatch.setattr(trainer, "StepFunctions", lambda *_: steps)
     config = copy.deepcopy(debug_config)
     config.workdir = str(tmp_path / "off")
@@ -52,7 +52,7 @@ def off(debug_config, tmp_path, steps, monkeypatch):
 
 @pytest.fixture
 def on(off, tmp_path, sets):
-    """The same run with every hook."""
+    """The same run with every callback."""
     config = copy.deepcopy(off)
     config.workdir = str(tmp_path / "on")
     config.sample.prompts = ("The ", "A longer prompt, ")
@@ -79,13 +79,13 @@ def samples_of(config):
 @pytest.mark.parametrize(
     ("interval", "expected"), [(0, [N]), (1, [1, 2, 3, 4, 5, 6]), (4, [4, 6]), (9, [6])]
 )
-def test_a_hook_is_due_at_its_interval_and_at_the_end(interval, expected):
-    hook = PeriodicCallback(interval, lambda step, params: None)
-    assert [s for s in range(1, N + 1) if hook.due(s, at_end=s == N)] == expected
+def test_a_callback_is_due_at_its_interval_and_at_the_end(interval, expected):
+    callback = PeriodicCallback(interval, lambda step, params: None)
+    assert [s for s in range(1, N + 1) if callback.due(s, at_end=s == N)] == expected
 
 
-def test_what_is_off_is_not_there(off):
-    """Nothing to run, and nothing imported: reading the modules takes as long as some runs."""
+def test_disabled_callbacks_are_not_imported(off):
+    """Importing the modules takes as long as some runs."""
     code = """
 import sys
 from configs import base
@@ -103,18 +103,18 @@ print([name for name in names if f"gptjax.{name}" in sys.modules])
     assert done.stdout == "[]\n"
 
 
-def test_a_run_without_hooks_only_evaluates(off, monkeypatch):
+def test_a_run_without_callbacks_only_evaluates(off, monkeypatch):
     runs = []
     monkeypatch.setattr(trainer.Trainer, "loop", lambda run: runs.append(run))
     trainer.train_and_evaluate(off)
-    (hook,) = runs[0].hooks
-    assert (hook.interval, hook.run) == (3, runs[0]._evaluate_and_save)
+    (callback,) = runs[0].callbacks
+    assert (callback.interval, callback.run) == (3, runs[0]._evaluate_and_save)
 
 
-# --- what ---
+# --- what they write ---
 
 
-def test_hooks_write_and_leave_the_run_as_it_would_have_been(off, on, store, caplog):
+def test_callbacks_write_and_do_not_change_the_run(off, on, store, caplog):
     scoring.token_scores.clear_cache()
     caplog.set_level("INFO", "gptjax")
     without = trainer.train_and_evaluate(off)
@@ -149,16 +149,16 @@ def test_hooks_write_and_leave_the_run_as_it_would_have_been(off, on, store, cap
     # The first time compiles: a program for each padded length that occurs, and for the cache
     # one each for prompt and continuation. The second time compiles nothing.
     compiled = [
-        (i, found[1])
+        (i, match[1])
         for i, record in enumerate(caplog.records)
-        if (found := re.match(r"Compiling jit\((\w+)\)", record.getMessage()))
+        if (match := re.match(r"Compiling jit\((\w+)\)", record.getMessage()))
     ]
     names = [name for _, name in compiled]
     assert names.count("_prefill") == names.count("_decode") == 1
     assert 1 <= names.count("token_scores") <= 5
-    told = [i for i, r in enumerate(caplog.records) if r.getMessage().startswith("Step 3: ")]
-    assert len(told) == 1
-    later = {name for i, name in compiled if i > told[0]}
+    reported = [i for i, r in enumerate(caplog.records) if r.getMessage().startswith("Step 3: ")]
+    assert len(reported) == 1
+    later = {name for i, name in compiled if i > reported[0]}
     assert not later & {"_prefill", "_decode", "token_scores", split_layers.__name__}
 
 
@@ -173,7 +173,7 @@ def test_a_finished_run_samples_again_and_nothing_else(on):
     assert (Path(on.workdir) / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_run_that_goes_on_does_what_an_unbroken_one_does(on, tmp_path):
+def test_a_resumed_run_calls_back_like_an_unbroken_one(on, tmp_path):
     unbroken = copy.deepcopy(on)
     unbroken.workdir = str(tmp_path / "unbroken")
     expected = bits(trainer.train_and_evaluate(unbroken))
@@ -190,7 +190,7 @@ def test_a_run_that_goes_on_does_what_an_unbroken_one_does(on, tmp_path):
     assert samples_of(on) == samples_of(unbroken)
 
 
-def test_a_run_cut_short_between_a_hook_and_the_checkpoint_does_it_again(on, monkeypatch):
+def test_a_run_killed_between_a_callback_and_the_checkpoint_repeats_it(on, monkeypatch):
     save = trainer.Trainer._evaluate_and_save
 
     def cut_short(run, step, params):
@@ -207,10 +207,10 @@ def test_a_run_cut_short_between_a_hook_and_the_checkpoint_does_it_again(on, mon
     assert [line["step"] for line in lines_of(on, "benchmark/piqa/acc")] == [3, 6]
 
 
-# --- what goes wrong ---
+# --- failures ---
 
 
-def test_a_hook_that_fails_does_not_end_the_run(off, on, monkeypatch, caplog):
+def test_a_callback_that_fails_does_not_end_the_run(off, on, monkeypatch, caplog):
     def broken(*_):
         raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
@@ -220,8 +220,9 @@ def test_a_hook_that_fails_does_not_end_the_run(off, on, monkeypatch, caplog):
     (workdir / "report.html").mkdir(parents=True)
     (workdir / "samples").write_text("no folder")
     assert bits(trainer.train_and_evaluate(on)) == expected
-    told = [r.getMessage() for r in caplog.records if r.getMessage().endswith("Training goes on.")]
-    assert [t.split(" failed")[0] for t in told] == [
+    messages = [record.getMessage() for record in caplog.records]
+    failures = [text for text in messages if text.endswith("Training continues.")]
+    assert [text.split(" failed")[0] for text in failures] == [
         "Step 2: sampling",
         "Step 2: the report",
         "Step 3: benchmarks",
@@ -235,31 +236,31 @@ def test_a_hook_that_fails_does_not_end_the_run(off, on, monkeypatch, caplog):
     assert [line["step"] for line in lines_of(on, "val/loss")] == [3, 6]
 
 
-def test_all_problems_are_told_before_any_work(on, tmp_path):
+def test_all_problems_are_listed_before_any_work(on, tmp_path):
     damaged = tmp_path / "hellaswag.jsonl"
     damaged.write_text('{"ctx": \n')
     on.eval.benchmarks = (str(tmp_path / "none"), str(damaged))
     on.train.batch_size = 0
     on.sample.interval = -1
-    on.data.source = str(tmp_path / "no source, which would be told next")
+    on.data.source = str(tmp_path / "no source, which would be reported next")
     with pytest.raises(UserError) as error:
         trainer.train_and_evaluate(on)
-    told = str(error.value)
-    assert told.startswith("the configuration has 4 problems:")
+    message = str(error.value)
+    assert message.startswith("the configuration has 4 problems:")
     for words in (
         "train.batch_size = 0 must be positive",
         "sample.interval = -1 must not be negative",
         f"eval.benchmarks: there is no file or folder {tmp_path / 'none'}",
         f"eval.benchmarks: {damaged}, line 1: this is no item of hellaswag",
     ):
-        assert words in told
+        assert words in message
     assert not Path(on.workdir).exists()
 
 
-# --- what it costs ---
+# --- time ---
 
 
-def test_the_training_clock_stands_still(on, monkeypatch):
+def test_the_training_clock_is_paused(on, monkeypatch):
     def slow(*_, **__):
         time.sleep(0.5)
         return iter([])
@@ -276,7 +277,7 @@ def test_the_training_clock_stands_still(on, monkeypatch):
 # --- a mesh ---
 
 
-def test_parameters_that_are_split_over_devices_are_measured_whole(on, tmp_path):
+def test_sharded_parameters_are_measured_whole(on, tmp_path):
     """Two devices hold half of each matrix: the same samples and scores as of one device."""
     on.train.max_iters = 1
     config = copy.deepcopy(on)

@@ -1,4 +1,4 @@
-"""The programs as a user runs them, and what they say to bad input."""
+"""The programs as a user runs them, and their messages for bad input."""
 
 import copy
 import json
@@ -37,7 +37,7 @@ def trained(debug_config, tmp_path_factory):
         f"--config.workdir={workdir}",
         f"--config.data.cache_dir={debug_config.data.cache_dir}",
         "--config.optim.learning_rate=8e-3",
-        "--config.optim.lr_decay_iters=25",  # so that the run can go on to there
+        "--config.optim.lr_decay_iters=25",  # so that the run can be extended to there
         "--config.log.tensorboard=True",
     ]
     return workdir, arguments, program("gptjax.main", *arguments)
@@ -67,7 +67,7 @@ def test_main_continues_with_overrides(trained):
     assert result.returncode == 0, result.stderr
     assert "Continuing from" in result.stderr and "step 25/25" in result.stderr
     assert "step  5/25" not in result.stderr
-    assert "encoded" not in result.stderr  # the store was used again
+    assert "encoding" not in result.stderr  # the store was used again
 
 
 def test_generate_reads_the_workdir(trained):
@@ -135,7 +135,7 @@ def test_a_user_mistake_is_a_paragraph_not_a_traceback(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_generate_says_what_is_missing(tmp_path):
+def test_generate_reports_what_is_missing(tmp_path):
     result = program("gptjax.generate", f"--workdir={tmp_path}")
     assert result.returncode == 1
     assert "config.json" in result.stderr and "Traceback" not in result.stderr

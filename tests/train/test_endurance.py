@@ -1,4 +1,4 @@
-"""Days in small: what a process holds does not grow with its steps."""
+"""The memory of a process does not grow with its steps."""
 
 import copy
 import json
@@ -23,7 +23,7 @@ config.train.max_iters = int(sys.argv[3])
 config.eval.eval_interval = 50
 config.sample.prompts = ()
 config.log.tensorboard = True
-resident = array.array("q", bytes(8 * config.train.max_iters))  # what watches takes no more
+resident = array.array("q", bytes(8 * config.train.max_iters))  # allocated before the steps
 dispatch = trainer.Trainer._dispatch
 def watch(run):
     with open("/proc/self/statm") as file:

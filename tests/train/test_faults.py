@@ -1,4 +1,4 @@
-"""Disks that fill up, folders that vanish, steps that go wrong: a run goes on, or says why not."""
+"""Full disks, deleted folders, bad steps, signals: a run continues, or reports why it cannot."""
 
 import contextlib
 import copy
@@ -71,9 +71,7 @@ NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.usefixtures("quick_retries")
-def test_a_save_that_fails_is_made_up_for_and_the_run_is_the_same(
-    monkeypatch, config, tmp_path, caplog
-):
+def test_a_failed_save_is_repeated_and_the_run_is_the_same(monkeypatch, config, tmp_path, caplog):
     whole = trainer.train_and_evaluate(config)
     other = copy.deepcopy(config)
     other.workdir = str(tmp_path / "other")
@@ -81,13 +79,13 @@ def test_a_save_that_fails_is_made_up_for_and_the_run_is_the_same(
     state = trainer.train_and_evaluate(other)
     assert "step 4 could not be saved (OSError: [Errno 28] No space left" in caplog.text
     assert "Saving works again" in caplog.text
-    assert calls[:3] == [2, 4, 4]  # made up for at once, not at the next evaluation
+    assert calls[:3] == [2, 4, 4]  # repeated at once, not at the next evaluation
     assert_same_bits(jax.device_get(state), jax.device_get(whole))
     assert metric_lines(other) == metric_lines(config)
 
 
 @pytest.mark.usefixtures("quick_retries")
-def test_a_last_save_that_fails_is_an_error_and_the_run_can_go_on(
+def test_a_failed_last_save_is_an_error_and_the_run_can_be_resumed(
     monkeypatch, config, tmp_path, caplog
 ):
     whole = jax.device_get(trainer.train_and_evaluate(config))
@@ -99,7 +97,7 @@ def test_a_last_save_that_fails_is_an_error_and_the_run_can_go_on(
     assert_same_bits(jax.device_get(trainer.train_and_evaluate(config)), whole)
 
 
-def test_an_unwritable_workdir_is_told_before_training(monkeypatch, config):
+def test_an_unwritable_workdir_is_reported_before_training(monkeypatch, config):
     def fail(*_):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
@@ -257,7 +255,7 @@ def test_a_disk_that_is_full_for_a_while(config, tmp_path):
     assert metric_lines(config) == metric_lines(same)
 
 
-def test_a_disk_that_stays_full_is_told_at_the_end(config, tmp_path):
+def test_a_disk_that_stays_full_is_reported_at_the_end(config, tmp_path):
     result = limited(config, tmp_path / "run", 3, 99)
     assert result.returncode == 1
     assert "error: the state of step 12 could not be saved" in result.stderr
@@ -267,7 +265,7 @@ def test_a_disk_that_stays_full_is_told_at_the_end(config, tmp_path):
     assert "Continuing from" in result.stderr and "step 12/12" in result.stderr
 
 
-def test_a_workdir_that_is_deleted_comes_again(monkeypatch, config, caplog):
+def test_a_deleted_workdir_is_written_again(monkeypatch, config, caplog):
     real = trainer.Trainer._dispatch
 
     def dispatch(self):
@@ -288,7 +286,7 @@ def test_a_workdir_that_is_deleted_comes_again(monkeypatch, config, caplog):
     assert int(trainer.train_and_evaluate(config).step) == 9  # it is a good workdir
 
 
-def test_lines_wait_for_a_full_disk_and_come_in_order(monkeypatch, tmp_path, caplog):
+def test_lines_wait_for_a_full_disk_and_keep_their_order(monkeypatch, tmp_path, caplog):
     path = tmp_path / "lines"
     file = writers.AppendedFile(path)
     room = 10
@@ -345,14 +343,14 @@ def poison_steps(monkeypatch, config, store, steps):
     }
 
 
-def test_a_skipped_step_is_told_with_its_documents(monkeypatch, config, store, tmp_path, caplog):
+def test_skipped_steps_are_reported_with_documents(monkeypatch, config, store, tmp_path, caplog):
     documents = poison_steps(monkeypatch, config, store, {3, 4, 7})
     state = trainer.train_and_evaluate(config)
     assert int(state.step) == 8
     lines = metric_lines(config)
-    told = {line["step"]: line for line in lines if "skipped/documents" in line}
-    assert sorted(told) == [3, 4, 7]
-    for step, line in told.items():
+    skipped = {line["step"]: line for line in lines if "skipped/documents" in line}
+    assert sorted(skipped) == [3, 4, 7]
+    for step, line in skipped.items():
         assert set(line["skipped/documents"]) == documents[step]
         assert line["skipped/micro_steps"] == [1] and line["skipped/loss"] is None
         assert f"Step {step} was skipped: loss nan" in caplog.text
@@ -385,8 +383,8 @@ PROGRAM = [sys.executable, "-u", "-m", "gptjax.main", "--config=configs/debug.py
 
 
 @contextlib.contextmanager
-def heeded_signals():
-    """Children started here do not inherit what `nohup` and a shell's `&` made ignored."""
+def default_signals():
+    """Children started inside do not inherit signals that `nohup` or `&` of a shell ignore."""
     before = {n: signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGHUP)}
     try:
         yield
@@ -404,7 +402,7 @@ def launch(config, workdir, *arguments):
         "--config.train.max_iters=1000000",
         *arguments,
     ]
-    with heeded_signals():
+    with default_signals():
         return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
@@ -420,14 +418,14 @@ def start(config, workdir):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_saves_and_exits_0_in_the_time_that_it_tells(config, tmp_path, number):
+def test_a_signal_saves_and_exits_0_in_the_announced_time(config, tmp_path, number):
     program = start(config, tmp_path / "run")
     begin = time.monotonic()
     program.send_signal(number)
     try:
         _, text = program.communicate(timeout=60)
     finally:
-        program.kill()  # else one that heeds nothing would train for ever
+        program.kill()  # one that ignored the signal would train forever
     seconds = time.monotonic() - begin
     assert program.returncode == 0, text
     (bound,) = [line for line in text.splitlines() if "within about" in line]
@@ -442,7 +440,7 @@ def test_max_hours_stops_the_same_way(config, tmp_path):
     program = launch(config, tmp_path / "run", "--config.train.max_hours=0.001")
     _, text = program.communicate(timeout=60)
     assert program.returncode == 0, text
-    assert "max_hours = 0.001 are over: stopping after this step" in text
+    assert "train.max_hours = 0.001 is reached: stopping after this step" in text
     assert any((tmp_path / "run" / "checkpoints").iterdir())
 
 
@@ -457,26 +455,26 @@ with StopSignal(lambda: "stopping within 3s."):
 """
 
 
-def test_a_second_ctrl_c_leaves_at_once_even_while_the_main_thread_is_busy():
+def test_a_second_ctrl_c_exits_at_once_even_while_the_main_thread_is_busy():
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with heeded_signals():
+    with default_signals():
         program = subprocess.Popen([sys.executable, "-c", BUSY], cwd=ROOT, **pipes)
     assert program.stdout.readline() == "ready\n"
     begin = time.monotonic()
     program.send_signal(signal.SIGINT)
-    assert "stopping within 3s." in program.stderr.readline()  # told at once
+    assert "stopping within 3s." in program.stderr.readline()  # reported at once
     program.send_signal(signal.SIGINT)
     assert program.wait(timeout=10) == 130
     assert time.monotonic() - begin < 5
 
 
-def test_handlers_are_put_back():
-    before = [signal.getsignal(number) for number in signals._WISHES]
+def test_handlers_are_restored():
+    before = [signal.getsignal(number) for number in signals._STOP_SIGNALS]
     with signals.StopSignal(lambda: "stopping.") as stop:
         assert not stop.received
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.received
-    assert [signal.getsignal(number) for number in signals._WISHES] == before
+    assert [signal.getsignal(number) for number in signals._STOP_SIGNALS] == before
 
 
 def test_an_ignored_hangup_stays_ignored():

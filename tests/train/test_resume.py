@@ -1,4 +1,4 @@
-"""A run that stops and goes on equals one that never stopped, bit for bit."""
+"""A resumed run equals one that never stopped, bit for bit."""
 
 import copy
 import hashlib
@@ -95,7 +95,7 @@ def metric_lines(config):
     return [{k: v for k, v in line.items() if not k.startswith(timed)} for line in lines]
 
 
-def test_stop_and_go_on_is_bit_identical(recording, config, tmp_path):
+def test_resuming_is_bit_identical(recording, config, tmp_path):
     whole, whole_batches = recording(config)
     assert sorted(whole_batches) == list(range(1, 9))
 
@@ -113,10 +113,8 @@ def test_stop_and_go_on_is_bit_identical(recording, config, tmp_path):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_sigterm_saves_and_the_next_run_goes_on_bit_identically(
-    recording, config, tmp_path, optimizer
-):
-    """With all that the state may hold: Muon's momentum, sums of micro-steps, an average."""
+def test_resuming_after_sigterm_is_bit_identical(recording, config, tmp_path, optimizer):
+    """With every part of the state: Muon's momentum, sums of micro-steps, an average."""
     if optimizer == "muon":
         config.optim.optimizer, config.optim.ema_decay = "muon", 0.9
         config.optim.weight_decay_schedule = "linear"
@@ -298,7 +296,7 @@ def test_lines_do_not_depend_on_where_a_run_stopped(recording, config, tmp_path)
     assert metric_lines(stopped) == metric_lines(config)
 
 
-def test_clocks_go_on(recording, config):
+def test_clocks_continue(recording, config):
     for max_iters in (4, 8):
         config.train.max_iters = max_iters
         recording(config)

@@ -1,0 +1,179 @@
+"""What a run reports about its steps: metrics, console lines, speed, time left, skipped steps."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from data_pipeline.packing import PackedRows
+from data_pipeline.progress import ProgressBar, format_seconds
+from gptjax.checkpoint.manager import Progress
+from gptjax.metrics import Clock, MetricsWriter, Window
+from gptjax.metrics.writers import START
+from gptjax.model.config import GPTConfig
+from gptjax.model.flops import flops_per_token
+from gptjax.plan.devices import peak_flops
+from gptjax.step.train_state import TrainState
+from gptjax.train.callbacks import PeriodicCallback
+from gptjax.train.skipped_steps import SkippedSteps
+
+_log = logging.getLogger(__name__)
+
+
+class DispatchedStep(NamedTuple):
+    """An optimizer step whose metrics have not been read yet."""
+
+    step: int
+    first_row: int  # of its batch, in the sequence of packed rows
+    metrics: Any  # on the device
+
+
+class TrainingLog:
+    """Reads the metrics of steps and reports them; several processes call it, process 0 reports."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        model_config: GPTConfig,
+        rows: PackedRows,
+        state: TrainState,
+        progress: Progress,
+    ):
+        step = int(state.step)
+        self._train = config.train
+        self._rows_per_epoch = rows.rows_per_epoch
+        self._tokens_seen = progress.tokens_seen
+        self.clock = Clock(progress.trained_seconds)
+        peak = peak_flops(jax.devices()[0].device_kind)
+        self._window = Window(
+            self.clock,
+            flops_per_token=flops_per_token(model_config),
+            peak_flops=None if peak is None else peak * jax.device_count(),
+            state=progress.window,
+        )
+        self._seconds_per_step: float | None = None  # in the last window
+        self._callback_seconds: dict[PeriodicCallback, float] = {}  # of the last run of each
+        self.writer = MetricsWriter(Path(config.workdir), config, step)
+        self.skipped = SkippedSteps(config.train, rows, self.writer, state.opt_state)
+        self._is_shown = jax.process_index() == 0
+        n_steps = self._train.max_iters
+        self._bar = ProgressBar("training", n_steps, step, shown=self._is_shown, keep=True)
+        if step < n_steps:
+            self.writer.write(step, {START: step})
+
+    def waiting_for_data(self) -> contextlib.AbstractContextManager[None]:
+        """Counts a `with` block as time spent waiting for data."""
+        return self._window.waiting()
+
+    @contextlib.contextmanager
+    def running(self, callback: PeriodicCallback) -> Iterator[None]:
+        """Measures a run of `callback`, for the time left."""
+        start = time.monotonic()
+        yield
+        self._callback_seconds[callback] = time.monotonic() - start
+
+    def add(self, dispatched: DispatchedStep, *, timed: bool = True) -> None:
+        """Waits for the metrics of a step and reports them; `timed`: see `Window.add`.
+
+        Raises:
+            UserError: if too many steps in a row were skipped.
+        """
+        step = dispatched.step
+        metrics = jax.device_get(dispatched.metrics)
+        nats_A = metrics.pop("nats_A")
+        values = {name: float(value) for name, value in metrics.items()}
+        skipped = self.skipped.check(step, dispatched.first_row, values, nats_A)
+        self._tokens_seen += int(values["n_targets"])
+        self._window.add(values, skipped=skipped, timed=timed)
+        loss = values["nats"] / values["n_targets"]
+        self._bar.update(step, f"{step}/{self._train.max_iters} steps, loss {loss:.3f}")
+        if step % self._train.log_interval == 0:
+            self._write_window(step)
+
+    def _write_window(self, step: int) -> None:
+        rows_seen = step * self._train.batch_size * self._train.gradient_accumulation_steps
+        values = {
+            **self._window.scalars(),
+            "optim/skipped_steps": self.skipped.total,
+            "data/tokens_seen": self._tokens_seen,
+            "data/epoch": rows_seen / self._rows_per_epoch,
+        }
+        self._seconds_per_step = self._window.seconds_per_step
+        self.writer.write(step, values)
+        self._print(step, training_line(values, self._seconds_left(step)))
+        self._window.restart()
+
+    def _seconds_left(self, step: int) -> float | None:
+        """Returns the time left at the current speed; callbacks take as long as the last time."""
+        if self._seconds_per_step is None:
+            return None
+        steps_left = self._train.max_iters - step
+        callback_seconds = sum(
+            seconds * (steps_left / callback.interval if callback.interval else 1)
+            for callback, seconds in self._callback_seconds.items()
+        )
+        return steps_left * self._seconds_per_step + callback_seconds
+
+    def add_validation(
+        self, step: int, values: Mapping[str, float], *, is_best: bool, seconds: float
+    ) -> None:
+        """Reports the metrics of an evaluation that took `seconds`."""
+        self.writer.write(step, {f"val/{name}": value for name, value in values.items()})
+        self._print(
+            step,
+            f"val loss {values['loss']:.4f} | bits/byte {values['bits_per_byte']:.4f}"
+            f"{' | best so far' if is_best else ''} | {format_seconds(seconds)}",
+        )
+
+    def _print(self, step: int, text: str) -> None:
+        if self._is_shown:
+            n_steps = self._train.max_iters
+            _log.info("step %*d/%d | %s", len(str(n_steps)), step, n_steps, text)
+
+    def stop_notice(self, save_seconds: float | None) -> str:
+        """Returns what happens after a stop request, and how long it takes."""
+        if self._seconds_per_step is None or save_seconds is None:
+            return "stopping after this step, with a checkpoint; neither has been timed yet."
+        seconds = format_seconds(2 * self._seconds_per_step + save_seconds + 1)
+        return f"stopping after this step, with a checkpoint: within about {seconds}."
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """The fields of a checkpoint's `Progress` that are kept here."""
+        return {
+            "tokens_seen": self._tokens_seen,
+            "trained_seconds": self.clock.seconds,
+            "window": self._window.state,
+        }
+
+    def close(self) -> None:
+        """Closes the console's bar and the metrics files; safe after an error."""
+        self._bar.close()
+        self.writer.close()
+
+
+def training_line(values: Mapping[str, float | None], seconds_left: float | None) -> str:
+    """Returns the console's line for the metrics of a window; n/a: unknown."""
+
+    def shown(name: str, form: str) -> str:
+        value = values[name]
+        return "n/a" if value is None else format(value, form)
+
+    parts = [
+        f"train loss {shown('train/loss', '.4f')}",
+        f"bits/byte {shown('train/bits_per_byte', '.4f')}",
+        f"lr {shown('optim/learning_rate', '.2e')}",
+        f"grad norm {shown('optim/grad_norm', '.2f')}",
+        f"{shown('perf/tokens_per_sec', ',.0f')} tok/s",
+        f"mfu {shown('perf/mfu', '.1%')}",
+        f"epoch {shown('data/epoch', '.2f')}",
+        f"eta {'n/a' if seconds_left is None else format_seconds(seconds_left)}",
+    ]
+    if values["optim/skipped_steps"]:
+        parts.append(f"skipped {shown('optim/skipped_steps', 'd')}")
+    return " | ".join(parts)
