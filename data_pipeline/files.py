@@ -58,16 +58,16 @@ def hash_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def differences(there: Any, here: Any, name: str = "") -> list[str]:
+def differences(saved: Any, current: Any, name: str = "") -> list[str]:
     """Returns a phrase for each leaf in which two JSON values differ."""
-    if isinstance(there, list) and isinstance(here, list):
-        if len(there) != len(here):
-            return [f"{name}: {len(there)} there, {len(here)} here"]
-        there, here = dict(enumerate(there)), dict(enumerate(here))
-    if isinstance(there, dict) and isinstance(here, dict):
+    if isinstance(saved, list) and isinstance(current, list):
+        if len(saved) != len(current):
+            return [f"{name}: {len(saved)} saved, {len(current)} now"]
+        saved, current = dict(enumerate(saved)), dict(enumerate(current))
+    if isinstance(saved, dict) and isinstance(current, dict):
         prefix = f"{name}." if name else ""
-        found = []
-        for key in dict.fromkeys([*there, *here]):
-            found += differences(there.get(key), here.get(key), f"{prefix}{key}")
-        return found
-    return [] if there == here else [f"{name}: {there} there, {here} here"]
+        texts = []
+        for key in dict.fromkeys([*saved, *current]):
+            texts += differences(saved.get(key), current.get(key), f"{prefix}{key}")
+        return texts
+    return [] if saved == current else [f"{name}: {saved} saved, {current} now"]

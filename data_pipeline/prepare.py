@@ -25,10 +25,8 @@ joined.
 import collections
 import contextlib
 import errno
-import fcntl
 import itertools
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -42,6 +40,7 @@ from configs import cli
 from configs.errors import DataError
 from data_pipeline import encode, parquet, statistics, token_store, tokenizer_sample, worker_pool
 from data_pipeline.files import differences, fsync_folder, hash_json, write_atomically
+from data_pipeline.lock import FileLock
 from data_pipeline.parquet import ShardInfo
 from data_pipeline.statistics import summary
 from data_pipeline.token_store import SPLITS, TokenStore
@@ -66,7 +65,7 @@ def prepare(config: ConfigDict, *, progress: bool = True) -> Path:
     if not _is_complete(store, sources, settings):
         with _disk_errors(store):
             store.parent.mkdir(parents=True, exist_ok=True)
-            with _lock(store):
+            with FileLock(store.with_name(f".{store.name}.lock"), wait=True):
                 if not _is_complete(store, sources, settings):  # made while we waited
                     _make(
                         store,
@@ -139,11 +138,11 @@ def _is_complete(store: Path, sources: list[dict[str, Any]], settings: dict[str,
     if not store.exists():
         return False
     manifest = TokenStore.open(store).manifest
-    there = {key: manifest[key] for key in ("sources", "settings")}
-    if found := differences(there, {"sources": sources, "settings": settings}):
+    saved = {key: manifest[key] for key in ("sources", "settings")}
+    if problems := differences(saved, {"sources": sources, "settings": settings}):
         raise DataError(
-            f"{store}: this store is not what its name says ({'; '.join(found[:8])}). Move it away "
-            "and run again."
+            f"{store}: this store is not what its name says ({'; '.join(problems[:8])}). Move it "
+            "away and run again."
         )
     return True
 
@@ -162,22 +161,6 @@ def _disk_errors(store: Path) -> Iterator[None]:
             "some space, or put the store elsewhere with --config.data.cache_dir=..., and run "
             "again: finished parts are kept."
         ) from e
-
-
-@contextlib.contextmanager
-def _lock(store: Path) -> Iterator[None]:
-    """Lets one process at a time make a store; the kernel drops the lock of one that dies."""
-    with store.with_name(f".{store.name}.lock").open("a+") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            f.seek(0)
-            log.info("process %s is preparing %s: waiting for it", f.read().strip(), store)
-            fcntl.flock(f, fcntl.LOCK_EX)
-        f.truncate(0)
-        f.write(f"{os.getpid()}\n")
-        f.flush()
-        yield
 
 
 def _make(

@@ -1,4 +1,4 @@
-"""Checks every checkpoint of a run.
+"""Verifies every checkpoint of a run.
 
 python -m gptjax.checkpoint verify --workdir=runs/quickstart
 """
@@ -10,12 +10,12 @@ from absl import app, flags
 
 from configs.cli import call
 from configs.errors import UserError
-from gptjax.checkpoint.manager import verify
+from gptjax.checkpoint import verify
 
 
 def _main(arguments: list[str]) -> None:
     if arguments[1:] != ["verify"]:
-        raise UserError("say what to do: python -m gptjax.checkpoint verify --workdir=...")
+        raise UserError("name the command: python -m gptjax.checkpoint verify --workdir=...")
     results = verify(Path(flags.FLAGS.workdir))
     for step, problem in results.items():
         print(f"{step:>9}  {'DAMAGED: ' + problem if problem else 'good'}")

@@ -1,7 +1,6 @@
-"""May a run go on from a checkpoint? Each key of configs/base.py has its place in one list here.
+"""Can a run resume from a checkpoint? Each key of configs/base.py is in one of the lists below.
 
-The rule: what a run has done must be what the configuration of now would have done; what it does
-next may change.
+The rule: the current configuration must give the steps already done; later steps may change.
 """
 
 from typing import Any
@@ -11,13 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs.validate import leaves
 from configs.workdir import completed
 from data_pipeline.files import differences
 from data_pipeline.token_store import TokenStore
 from gptjax.optim.schedules import decay_start, schedules
 
-# Another value makes another run.
+# A different value is a different run.
 FIXED = frozenset(
     """
     seed data.max_train_tokens data.document_mask
@@ -28,7 +26,7 @@ FIXED = frozenset(
     optim.ema_decay
     """.split()
 )
-# They decide learning rates and weight decay: those of the steps done must stay what they were.
+# They decide learning rates and weight decay, which must be the same for the steps already done.
 SCHEDULE = frozenset(
     """
     optim.schedule optim.learning_rate optim.min_lr optim.warmup_iters optim.lr_decay_iters
@@ -36,16 +34,16 @@ SCHEDULE = frozenset(
     optim.weight_decay_end train.max_iters
     """.split()
 )
-# Their product is the batch and must stay; how it is cut may follow the memory of the device.
+# Their product is the batch and is fixed; how it is split can follow the memory of the device.
 BATCH = frozenset(["train.batch_size", "train.gradient_accumulation_steps"])
-# They decide the token store, which is compared by what it contains.
+# They decide the token store, which is compared by its content.
 DATA = frozenset(
     """
     data.source data.val_fraction data.on_corrupt tokenizer.vocab_size tokenizer.sample_bytes
     tokenizer.file
     """.split()
 )
-# How fast, how often, how much is told and kept, and where: logged when it changes.
+# Speed, frequency and amount of output, and where it goes: logged when it changes.
 FREE = frozenset(
     """
     workdir init_from compilation_cache_dir data.cache_dir data.prepare_workers
@@ -63,11 +61,11 @@ FREE = frozenset(
     claims.expected_tokens claims.batch_fits
     """.split()
 )
-_SHOWN = 12  # differences of the data in an error
+_MAX_DATA_DIFFERENCES = 12  # in an error message
 
 
 def identity(config: ConfigDict, store: TokenStore) -> dict[str, Any]:
-    """Returns what a checkpoint keeps of its run for `incompatibilities` and `changes`: JSON."""
+    """Returns what the meta of a checkpoint says of its run, for the functions below: JSON."""
     device = jax.devices()[0]
     return {
         "config": config.to_dict(),
@@ -82,110 +80,100 @@ def identity(config: ConfigDict, store: TokenStore) -> dict[str, Any]:
     }
 
 
-def incompatibilities(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Returns why the run `here` cannot go on from a checkpoint: all reasons; [] if it can.
+def incompatibilities(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """Returns all reasons why a run cannot resume from a checkpoint; [] if it can.
 
     Args:
-        there: the checkpoint's meta: its run's `identity`, and `step`.
-        here: `identity` of this run.
+        saved: the checkpoint's meta: the `identity` of its run, and `step`.
+        current: `identity` of this run.
     """
-    old, new = completed(there["config"]), completed(here["config"])
-    found = [text for text in _changed(old, new) if text.partition(":")[0] in FIXED]
-    found += _batch_refusals(old, new) + _schedule_refusals(old, new, there["step"])
+    old, new = completed(saved["config"]), completed(current["config"])
+    problems = _config_changes(old, new, FIXED)
+    problems += _batch_problems(old, new) + _schedule_problems(old, new, saved["step"])
     for name in ("tokenizer_hash", "store_hash"):
-        found += differences(there[name], here[name], name)
-    if there["store_hash"] != here["store_hash"]:
-        # Nothing else may differ: where other versions of the libraries made the files.
-        data = differences(there["store"], here["store"], "data")
-        found += [*data[:_SHOWN], *([f"... {len(data):,} in all"] if data[_SHOWN:] else [])]
-    return found
+        problems += differences(saved[name], current[name], name)
+    if saved["store_hash"] != current["store_hash"]:
+        # `data` is empty where only other versions of the libraries wrote the store's files.
+        data = differences(saved["store"], current["store"], "data")
+        problems += data[:_MAX_DATA_DIFFERENCES]
+        if len(data) > _MAX_DATA_DIFFERENCES:
+            problems.append(f"... {len(data):,} in all")
+    return problems
 
 
-def changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Returns, for a run that is not refused, what is another than in the checkpoint's run."""
-    found = _changed(completed(there["config"]), completed(here["config"]))
-    return found + differences(there["environment"], here["environment"])
+def changes(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """Returns what differs from the checkpoint's run, for one without incompatibilities."""
+    texts = differences(
+        completed(saved["config"]).to_dict(), completed(current["config"]).to_dict()
+    )
+    return texts + differences(saved["environment"], current["environment"])
 
 
-def _get(config: ConfigDict, key: str) -> Any:
-    for part in key.split("."):
-        config = config[part]
-    return config
+def _config_changes(old: ConfigDict, new: ConfigDict, keys: frozenset[str]) -> list[str]:
+    texts = differences(old.to_dict(), new.to_dict())
+    return [text for text in texts if text.partition(":")[0] in keys]
 
 
-def _changed(old: ConfigDict, new: ConfigDict) -> list[str]:
-    return [
-        text
-        for key in leaves(new)
-        for text in differences(_get(old, key), _get(new, key), key)
-        if _get(old, key) != _get(new, key)
-    ]
+def _batch_problems(old: ConfigDict, new: ConfigDict) -> list[str]:
+    old_steps, new_steps = (c.train.gradient_accumulation_steps for c in (old, new))
+    return differences(
+        f"{old.train.batch_size * old_steps} rows a step",
+        f"{new.train.batch_size * new_steps} rows a step",
+        "train.batch_size x train.gradient_accumulation_steps",
+    ) + differences(  # decides what the optimizer state holds
+        old_steps > 1, new_steps > 1, "train.gradient_accumulation_steps > 1"
+    )
 
 
-def _batch_refusals(old: ConfigDict, new: ConfigDict) -> list[str]:
-    a, b = ((c.train.batch_size * c.train.gradient_accumulation_steps, c.train) for c in (old, new))
-    found = []
-    if a[0] != b[0]:
-        found.append(
-            f"train.batch_size x train.gradient_accumulation_steps: "
-            f"{a[0]} rows a step there, {b[0]} here"
-        )
-    accumulates = [train.gradient_accumulation_steps > 1 for _, train in (a, b)]
-    if accumulates[0] != accumulates[1]:  # decides what the optimizer keeps
-        found.append(
-            f"train.gradient_accumulation_steps > 1: {accumulates[0]} there, {accumulates[1]} here"
-        )
-    return found
-
-
-def _schedule_refusals(old: ConfigDict, new: ConfigDict, step: int) -> list[str]:
-    """Compares what the steps done were made with, and looks for a decayed run made longer."""
-    values = [_schedule_values(config, step) for config in (old, new)]
-    others = {
-        name: np.flatnonzero(values[0][name] != values[1][name])
-        for name in values[0].keys() & values[1].keys()
+def _schedule_problems(old: ConfigDict, new: ConfigDict, step: int) -> list[str]:
+    """Compares the schedules over the steps done, and refuses to extend a decayed cosine."""
+    old_values, new_values = (_schedule_values(config, step) for config in (old, new))
+    changed = {
+        name: steps
+        for name in sorted(old_values.keys() & new_values.keys())
+        if (steps := np.flatnonzero(old_values[name] != new_values[name])).size
     }
-    others = {name: steps for name, steps in sorted(others.items()) if steps.size}
-    past_the_end = new.optim.schedule == "cosine" and new.train.max_iters > max(
+    extends_cosine = new.optim.schedule == "cosine" and new.train.max_iters > max(
         old.train.max_iters, new.optim.lr_decay_iters
     )
-    if not others and not past_the_end:
+    if not changed and not extends_cosine:
         return []
-    found = [t for t in _changed(old, new) if t.partition(":")[0] in SCHEDULE]
-    for name, steps in others.items():
-        there, here = (v[name][steps[0]] for v in values)
-        found.append(
+    problems = _config_changes(old, new, SCHEDULE)
+    for name, steps in changed.items():
+        at = steps[0]
+        problems.append(
             f"so the {name.replace('_', ' ')} of {steps.size:,} of the {step:,} steps done would "
-            f"have been another: of step {steps[0] + 1}, {there:.3g} there, {here:.3g} here"
+            f"have been different: of step {at + 1}, {old_values[name][at]:.3g} saved, "
+            f"{new_values[name][at]:.3g} now"
         )
     if old.optim.schedule == new.optim.schedule == "cosine" and (
-        past_the_end or new.optim.lr_decay_iters > old.optim.lr_decay_iters
+        extends_cosine or new.optim.lr_decay_iters > old.optim.lr_decay_iters
     ):
-        found.append(
+        problems.append(
             "a cosine that has begun to fall cannot be made longer: raising the learning rate "
             "again loses quality (Ibrahim et al. 2024; Haegele et al. 2024), and at optim.min_lr "
             "little is learnt. A run whose length is not known takes --config.optim.schedule=wsd: "
             "until its last optim.wsd_decay_iters steps, raising --config.train.max_iters makes it "
             "longer at no loss"
         )
-    if old.optim.schedule == new.optim.schedule == "wsd" and "learning_rate" in others:
+    if old.optim.schedule == new.optim.schedule == "wsd" and "learning_rate" in changed:
         start = decay_start(old.optim, old.train.max_iters)
-        found.append(
-            f"the learning rate of a wsd run may change until its decay begins, here at step "
-            f"{start:,}: move the later checkpoints away to go on from the one kept before it"
+        problems.append(
+            f"the learning rate of a wsd run may change until its decay begins, at step {start:,}: "
+            f"move the later checkpoints away to resume from the one kept before it"
         )
-    if old.optim.weight_decay_schedule == "linear" and "weight_decay" in others:
-        found.append(
+    if old.optim.weight_decay_schedule == "linear" and "weight_decay" in changed:
+        problems.append(
             "a linear weight decay depends on train.max_iters from the first step on: such a run "
             "keeps its length"
         )
-    return found
+    return problems
 
 
 def _schedule_values(config: ConfigDict, step: int) -> dict[str, np.ndarray]:
-    """Returns by name what each of the first `step` steps is made with."""
+    """Returns the values of the first `step` steps by the name of their schedule: f32 [step]."""
     steps = jnp.arange(step)
     return {
-        name: np.broadcast_to(np.asarray(of(steps)), step)
-        for name, of in schedules(config.optim, config.train.max_iters).items()
+        name: np.broadcast_to(np.asarray(schedule(steps)), step)
+        for name, schedule in schedules(config.optim, config.train.max_iters).items()
     }

@@ -1,7 +1,7 @@
-"""Digests of arrays, so that what is read back is what was saved.
+"""SHA-256 digests of arrays, which prove that what is read is what was saved.
 
-A digest belongs to the whole array in C order, not to the pieces that lie on devices, and so is the
-same for any number of devices and processes. The functions here let other threads run meanwhile.
+A digest covers the whole array in C order, so it does not depend on devices and processes. These
+functions compute in threads and release the interpreter.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-_CHUNK = 1 << 18  # values looked at together for one that is not finite
+_CHUNK = 1 << 18  # values tested for finiteness at a time, to save memory
 
 Records = dict[str, dict[str, Any]]  # JSON: by the array's name its dtype, shape and sha256
 
@@ -20,7 +20,7 @@ Records = dict[str, dict[str, Any]]  # JSON: by the array's name its dtype, shap
 def named(tree: Any) -> dict[str, Any]:
     """Returns the leaves of a tree by their paths, such as `blocks/attn/c_attn/kernel`.
 
-    Names do not tell attributes from keys: a tree has the names of its image in dicts and lists.
+    Attributes and keys look the same, so a tree and its image in dicts and lists have equal names.
     """
     pairs = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
@@ -43,19 +43,19 @@ def _record(array: np.ndarray) -> dict[str, Any]:
 
 
 def damage(arrays: Mapping[str, np.ndarray], expected: Records) -> list[str]:
-    """Returns what tells `arrays` from those that `expected` was made of: a phrase for each."""
-    found = [f"{name} is missing" for name in expected if name not in arrays]
-    found += [f"{name} does not belong there" for name in arrays if name not in expected]
+    """Returns a phrase for each array that is missing, unexpected or not as recorded."""
+    problems = [f"{name} is missing" for name in expected if name not in arrays]
+    problems += [f"{name} is unexpected" for name in arrays if name not in expected]
     for name, record in records({n: a for n, a in arrays.items() if n in expected}).items():
         for key in ("dtype", "shape", "sha256"):
             if record[key] != expected[name][key]:
-                found.append(f"{name}: {key} {record[key]}, saved with {expected[name][key]}")
+                problems.append(f"{name}: {key} {record[key]}, saved with {expected[name][key]}")
                 break
-    return found
+    return problems
 
 
 def not_finite(arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """Returns the names of the arrays with a value that is infinite or not a number."""
+    """Returns the names of the arrays that hold an infinity or NaN."""
     floats = {n: a for n, a in arrays.items() if jax.dtypes.issubdtype(a.dtype, np.inexact)}
     with ThreadPoolExecutor() as pool:
         finite = dict(zip(floats, pool.map(_finite, floats.values()), strict=True))
@@ -64,5 +64,5 @@ def not_finite(arrays: Mapping[str, np.ndarray]) -> list[str]:
 
 def _finite(array: np.ndarray) -> bool:
     flat = array.reshape(-1)
-    chunks = range(0, flat.size, _CHUNK)  # no second array of the same length
+    chunks = range(0, flat.size, _CHUNK)
     return all(bool(np.isfinite(flat[i : i + _CHUNK]).all()) for i in chunks)

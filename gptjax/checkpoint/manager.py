@@ -1,11 +1,9 @@
-"""The checkpoints of a workdir: which are kept, and which a run goes on from.
+"""The checkpoints of a workdir: saved in the background, kept or removed, restored.
 
 A checkpoint named k holds the state after k optimizer updates: the items `params`, `opt_state`,
 `rng` and, where the run keeps one, `ema_params`; and `meta` (data position, clock, configuration,
-hashes). All of it is proved by digests when it is read; a damaged one is set aside, never deleted,
-and the one before it is used.
-
-python -m gptjax.checkpoint verify --workdir=runs/quickstart
+hashes). All of it is verified by digests when it is read; a damaged one is set aside, never
+deleted, and the one before it is used.
 """
 
 import dataclasses
@@ -13,6 +11,8 @@ import logging
 import shutil
 import threading
 import time
+from collections.abc import Callable
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from data_pipeline.token_store import TokenStore
 from gptjax.checkpoint import storage
 from gptjax.checkpoint.compatibility import changes, identity, incompatibilities
 from gptjax.checkpoint.storage import Damaged, NotFinite
+from gptjax.common.formatting import format_seconds
 from gptjax.common.lock import WorkdirLock
 from gptjax.common.workdir import CHECKPOINTS
 from gptjax.optim.schedules import decay_start
@@ -35,17 +36,15 @@ from gptjax.step.train_step import StepFunctions
 _log = logging.getLogger(__name__)
 
 EMA = "ema_params"  # item of runs with optim.ema_decay
-_NONE = 2**31 - 1  # no step has this number
-_SLOW = 10.0  # seconds of waiting for the last save that are told
-
-
-class SaveFailed(Exception):
-    """A state is not on the disk; what was there before is. Saving a later one may well succeed."""
+_FIRST_DELAY, _LONGEST_DELAY = 10.0, 600.0  # seconds between tries; each doubles
+_PATIENCE = 60.0  # seconds that training waits for the save before
+_LAST_TRIES = 3  # of the save that ends a run
+_LAST_DELAY = 2.0  # seconds between them
 
 
 @dataclasses.dataclass(frozen=True)
-class Progress:
-    """What a checkpoint knows of its run besides arrays."""
+class RunProgress:
+    """What a checkpoint keeps of its run besides arrays."""
 
     data_state: dict[str, int] | None = None  # `BatchIterator.state` after the last batch used
     tokens_seen: int = 0  # target tokens, over all restarts
@@ -55,29 +54,30 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one workdir, which no other run may use meanwhile.
+    """The checkpoints of one workdir, which no other run can use meanwhile.
 
-    Saves go on in a thread. Several processes call the same methods; process 0 works, all wait.
+    A save is written by a thread while training continues; one that fails is logged and due again
+    later. Several processes call the same methods in the same order, process 0 writes, all wait.
     """
 
     def __init__(self, workdir: Path, config: ConfigDict, store: TokenStore):
-        """Locks the workdir and removes what an interrupted save left in it.
-
-        Args:
-            workdir: the run's folder.
-            config: the run's configuration, kept in each checkpoint.
-            store: what the run trains on; its identity is kept, too.
+        """Locks the workdir and removes what interrupted saves left in it.
 
         Raises:
-            UserError: if another run has the workdir, or it cannot be written.
+            UserError: if another run uses the workdir, or it cannot be written.
         """
+        self.before_save: Callable[[], None] = lambda: None  # called on process 0
+        self.save_seconds: float | None = None  # that the last save took
         self._folder = workdir / CHECKPOINTS
         self._config = config
         self._identity = identity(config, store)
-        self._lock: WorkdirLock | None = None
-        self._thread: threading.Thread | None = None
-        self._saved = -1  # newest step on the disk, where several processes cannot all look
-        self._failure: SaveFailed | NotFinite | None = None  # of that save, until it is raised
+        self._lock: WorkdirLock | None = None  # of process 0
+        self._future: futures.Future[float] | None = None  # of the save in progress: seconds
+        self._step = 0  # of that save
+        self._failures = 0  # in a row
+        self._error: BaseException | None = None  # of the last save
+        self._next_try: float | None = None  # time.monotonic(); None: no save is pending
+        self._evaluated: tuple[int, float | None] = (0, None)  # last step with a val loss, the loss
         on_process_zero(lambda: self._open(workdir), UserError)
 
     def _open(self, workdir: Path) -> int:
@@ -86,98 +86,94 @@ class Checkpoints:
             self._folder.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"{workdir} cannot be written ({error}): mend that, or give the run another folder "
-                f"(--config.workdir=...)."
+                f"{workdir} cannot be written ({error}): repair that, or give the run another "
+                f"folder (--config.workdir=...)."
             ) from error
         storage.clean(self._folder)
         return 0
 
     @property
     def latest_step(self) -> int | None:
-        """Number of the newest checkpoint, None without one."""
+        """Step of the newest checkpoint, None without one."""
         return max(storage.list_steps(self._folder), default=None)
 
-    def save(self, state: TrainState, progress: Progress, val_loss: float | None = None) -> None:
-        """Saves in the background; does nothing where the step has been saved before.
-
-        Waits for the save before it. If that one failed and nobody asked (`wait`), it is only
-        logged: this state is worth more.
+    def save(self, state: TrainState, progress: RunProgress, val_loss: float | None = None) -> None:
+        """Starts to save a state, unless its step is on the disk; see `save_due` if that fails.
 
         Args:
-            state: its arrays are copied before this returns, so they may be donated afterwards.
+            state: copied before this returns, so it can be donated afterwards.
             progress: goes into `meta`.
-            val_loss: nats per token; a checkpoint without it is never the best.
-
-        Raises:
-            SaveFailed: if this very save fails, with several processes only: they wait for it.
-            NotFinite: likewise.
+            val_loss: nats per token; without it a checkpoint is never the best. A second try for
+                the same step need not give it.
         """
-        started = time.monotonic()
-        self._join()
-        if (waited := time.monotonic() - started) > _SLOW:
-            _log.warning("The disk is slow: waited %.0f s for the last checkpoint.", waited)
-        if self._failure is not None:
-            _log.error("%s", self._failure)
-            self._failure = None
-        step = int(state.step)
-        latest = self.latest_step if jax.process_count() == 1 else self._saved
-        if latest is not None and step <= latest:
+        if val_loss is not None:
+            self._evaluated = (int(state.step), float(val_loss))
+        if not self.wait(_PATIENCE):
+            _log.warning(
+                "The disk is slow: the checkpoint of step %d is still being written. Training "
+                "continues, and the next checkpoint is saved when that one is.",
+                self._step,
+            )
+            self.request_save()
             return
-        items = {
-            "params": state.params,
-            "opt_state": state.opt_state,
-            "rng": {"dropout_key": state.dropout_key},
-        }
-        if state.ema_params is not None:
-            items[EMA] = state.ema_params
-        items = host_copy(items)
+        self._step, self._next_try, self._error = int(state.step), None, None
+        try:
+            self._future = self._start(state, progress)
+        except Exception as error:
+            self._failed(error)
+
+    def _start(self, state: TrainState, progress: RunProgress) -> futures.Future[float] | None:
+        """Copies a state and starts to write it, unless its step is on the disk."""
+        started, step = time.monotonic(), int(state.step)
+        if step <= on_process_zero(self._prepare, Exception):
+            return None
+        items = host_copy({k: tree for k, tree in _items(state).items() if tree is not None})
         meta = {
             "step": step,
-            "val_loss": None if val_loss is None else float(val_loss),
+            "val_loss": self._evaluated[1] if self._evaluated[0] == step else None,
             "progress": dataclasses.asdict(progress),
             **self._identity,
         }
-        if jax.process_count() > 1:
-            self._saved = on_process_zero(
-                lambda: self._write(step, items, meta), SaveFailed, UserError
-            )
-            return
+        future: futures.Future[float] = futures.Future()
 
-        def work() -> None:
+        def write() -> None:
             try:
-                self._write(step, items, meta)
-            except (SaveFailed, NotFinite) as error:
-                self._failure = error
+                on_process_zero(lambda: self._write(items, meta), NotFinite, Exception)
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(time.monotonic() - started)
 
-        # A daemon: who leaves at once does not wait for it, and half a checkpoint has no name.
-        self._thread = threading.Thread(target=work, name=f"save-{step}", daemon=True)
-        self._thread.start()
+        if jax.process_count() > 1:
+            write()  # a collective, which cannot run beside those of training
+        else:
+            # Not an executor, whose threads a process waits for at exit: half a checkpoint has no
+            # name, so a process can leave at any moment.
+            threading.Thread(target=write, name=f"save-{step}", daemon=True).start()
+        return future
 
-    def _write(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> int:
-        folder = self._folder / str(step)
-        try:
-            if self._lock is not None:
-                self._lock.ensure()
-            storage.write(folder, items, meta)
-        except NotFinite:
-            raise
-        except Exception as error:  # Orbax and tensorstore raise nearly every kind
-            raise SaveFailed(
-                f"the checkpoint of step {step} could not be saved ({storage.summary(error)}"
-                f"{_free_space(self._folder)}). Those before it are as they were."
-            ) from error
+    def _prepare(self) -> int:
+        self.before_save()
+        return max(storage.list_steps(self._folder), default=-1)
+
+    def _write(self, items: dict[str, Any], meta: dict[str, Any]) -> int:
+        """Writes the part of a checkpoint that is this process's, and removes old checkpoints."""
+        if self._lock is not None:
+            self._lock.ensure()
+        storage.write(self._folder / str(meta["step"]), items, meta)
         try:
             self._prune()
         except OSError as error:
             _log.warning("Old checkpoints could not be removed: %s", error)
-        return step
+        return 0
 
     def _prune(self) -> None:
-        """Removes what is neither among the latest nor the best, nor wanted to extend the run."""
+        """Removes what is neither among the latest nor the best, nor needed to extend the run."""
+        # Not by Orbax's policies: its BestN keeps n checkpoints even if they have no val loss.
         steps = storage.list_steps(self._folder)
-        kept = set(steps[-self._config.checkpoint.keep_latest :])
         losses = {step: storage.val_loss(self._folder / str(step)) for step in steps}
         by_loss = sorted((loss, -step) for step, loss in losses.items() if loss is not None)
+        kept = set(steps[-self._config.checkpoint.keep_latest :])
         kept |= {-step for _, step in by_loss[: self._config.checkpoint.keep_best]}
         optim = self._config.optim
         if optim.schedule == "wsd":  # from there the run can be made longer
@@ -186,7 +182,74 @@ class Checkpoints:
         for step in set(steps) - kept:
             storage.remove(self._folder / str(step))
 
-    def restore(self, steps: StepFunctions) -> tuple[TrainState, Progress] | None:
+    def request_save(self) -> None:
+        """Makes a save due."""
+        self._next_try = time.monotonic()
+
+    def save_due(self) -> bool:
+        """Returns whether a failed or requested save can be tried now; takes microseconds."""
+        if not self.wait(0) or self._next_try is None:
+            return False
+        next_try = self._next_try
+        return bool(on_process_zero(lambda: int(time.monotonic() >= next_try)))  # one clock for all
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits, at most `timeout` seconds, and returns whether no save is in progress any more."""
+        if self._future is None:
+            return True
+        if not futures.wait([self._future], timeout).done:
+            return False
+        future, self._future = self._future, None
+        if (error := future.exception()) is not None:
+            self._failed(error)
+            return True
+        self.save_seconds = future.result()
+        if self._failures:
+            _log.info("Saving works again: the checkpoint of step %d is on the disk.", self._step)
+        self._failures = 0
+        return True
+
+    def _failed(self, error: BaseException) -> None:
+        delay = min(_FIRST_DELAY * 2 ** min(self._failures, 9), _LONGEST_DELAY)
+        self._failures += 1
+        self._error, self._next_try = error, time.monotonic() + delay
+        _log.error(
+            "The checkpoint of step %d could not be saved (%s); those before it are untouched. The "
+            "next try is in %s while training continues, or at its end.",
+            *(self._step, _describe(error, self._folder), format_seconds(delay)),
+        )
+
+    def finish(self, state: TrainState, progress: RunProgress) -> None:
+        """Saves the last state and waits until it is on the disk.
+
+        Raises:
+            UserError: if that fails several times, or the state is not finite.
+        """
+        self.wait()
+        for tries_left in reversed(range(_LAST_TRIES)):
+            self.save(state, progress)
+            self.wait()
+            if (error := self._error) is None:
+                return
+            if isinstance(error, NotFinite):
+                raise error
+            if not tries_left:
+                newest = self.latest_step
+                raise UserError(
+                    f"the state of step {self._step} could not be saved, {_LAST_TRIES} times "
+                    f"({_describe(error, self._folder)}). The newest good checkpoint is "
+                    f"{'none' if newest is None else f'that of step {newest}'}: repair the disk or "
+                    f"the folder and run the same command again, which resumes from it."
+                ) from error
+            time.sleep(_LAST_DELAY)
+
+    def close(self) -> None:
+        """Waits for the save in progress and unlocks the workdir."""
+        self.wait()
+        if self._lock is not None:
+            self._lock.release()
+
+    def restore(self, steps: StepFunctions) -> tuple[TrainState, RunProgress] | None:
         """Returns the newest good checkpoint's state, on the devices of `steps`; None without one.
 
         Damaged ones that are newer are moved to `checkpoints/damaged`, and that is logged.
@@ -196,32 +259,8 @@ class Checkpoints:
                 another version of this program, or if all are damaged; nothing is changed then.
         """
         loaded: dict[int, Any] = {}
-
-        def choose() -> int:
-            damaged: dict[Path, str] = {}
-            for step in reversed(storage.list_steps(self._folder)):
-                folder = self._folder / str(step)
-                try:
-                    loaded[step] = storage.read(folder)
-                except Damaged as error:
-                    damaged[folder] = str(error)
-                    continue
-                self._check_identity(loaded[step][1], folder)
-                for path, reason in damaged.items():
-                    _log.error(
-                        "%s is DAMAGED: %s. Set aside: %s", path, reason, storage.set_aside(path)
-                    )
-                return step
-            if damaged:
-                lines = "\n  - ".join(f"{path}: {reason}" for path, reason in damaged.items())
-                raise UserError(
-                    f"no checkpoint of this run is good:\n  - {lines}\nNothing was changed. To "
-                    f"train anew, give another --config.workdir, or move {self._folder} away."
-                )
-            return _NONE
-
-        step = on_process_zero(choose, UserError)
-        if step == _NONE:
+        step = on_process_zero(lambda: self._choose(loaded), UserError)
+        if step < 0:
             return None
         folder = self._folder / str(step)
         arrays, meta = loaded[step] if step in loaded else storage.read(folder)
@@ -230,19 +269,41 @@ class Checkpoints:
             steps.state_shapes,
             steps.state_shardings,
         )
+        # An average that is only saved or only wanted is refused by `place`: None has no leaves.
+        items = {
+            name: storage.place(arrays.get(name, {}), tree, folder)
+            for name, tree in _items(shapes).items()
+        }
         state = TrainState(
             step=jax.device_put(np.int32(step), shapes.step.sharding),
-            params=storage.place(arrays["params"], shapes.params, folder),
-            opt_state=storage.place(arrays["opt_state"], shapes.opt_state, folder),
-            dropout_key=storage.place(arrays["rng"], {"dropout_key": shapes.dropout_key}, folder)[
-                "dropout_key"
-            ],
-            # None has no leaves: an average here but not there, or the reverse, is told by `place`.
-            ema_params=storage.place(arrays.get(EMA, {}), shapes.ema_params, folder),
+            dropout_key=items.pop("rng")["dropout_key"],
+            **items,
         )
-        self._saved = step
         _log.info("Continuing from %s.", folder)
-        return state, Progress(**meta["progress"])
+        return state, RunProgress(**meta["progress"])
+
+    def _choose(self, loaded: dict[int, Any]) -> int:
+        """Returns the newest good step and adds what it holds to `loaded`; -1 without any."""
+        damaged: dict[Path, str] = {}
+        for step in reversed(storage.list_steps(self._folder)):
+            folder = self._folder / str(step)
+            try:
+                loaded[step] = storage.read(folder)
+            except Damaged as error:
+                damaged[folder] = str(error)
+                continue
+            self._check_identity(loaded[step][1], folder)
+            for path, reason in damaged.items():
+                target = storage.set_aside(path)
+                _log.error("%s is DAMAGED: %s. Set aside: %s", path, reason, target)
+            return step
+        if damaged:
+            lines = "\n  - ".join(f"{path}: {reason}" for path, reason in damaged.items())
+            raise UserError(
+                f"no checkpoint of this run is good:\n  - {lines}\nNothing was changed. To train "
+                f"from step 0, give another --config.workdir, or move {self._folder} away."
+            )
+        return -1
 
     def _check_identity(self, meta: dict[str, Any], folder: Path) -> None:
         if "store" not in meta:  # see save_params
@@ -250,76 +311,36 @@ class Checkpoints:
                 f"{folder} is an imported model, not a state of a run. Train from it in a workdir "
                 f"of its own (--config.workdir=...), with --config.init_from={folder.parents[1]}."
             )
-        if found := incompatibilities(meta, self._identity):
+        if problems := incompatibilities(meta, self._identity):
             raise UserError(
-                f"{folder} belongs to another run and cannot be continued with this configuration:"
-                "\n  - " + "\n  - ".join(found) + "\nGive this run a workdir of its own "
+                f"{folder} belongs to another run and cannot be resumed with this configuration:"
+                "\n  - " + "\n  - ".join(problems) + "\nGive this run a workdir of its own "
                 "(--config.workdir=...), or restore those settings. Nothing was changed."
             )
         for text in changes(meta, self._identity):
             _log.info("Changed since %s: %s.", folder, text)
 
-    @property
-    def saving(self) -> bool:
-        """Whether a save is under way in the background."""
-        return self._thread is not None and self._thread.is_alive()
 
-    def wait(self) -> None:
-        """Returns when the last save is on the disk.
-
-        Raises:
-            SaveFailed: if it could not be; the state can be given to `save` again.
-            NotFinite: if it must not be.
-        """
-        self._join()
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
-
-    def close(self) -> None:
-        """Waits for the last save, logging what went wrong with it, and unlocks the workdir."""
-        try:
-            self.wait()
-        except (SaveFailed, NotFinite) as error:
-            _log.error("%s", error)
-        if self._lock is not None:
-            self._lock.release()
-
-    def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+def _items(state: Any) -> dict[str, Any]:
+    """Returns the trees of a TrainState by the names of their items; None for an absent one."""
+    return {
+        "params": state.params,
+        "opt_state": state.opt_state,
+        "rng": {"dropout_key": state.dropout_key},
+        EMA: state.ema_params,
+    }
 
 
 def save_params(workdir: Path, params: Any, **meta: Any) -> None:
-    """Saves parameters alone as the checkpoint 0 of a new workdir: no run goes on from it."""
+    """Saves parameters alone as the checkpoint 0 of a new workdir, which no run resumes from."""
     folder = workdir / CHECKPOINTS
     folder.mkdir(parents=True)
-    storage.write(
-        folder / "0", {"params": host_copy(params)}, {"step": 0, "val_loss": None, **meta}
-    )
+    meta = {"step": 0, "val_loss": None, **meta}
+    storage.write(folder / "0", {"params": host_copy(params)}, meta)
 
 
-def verify(workdir: Path) -> dict[int, str]:
-    """Reads every checkpoint of a workdir; returns by step what is wrong with it, "" if nothing.
-
-    Raises:
-        UserError: if there is none.
-    """
-    found = {}
-    for step in storage.list_steps(workdir / CHECKPOINTS):
-        try:
-            storage.read(workdir / CHECKPOINTS / str(step))
-            found[step] = ""
-        except Damaged as error:
-            found[step] = str(error)
-    if not found:
-        raise UserError(f"{workdir} holds no finished checkpoint.")
-    return found
-
-
-def _free_space(folder: Path) -> str:
+def _describe(error: BaseException, folder: Path) -> str:
     try:
-        return f"; {shutil.disk_usage(folder).free / 1e9:.1f} GB free"
+        return f"{storage.summary(error)}; {shutil.disk_usage(folder).free / 1e9:.1f} GB free"
     except OSError:
-        return ""
+        return storage.summary(error)

@@ -1,7 +1,9 @@
-"""One checkpoint on disk: written by Orbax whole or not at all, and proved when it is read.
+"""One checkpoint on disk: written by Orbax whole or not at all, and verified when it is read.
 
-A checkpoint is a folder named by its step. It has an item for each tree of arrays, so that they can
-be read alone, and `meta`, JSON, which holds a digest of every array and one of itself.
+A checkpoint is a folder named by its step. It has an item for each tree of arrays, which can be
+read alone, and the JSON item `meta`, with a digest of every array and one of itself.
+
+Orbax's CheckpointManager is not used: it neither syncs before it renames nor keeps digests.
 """
 
 import itertools
@@ -19,42 +21,43 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from configs.errors import UserError
-from data_pipeline.files import fsync_folder, hash_json
+from data_pipeline.files import differences, fsync_folder, hash_json
 from gptjax.checkpoint import digests
+from gptjax.common.workdir import CHECKPOINTS
 
 FORMAT = 1  # raise it when the meaning of what is saved changes
 DAMAGED = "damaged"  # folder for checkpoints that were set aside
 _UNFINISHED = re.compile(r"\.\d+\.(saving|removing)\b.*")
-_SYNCS = 8  # files at a time: a journal commits them together
+_FSYNC_THREADS = 8  # a journal commits their files together
 _tries = itertools.count()
 
 
 class Damaged(Exception):
-    """What a folder holds is not what was saved there; the message says how it differs."""
+    """A checkpoint is not what was saved; the message says how it differs."""
 
 
 class NotFinite(UserError):
-    """The state has values that are infinite or not numbers, and was not saved."""
+    """The state holds infinities or NaNs, and was not saved."""
 
 
 def list_steps(folder: Path) -> list[int]:
-    """Returns the steps that `folder` has checkpoints of, sorted; [] where it does not exist."""
+    """Returns the sorted steps of the checkpoints in `folder`; [] where it does not exist."""
     if not folder.is_dir():
         return []
     return sorted(int(p.name) for p in folder.iterdir() if re.fullmatch(r"\d+", p.name))
 
 
 def write(folder: Path, items: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
-    """Writes a checkpoint; when this returns it survives a power failure.
+    """Writes a checkpoint, which survives a power failure once this returns.
 
     Args:
-        folder: becomes `.../<step>`; does not exist yet.
+        folder: `.../<step>`, which does not exist yet.
         items: trees of NumPy arrays by name.
-        meta: JSON, beside what is added here.
+        meta: JSON; `format`, `arrays` and `sha256` are added.
 
     Raises:
-        NotFinite: if an array holds a value that is not finite; nothing is written then.
-        Exception: what Orbax and the file system raise; nothing is left behind then.
+        NotFinite: if an array holds a value that is not finite.
+        Exception: of any kind, from Orbax or the file system. Nothing is left behind.
     """
     arrays = {name: digests.named(tree) for name, tree in items.items()}
     if bad := [f"{i}/{name}" for i in arrays for name in digests.not_finite(arrays[i])]:
@@ -68,7 +71,7 @@ def write(folder: Path, items: Mapping[str, Any], meta: Mapping[str, Any]) -> No
         **meta,
         "arrays": {item: digests.records(arrays[item]) for item in arrays},
     }
-    # A name for each try: threads of one that failed may still write when the next begins.
+    # A new name for each try: threads of a failed one may still be writing.
     unfinished = folder.with_name(f".{folder.name}.saving-{next(_tries)}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +89,7 @@ def write(folder: Path, items: Mapping[str, Any], meta: Mapping[str, Any]) -> No
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """Returns what `write` was given as `meta`, and `arrays`: the records of each item.
+    """Returns the `meta` given to `write`, with `arrays`: the records of each item.
 
     Raises:
         Damaged: if it is not what was written, or belongs to another step.
@@ -103,18 +106,18 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise Damaged("its meta is not what was saved")
     if meta["format"] != FORMAT:
         raise UserError(
-            f"{folder} has format {meta['format']} and this program reads {FORMAT}: continue it "
-            f"with the version of gptjax that wrote it. Nothing was changed."
+            f"{folder} has format {meta['format']} and this program reads {FORMAT}: resume it with "
+            f"the version of gptjax that wrote it. Nothing was changed."
         )
     if meta["step"] != int(folder.name):
         raise Damaged(f"it holds step {meta['step']}")
     if bad := [item for item in meta["arrays"] if not re.fullmatch("[a-z_]+", item)]:
-        raise Damaged(f"{bad[0]!r} is no name of an item")  # it could lead out of the folder
+        raise Damaged(f"{bad[0]!r} is not an item's name")  # it could lead out of the folder
     return meta
 
 
 def val_loss(folder: Path) -> float | None:
-    """Returns the val loss in a checkpoint's meta; None where it has none, or cannot be read."""
+    """Returns the val loss in a checkpoint's meta; None without one or if meta is damaged."""
     try:
         return read_meta(folder)["val_loss"]
     except (Damaged, UserError):
@@ -124,49 +127,45 @@ def val_loss(folder: Path) -> float | None:
 def read(
     folder: Path, items: Sequence[str] | None = None
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
-    """Returns (arrays by item and name, meta) after comparing them with their digests.
-
-    Args:
-        folder: a checkpoint.
-        items: which items to read; None for all.
+    """Returns (arrays by item and name, meta), compared with their digests; `items` None: all.
 
     Raises:
         Damaged: if anything is not what was saved.
         UserError: see `read_meta`.
     """
     meta = read_meta(folder)
-    arrays, found = {}, []
+    arrays, problems = {}, []
     for item in meta["arrays"] if items is None else items:
         tree = _read(folder, item)
         arrays[item] = digests.named(tree)
-        if other := [n for n, a in arrays[item].items() if not isinstance(a, np.ndarray)]:
-            raise Damaged(f"{item}/{other[0]} is no array")
-        found += [f"{item}/{text}" for text in digests.damage(arrays[item], meta["arrays"][item])]
-    if found:
-        raise Damaged("; ".join(found[:3]) + (f"; and {len(found) - 3} more" * (len(found) > 3)))
+        if bad := [n for n, a in arrays[item].items() if not isinstance(a, np.ndarray)]:
+            raise Damaged(f"{item}/{bad[0]} is not an array")
+        damage = digests.damage(arrays[item], meta["arrays"][item])
+        problems += [f"{item}/{text}" for text in damage]
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise Damaged("; ".join(problems[:3]) + more)
     return arrays, meta
 
 
 def place(arrays: Mapping[str, np.ndarray], shapes: Any, folder: Path) -> Any:
-    """Returns the tree of `shapes` with the arrays of these names, on the devices it names.
+    """Returns the arrays of one item (from `read`) as the tree `shapes`, on its shardings.
 
     Args:
-        arrays: by name, from `read`.
+        arrays: by name.
         shapes: tree of ShapeDtypeStructs with shardings.
-        folder: for the message.
+        folder: of the checkpoint, for the message.
 
     Raises:
-        UserError: if names, shapes or dtypes are others.
+        UserError: if names, shapes or dtypes differ.
     """
     leaves = digests.named(shapes)
-    there = {name: f"{a.dtype}{list(a.shape)}" for name, a in arrays.items()}
-    here = {name: f"{x.dtype}{list(x.shape)}" for name, x in leaves.items()}
-    if there != here:
-        differing = sorted(n for n in there | here if there.get(n) != here.get(n))
-        texts = [f"{n}: {there.get(n)} there, {here.get(n)} here" for n in differing[:12]]
+    saved = {name: f"{a.dtype}{list(a.shape)}" for name, a in arrays.items()}
+    current = {name: f"{x.dtype}{list(x.shape)}" for name, x in leaves.items()}
+    if problems := differences(saved, current):
         raise UserError(
-            f"{folder} is good, but this version of gptjax has other arrays ({len(differing)}):"
-            "\n  - " + "\n  - ".join(texts) + "\nContinue it with the version that wrote it."
+            f"{folder} is good, but this version of gptjax has other arrays ({len(problems)}):"
+            "\n  - " + "\n  - ".join(problems[:12]) + "\nResume it with the version that wrote it."
         )
     placed = [
         jax.make_array_from_callback(x.shape, x.sharding, arrays[name].__getitem__)
@@ -175,8 +174,26 @@ def place(arrays: Mapping[str, np.ndarray], shapes: Any, folder: Path) -> Any:
     return jax.tree.unflatten(jax.tree.structure(shapes), placed)
 
 
+def verify(workdir: Path) -> dict[int, str]:
+    """Reads every checkpoint of a workdir; returns by step what is wrong with it, "" if nothing.
+
+    Raises:
+        UserError: if there is none.
+    """
+    problems = {}
+    for step in list_steps(workdir / CHECKPOINTS):
+        try:
+            read(workdir / CHECKPOINTS / str(step))
+            problems[step] = ""
+        except Damaged as error:
+            problems[step] = str(error)
+    if not problems:
+        raise UserError(f"{workdir} holds no finished checkpoint.")
+    return problems
+
+
 def set_aside(folder: Path) -> Path:
-    """Moves a damaged checkpoint to where nothing reads it, and returns that place."""
+    """Moves a damaged checkpoint to a folder that nothing reads; returns its new path."""
     home = folder.parent / DAMAGED
     home.mkdir(exist_ok=True)
     names = itertools.chain([folder.name], (f"{folder.name}-{i}" for i in itertools.count(2)))
@@ -188,14 +205,14 @@ def set_aside(folder: Path) -> Path:
 
 
 def remove(folder: Path) -> None:
-    """Deletes a checkpoint: renamed first, so that half a one never bears its name."""
+    """Deletes a checkpoint, renamed first: half of one never has its name."""
     doomed = folder.with_name(f".{folder.name}.removing")
     folder.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
 
 def clean(folder: Path) -> None:
-    """Deletes what interrupted saves and removals left in `folder`."""
+    """Deletes what interrupted saves and removals left in the folder of checkpoints."""
     if folder.is_dir():
         for path in folder.iterdir():
             if _UNFINISHED.fullmatch(path.name):
@@ -215,17 +232,17 @@ def _read(folder: Path, item: str) -> Any:
         raise Damaged(summary(error)) from error
 
 
-def summary(error: Exception) -> str:
-    """Returns kind and first line of an error, for libraries tell much."""
+def summary(error: BaseException) -> str:
+    """Returns kind and first line of an error: some libraries write pages."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"
 
 
 def _checkpointer(items: Iterable[str]) -> ocp.Checkpointer:
-    """Returns a checkpointer for these trees, and `meta`, of this process alone.
+    """Returns a checkpointer for these items, of this process alone.
 
-    Each array becomes a folder of its own. Orbax's default, OCDBT, has fewer files, but leaves some
-    50 KB of memory behind with each save (tensorstore 0.1.86). Both are read.
+    Each array becomes a folder. Orbax's default, OCDBT, has fewer files but leaks some 50 KB of
+    memory with each save (tensorstore 0.1.86). Both are read.
     """
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
@@ -244,9 +261,9 @@ def _checkpointer(items: Iterable[str]) -> ocp.Checkpointer:
 
 
 def _fsync_tree(folder: Path) -> None:
-    """Makes a folder survive a power failure: its files, many at a time, then their names."""
+    """Makes a folder survive a power failure: its files first, then their names."""
     folders = [(Path(root), names) for root, _, names in os.walk(folder)]
-    with ThreadPoolExecutor(_SYNCS) as pool:
+    with ThreadPoolExecutor(_FSYNC_THREADS) as pool:
         list(pool.map(_fsync, (root / name for root, names in folders for name in names)))
         list(pool.map(fsync_folder, (root for root, _ in folders)))
 

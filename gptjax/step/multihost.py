@@ -1,4 +1,4 @@
-"""Work that one process does for all, and arrays that no process holds whole."""
+"""Work that process 0 does for all, and whole copies of arrays that are sharded over processes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,32 +9,30 @@ from jax.experimental import multihost_utils
 
 
 def on_process_zero(work: Callable[[], int], *errors: type[Exception]) -> int:
-    """Returns on every process what `work` returns on process 0; where it raises, all raise.
+    """Runs `work` on process 0 and returns its int32 on all processes, which all call this.
 
-    Args:
-        work: returns a number that is not negative.
-        errors: what it may raise, the special before the general.
+    If it raises one of `errors` (listed from the special to the general), all processes raise it.
     """
     if jax.process_count() == 1:
         return work()
     raised: Exception | None = None
-    result = 0
+    kind, value = -1, 0
     if jax.process_index() == 0:
         try:
-            result = work()
+            value = work()
         except errors as error:
             raised = error
-            result = -1 - next(i for i, kind in enumerate(errors) if isinstance(error, kind))
-    result = int(multihost_utils.broadcast_one_to_all(np.int32(result)))
+            kind = next(i for i, listed in enumerate(errors) if isinstance(error, listed))
+    kind, value = map(int, multihost_utils.broadcast_one_to_all(np.array([kind, value], np.int32)))
     if raised is not None:
         raise raised
-    if result < 0:
-        raise errors[-1 - result]("process 0 says why")
-    return result
+    if kind >= 0:
+        raise errors[kind]("see the message of process 0")
+    return value
 
 
 def host_copy(tree: Any) -> Any:
-    """Returns the whole arrays of a tree in NumPy, safe from donation; all processes call it."""
+    """Returns whole NumPy copies of the arrays, safe from donation; all processes call this."""
 
     def copy(x: Any) -> np.ndarray:
         if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
@@ -48,9 +46,9 @@ def host_copy(tree: Any) -> Any:
 
 
 def on_one_device(tree: Any) -> Any:
-    """Returns the whole arrays of a tree on one device of this process; all processes call it.
+    """Returns the whole arrays of a tree on one local device; all processes call this.
 
-    What is there already is not copied: use it before the arrays are donated.
+    Replicated arrays are not copied: use the result before they are donated.
     """
     if all(x.is_fully_replicated for x in jax.tree.leaves(tree)):
         return jax.tree.map(lambda x: x.addressable_data(0), tree)

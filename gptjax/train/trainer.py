@@ -18,8 +18,7 @@ from data_pipeline.packing import PackedRows
 from data_pipeline.prepare import prepare
 from data_pipeline.subset import training_documents
 from data_pipeline.token_store import TOKENIZER, TokenStore
-from gptjax.checkpoint.background_saver import Saver
-from gptjax.checkpoint.manager import Checkpoints, Progress
+from gptjax.checkpoint import Checkpoints, RunProgress
 from gptjax.common.one_ahead import one_ahead
 from gptjax.common.signals import StopSignal
 from gptjax.common.workdir import save_config
@@ -63,7 +62,7 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
     checkpoints = Checkpoints(workdir, config, store)
     try:
         restored = checkpoints.restore(steps)
-        state, progress = restored or (initial_state(config, steps, store), Progress())
+        state, progress = restored or (initial_state(config, steps, store), RunProgress())
         try:
             _write_description(config, store)  # only now: a run that is refused changes nothing
         except OSError as error:
@@ -100,7 +99,7 @@ class Trainer:
         steps: StepFunctions,
         checkpoints: Checkpoints,
         state: TrainState,
-        progress: Progress,
+        progress: RunProgress,
     ):
         """Reads the validation rows and starts reading training rows ahead."""
         self.state = state
@@ -108,7 +107,8 @@ class Trainer:
         self._config = config
         self._store = store
         self._train_step = steps.train_step
-        self._saver = Saver(checkpoints, self._before_save)
+        self._checkpoints = checkpoints
+        checkpoints.before_save = self._before_save
         self._validation = Validation(config, store, steps)
         self._best_val_loss = progress.best_val_loss
         rows = PackedRows(
@@ -163,7 +163,7 @@ class Trainer:
                 self._between_steps(self._due())
             if not (self._at_end or stop.received):
                 _log.info("train.max_hours = %g is reached: %s", hours, self._stop_notice())
-            self._saver.finish(self.state, self._progress())
+            self._checkpoints.finish(self.state, self._progress())
 
     @property
     def _at_end(self) -> bool:
@@ -181,7 +181,7 @@ class Trainer:
     def _steps_until_due(self, stopping: Callable[[], bool]) -> Iterator[DispatchedStep]:
         """Dispatches steps until a callback or a save is due or the run stops."""
         yield self._dispatch()
-        while not (self._due() or self._saver.due() or stopping()):
+        while not (self._due() or self._checkpoints.save_due() or stopping()):
             yield self._dispatch()
 
     def _dispatch(self) -> DispatchedStep:
@@ -202,7 +202,7 @@ class Trainer:
             for callback in due:
                 with self._training_log.running(callback):
                     callback.run(self.step, self.state.eval_params)
-            if self._saver.due():
+            if self._checkpoints.save_due():
                 self._save()
 
     def _evaluate_and_save(self, step: int, params: Any) -> None:
@@ -223,9 +223,9 @@ class Trainer:
     def _save(self, val_loss: float | None = None) -> None:
         if self._training_log.skipped.in_a_row:  # a bad state must not displace good checkpoints
             _log.warning("Step %d was skipped: its checkpoint waits for a good step.", self.step)
-            self._saver.request_save()
+            self._checkpoints.request_save()
         else:
-            self._saver.save(self.state, self._progress(), val_loss)
+            self._checkpoints.save(self.state, self._progress(), val_loss)
 
     def _before_save(self) -> None:
         """Syncs the metrics, so that no checkpoint is newer than they are; restores lost files."""
@@ -235,10 +235,10 @@ class Trainer:
             _write_description(self._config, self._store)
 
     def _stop_notice(self) -> str:
-        return self._training_log.stop_notice(self._saver.seconds)
+        return self._training_log.stop_notice(self._checkpoints.save_seconds)
 
-    def _progress(self) -> Progress:
-        return Progress(
+    def _progress(self) -> RunProgress:
+        return RunProgress(
             data_state=self._batches.state,
             best_val_loss=self._best_val_loss,
             **self._training_log.progress,

@@ -327,7 +327,7 @@ def test_second_process_waits_and_uses_the_store_of_the_first(made, shard, tmp_p
     out = [process.communicate(timeout=60) for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], out
     assert out[0][0] == out[1][0] == f"{tmp_path / made.name}\n"
-    assert f"process {first.pid} is preparing" in out[1][1]
+    assert f"Waiting for process {first.pid} on " in out[1][1]
     assert "training the tokenizer" not in out[1][1]
     assert contents(tmp_path / made.name) == contents(made)
 
@@ -341,11 +341,11 @@ def test_waiting_says_for_whom(made, shard, tmp_path, caplog):
     lock = tmp_path / f".{made.name}.lock"
     with lock.open("w") as f, caplog.at_level(logging.INFO):
         fcntl.flock(f, fcntl.LOCK_EX)
-        f.write("4711\n")
+        f.write('{"pid": 4711, "host": "other", "since": "today"}')
         f.flush()
         thread = threading.Thread(target=prepare.prepare, args=(make_config(shard, tmp_path),))
         thread.start()
-        wait_until(lambda: "process 4711 is preparing" in caplog.text)
+        wait_until(lambda: "Waiting for process 4711 on other, since today" in caplog.text)
         assert not (tmp_path / made.name).exists()
         fcntl.flock(f, fcntl.LOCK_UN)
         thread.join()

@@ -216,7 +216,7 @@ def test_store_that_was_made_of_other_things_is_refused(shard, tmp_path):
     store = prepare.prepare(make_config(shard, tmp_path))
     path = store / "manifest.json"
     path.write_text(path.read_text().replace('"val_fraction": 0.2', '"val_fraction": 0.7'))
-    with pytest.raises(DataError, match=r"settings.val_fraction: 0.7 there, 0.2 here"):
+    with pytest.raises(DataError, match=r"settings.val_fraction: 0.7 saved, 0.2 now"):
         prepare.prepare(make_config(shard, tmp_path))
 
 

@@ -146,10 +146,10 @@ def test_differences_name_each_leaf():
     b = {"x": {"y": 2, "z": [1, 3]}, "w": [1, 2], "same": None, "new": 4}
     assert differences(a, a) == []
     assert differences(a, b, "data") == [
-        "data.x.y: 1 there, 2 here",
-        "data.x.z.1: 2 there, 3 here",
-        "data.w: 1 there, 2 here",
-        "data.new: None there, 4 here",
+        "data.x.y: 1 saved, 2 now",
+        "data.x.z.1: 2 saved, 3 now",
+        "data.w: 1 saved, 2 now",
+        "data.new: None saved, 4 now",
     ]
 
 

@@ -148,14 +148,14 @@ def test_a_wsd_run_made_longer_is_the_longer_run_bit_for_bit(recording, config, 
     extended.train.max_iters = 6  # its decay begins at step 4
     recording(extended)
     extended.train.max_iters = 8
-    with pytest.raises(UserError, match="until its decay begins, here at step 4"):
+    with pytest.raises(UserError, match="until its decay begins, at step 4"):
         recording(extended)
     folder = tmp_path / "extended" / "checkpoints"
     assert {p.name for p in folder.iterdir()} == {"3", "6"}
     (folder / "6").rename(tmp_path / "away")
     with caplog.at_level(logging.INFO):
         rest, batches = recording(extended)
-    assert "train.max_iters: 6 there, 8 here" in caplog.text
+    assert "train.max_iters: 6 saved, 8 now" in caplog.text
     assert sorted(batches) == [4, 5, 6, 7, 8]
     assert_same_bits(rest, whole)
 
@@ -242,9 +242,9 @@ def test_another_run_is_refused_with_every_difference(recording, config, tmp_pat
     with pytest.raises(UserError) as error:
         recording(other)
     message = str(error.value)
-    for words in ("n_embd: 32 there, 64 here", "n_layer: 2", "seed: 1337", "store_hash"):
+    for words in ("n_embd: 32 saved, 64 now", "n_layer: 2", "seed: 1337", "store_hash"):
         assert words in message
-    assert "train.gradient_accumulation_steps > 1: True there, False here" in message
+    assert "train.gradient_accumulation_steps > 1: True saved, False now" in message
     assert "config.workdir" in message
     assert times_of_files(tmp_path / "unbroken") == before
 
@@ -262,7 +262,7 @@ def test_another_store_is_refused_and_the_difference_is_named(recording, config,
             str(tmp_path / "other.parquet"),
             r"data.sources.0.file: quickstart.par",
         ),
-        ("val_fraction", 0.06, r"data.settings.val_fraction: 0.05 there, 0.06 here"),
+        ("val_fraction", 0.06, r"data.settings.val_fraction: 0.05 saved, 0.06 now"),
     ):
         other = copy.deepcopy(config)
         other.data[name] = value
