@@ -117,9 +117,9 @@ def _config_changes(old: ConfigDict, new: ConfigDict, keys: frozenset[str]) -> l
 def _batch_problems(old: ConfigDict, new: ConfigDict) -> list[str]:
     old_steps, new_steps = (c.train.gradient_accumulation_steps for c in (old, new))
     return differences(
-        f"{old.train.batch_size * old_steps} rows a step",
-        f"{new.train.batch_size * new_steps} rows a step",
-        "train.batch_size x train.gradient_accumulation_steps",
+        old.train.batch_size * old_steps,
+        new.train.batch_size * new_steps,
+        "rows a step (train.batch_size x train.gradient_accumulation_steps)",
     ) + differences(  # decides what the optimizer state holds
         old_steps > 1, new_steps > 1, "train.gradient_accumulation_steps > 1"
     )

@@ -1,4 +1,4 @@
-"""Which run may go on from which checkpoint, and how a refusal reads."""
+"""Which run can resume from which checkpoint, and how a refusal reads."""
 
 import copy
 import json
@@ -28,7 +28,7 @@ def put(config: ConfigDict, key: str, value) -> ConfigDict:
 
 @pytest.fixture
 def run(store):
-    """Makes the identity of a run from changes to configs/debug.py, as a checkpoint keeps it."""
+    """Returns a run's identity, as a checkpoint keeps it, from changes to configs/debug.py."""
 
     def run(**changed):
         config = debug.get_config()
@@ -39,8 +39,8 @@ def run(store):
     return run
 
 
-def at(step, there):
-    return {**there, "step": step}
+def at(step, saved):
+    return {**saved, "step": step}
 
 
 GROUPS = {
@@ -49,10 +49,10 @@ GROUPS = {
 
 
 def test_every_key_has_its_place():
-    """A new key of configs/base.py needs one of the lists of compatibility.py: think which."""
+    """A new key of configs/base.py belongs in one of the lists of compatibility.py."""
     keys = leaves(base.get_config())
     classified = [key for group in GROUPS.values() for key in group]
-    assert sorted(classified) == sorted(keys)  # each once, and no other
+    assert sorted(classified) == sorted(keys)  # each once, and no more
 
 
 OTHER = {"auto": "bfloat16", "none": "full", "adamw": "muon", "stop": "keep_before"}
@@ -79,75 +79,76 @@ def another(key):
 @pytest.mark.parametrize("key", sorted(compatibility.FIXED))
 def test_a_fixed_key_is_refused_with_both_values(run, key):
     old, new = another(key)
-    there, here = at(8, run()), run(**{key: new})
-    assert incompatibilities(there, here) == [f"{key}: {old} there, {new} here"]
+    saved, current = at(8, run()), run(**{key: new})
+    assert incompatibilities(saved, current) == [f"{key}: {old} saved, {new} now"]
 
 
 @pytest.mark.parametrize("key", sorted(compatibility.FREE | compatibility.DATA))
-def test_a_free_key_may_change_and_is_told(run, key):
-    """Of data, what matters is the store: the same one may lie elsewhere, or be made otherwise."""
+def test_a_free_key_may_change_and_is_listed(run, key):
+    """The keys of data are free as long as the content of the store is the same."""
     old, new = another(key)
-    there, here = at(8, run()), run(**{key: new})
-    assert incompatibilities(there, here) == []
-    assert changes(there, here) and all(text.startswith(key) for text in changes(there, here))
+    saved, current = at(8, run()), run(**{key: new})
+    assert incompatibilities(saved, current) == []
+    assert changes(saved, current) and all(text.startswith(key) for text in changes(saved, current))
 
 
-def test_nothing_changed_nothing_told(run):
+def test_without_a_change_nothing_is_listed(run):
     assert incompatibilities(at(8, run()), run()) == changes(at(8, run()), run()) == []
 
 
-def test_another_store_tokenizer_and_all_else_are_listed_together(run):
-    there = at(8, run())
-    here = run(seed=7, model__n_layer=3, optim__beta2=0.5, optim__learning_rate=2e-2)
-    here["store_hash"], here["tokenizer_hash"] = "abc", "def"
-    here["store"]["settings"]["val_fraction"] = 0.5
-    found = "\n".join(incompatibilities(there, here))
+def test_different_stores_tokenizers_and_settings_are_listed_together(run):
+    saved = at(8, run())
+    current = run(seed=7, model__n_layer=3, optim__beta2=0.5, optim__learning_rate=2e-2)
+    current["store_hash"], current["tokenizer_hash"] = "abc", "def"
+    current["store"]["settings"]["val_fraction"] = 0.5
+    problems = "\n".join(incompatibilities(saved, current))
     for words in (
-        "seed: 1337 there, 7 here",
-        "model.n_layer: 2 there, 3 here",
-        "optim.beta2: 0.99 there, 0.5 here",
-        "optim.learning_rate: 0.01 there, 0.02 here",
-        "so the learning rate of 8 of the 8 steps done would have been another: of step 1",
+        "seed: 1337 saved, 7 now",
+        "model.n_layer: 2 saved, 3 now",
+        "optim.beta2: 0.99 saved, 0.5 now",
+        "optim.learning_rate: 0.01 saved, 0.02 now",
+        "so the learning rate of 8 of the 8 steps done would have been different: of step 1",
         "tokenizer_hash: ",
         "store_hash: ",
-        "data.settings.val_fraction: 0.05 there, 0.5 here",
+        "data.settings.val_fraction: 0.05 saved, 0.5 now",
     ):
-        assert words in found, words
-    assert "cannot be made longer" not in found
+        assert words in problems, words
+    assert "cannot be made longer" not in problems
 
 
-def test_the_same_batch_may_be_cut_otherwise(run):
-    there = at(8, run(train__batch_size=4, train__gradient_accumulation_steps=4))
+def test_the_same_batch_may_be_split_differently(run):
+    saved = at(8, run(train__batch_size=4, train__gradient_accumulation_steps=4))
     assert (
-        incompatibilities(there, run(train__batch_size=8, train__gradient_accumulation_steps=2))
+        incompatibilities(saved, run(train__batch_size=8, train__gradient_accumulation_steps=2))
         == []
     )
     assert incompatibilities(
-        there, run(train__batch_size=8, train__gradient_accumulation_steps=4)
-    ) == ["train.batch_size x train.gradient_accumulation_steps: 16 rows a step there, 32 here"]
+        saved, run(train__batch_size=8, train__gradient_accumulation_steps=4)
+    ) == ["rows a step (train.batch_size x train.gradient_accumulation_steps): 16 saved, 32 now"]
     assert incompatibilities(
-        there, run(train__batch_size=16, train__gradient_accumulation_steps=1)
-    ) == ["train.gradient_accumulation_steps > 1: True there, False here"]
+        saved, run(train__batch_size=16, train__gradient_accumulation_steps=1)
+    ) == ["train.gradient_accumulation_steps > 1: True saved, False now"]
 
 
-def test_another_environment_is_told(run):
-    there = at(8, run())
-    there["environment"] |= {"jax": "0.1", "devices": "2 x gpu"}
-    here = run()
-    assert incompatibilities(there, here) == []
-    assert changes(there, here)[0].startswith("jax: 0.1 there, ")
+def test_a_different_environment_is_listed(run):
+    saved = at(8, run())
+    saved["environment"] |= {"jax": "0.1", "devices": "2 x gpu"}
+    current = run()
+    assert incompatibilities(saved, current) == []
+    assert changes(saved, current)[0].startswith("jax: 0.1 saved, ")
     assert (
-        changes(there, here)[1] == f"devices: 2 x gpu there, {here['environment']['devices']} here"
+        changes(saved, current)[1]
+        == f"devices: 2 x gpu saved, {current['environment']['devices']} now"
     )
 
 
 def test_a_checkpoint_that_lacks_a_key_has_its_default(run):
-    there = at(8, run())
-    del there["config"]["model"]["dropout"]
-    there["config"]["model"]["of_old"] = 1
-    assert incompatibilities(there, run()) == []
-    found = incompatibilities(there, run(model__dropout=0.5))
-    assert found == ["model.dropout: 0.0 there, 0.5 here"]
+    saved = at(8, run())
+    del saved["config"]["model"]["dropout"]
+    saved["config"]["model"]["of_old"] = 1
+    assert incompatibilities(saved, run()) == []
+    problems = incompatibilities(saved, run(model__dropout=0.5))
+    assert problems == ["model.dropout: 0.0 saved, 0.5 now"]
 
 
 # Schedules of configs/debug.py: cosine over 20 steps, warm-up 2; wsd decays over the last 5.
@@ -155,7 +156,7 @@ WSD = {"optim__schedule": "wsd"}
 
 
 @pytest.mark.parametrize(
-    ("step", "there", "here", "words"),
+    ("step", "saved", "current", "words"),
     [
         # Within the schedule a run may be longer or shorter.
         (4, {"train__max_iters": 4}, {"train__max_iters": 20}, None),
@@ -167,36 +168,36 @@ WSD = {"optim__schedule": "wsd"}
         (8, {}, {"optim__lr_decay_iters": 40}, "cosine that has begun to fall"),
         (20, {}, {"train__max_iters": 40, "optim__lr_decay_iters": 40}, "begun to fall"),
         (20, {}, {"train__max_iters": 40}, "begun to fall"),
-        (8, {}, {"optim__lr_decay_iters": 10}, "would have been another"),
-        (8, {}, {"optim__min_lr": 1e-5}, "optim.min_lr: 0.0003 there, 1e-05 here"),
-        (8, {}, WSD, "optim.schedule: cosine there, wsd here"),
-        # It was to go on at min_lr from the beginning.
+        (8, {}, {"optim__lr_decay_iters": 10}, "would have been different"),
+        (8, {}, {"optim__min_lr": 1e-5}, "optim.min_lr: 0.0003 saved, 1e-05 now"),
+        (8, {}, WSD, "optim.schedule: cosine saved, wsd now"),
+        # Planned to continue at min_lr from the beginning.
         (30, {"train__max_iters": 40}, {"train__max_iters": 40, "seed": 1337}, None),
-        # wsd: free to grow, shrink or fall otherwise until it falls.
+        # wsd: its length and decay may change until the decay begins.
         (15, WSD, {**WSD, "train__max_iters": 1000}, None),
         (10, WSD, {**WSD, "train__max_iters": 15}, None),
         (15, WSD, {**WSD, "optim__wsd_decay_iters": 3, "optim__min_lr": 1e-5}, None),
-        (15, WSD, {**WSD, "optim__lr_decay_iters": 7}, None),  # it has no say there
-        (17, WSD, {**WSD, "train__max_iters": 1000}, "until its decay begins, here at step 15"),
-        (20, WSD, {**WSD, "train__max_iters": 40}, "until its decay begins, here at step 15"),
+        (15, WSD, {**WSD, "optim__lr_decay_iters": 7}, None),  # wsd does not use it
+        (17, WSD, {**WSD, "train__max_iters": 1000}, "until its decay begins, at step 15"),
+        (20, WSD, {**WSD, "train__max_iters": 40}, "until its decay begins, at step 15"),
         (16, WSD, {**WSD, "optim__learning_rate": 2e-2}, "16 of the 16 steps done"),
-        (12, WSD, {}, "optim.schedule: wsd there, cosine here"),
+        (12, WSD, {}, "optim.schedule: wsd saved, cosine now"),
     ],
 )
-def test_the_past_of_the_learning_rate_must_stay(run, step, there, here, words):
-    found = incompatibilities(at(step, run(**there)), run(**here))
+def test_the_learning_rate_of_the_steps_done_must_stay(run, step, saved, current, words):
+    problems = incompatibilities(at(step, run(**saved)), run(**current))
     if words is None:
-        assert found == []
-        assert changes(at(step, run(**there)), run(**here)) or there == {
-            k: v for k, v in here.items() if k != "seed"
+        assert problems == []
+        assert changes(at(step, run(**saved)), run(**current)) or saved == {
+            k: v for k, v in current.items() if k != "seed"
         }
     else:
-        assert words in "\n".join(found)
-        assert ("schedule=wsd" in "\n".join(found)) == ("begun to fall" in words)
+        assert words in "\n".join(problems)
+        assert ("schedule=wsd" in "\n".join(problems)) == ("begun to fall" in words)
 
 
-def test_what_is_allowed_gives_the_same_rates_as_from_the_beginning():
-    """The rule itself, on random pairs: allowed means that no step done had another rate."""
+def test_an_allowed_change_keeps_the_rates_of_the_steps_done():
+    """The rule itself, on random pairs of configurations."""
     rng = np.random.default_rng(0)
     allowed = 0
     for _ in range(25):
@@ -210,39 +211,41 @@ def test_what_is_allowed_gives_the_same_rates_as_from_the_beginning():
             configs.append(config)
         step = int(rng.integers(1, 20))
         old, new = configs
-        found = compatibility._schedule_refusals(copy.deepcopy(old), copy.deepcopy(new), step)
+        problems = compatibility._schedule_problems(copy.deepcopy(old), copy.deepcopy(new), step)
         rates = [
             [float(schedule(c.optim, c.train.max_iters)(s)) for s in range(step)] for c in configs
         ]
         same = np.allclose(*rates, rtol=1e-6)
-        allowed += not found
-        assert same or found
-        assert not found or not same or new.train.max_iters > old.train.max_iters
+        allowed += not problems
+        assert same or problems
+        assert not problems or not same or new.train.max_iters > old.train.max_iters
     assert 3 < allowed < 22
 
 
-def test_what_muon_and_the_decay_were_stays(run):
+def test_the_muon_rate_and_the_weight_decay_of_the_steps_done_must_stay(run):
     muon = {"optim__optimizer": "muon"}
-    there = at(8, run(**muon))
-    found = "\n".join(incompatibilities(there, run(**muon, optim__muon_learning_rate=0.5)))
-    assert "optim.muon_learning_rate: 0.002 there, 0.5 here" in found
-    assert "so the muon learning rate of 8 of the 8 steps done" in found
-    found = "\n".join(incompatibilities(there, run(**muon, optim__weight_decay=0.5)))
+    saved = at(8, run(**muon))
+    problems = "\n".join(incompatibilities(saved, run(**muon, optim__muon_learning_rate=0.5)))
+    assert "optim.muon_learning_rate: 0.002 saved, 0.5 now" in problems
+    assert "so the muon learning rate of 8 of the 8 steps done" in problems
+    problems = "\n".join(incompatibilities(saved, run(**muon, optim__weight_decay=0.5)))
     assert (
-        "so the weight decay of 8 of the 8 steps done would have been another: of step 1" in found
+        "so the weight decay of 8 of the 8 steps done would have been different: of step 1"
+        in problems
     )
-    assert incompatibilities(at(0, there), run(**muon, optim__weight_decay=0.5)) == []
+    assert incompatibilities(at(0, saved), run(**muon, optim__weight_decay=0.5)) == []
     # A rate that is not used decides nothing.
     assert incompatibilities(at(8, run()), run(optim__muon_learning_rate=0.5)) == []
 
 
 def test_a_linear_weight_decay_keeps_the_length_of_a_run(run):
     linear = {**WSD, "optim__weight_decay_schedule": "linear"}
-    there = at(8, run(**linear))
-    assert incompatibilities(there, run(**linear)) == []
-    found = "\n".join(incompatibilities(there, run(**linear, train__max_iters=40)))
-    assert "train.max_iters: 20 there, 40 here" in found
+    saved = at(8, run(**linear))
+    assert incompatibilities(saved, run(**linear)) == []
+    problems = "\n".join(incompatibilities(saved, run(**linear, train__max_iters=40)))
+    assert "train.max_iters: 20 saved, 40 now" in problems
     assert (
-        "so the weight decay of 7 of the 8 steps done would have been another: of step 2" in found
+        "so the weight decay of 7 of the 8 steps done would have been different: of step 2"
+        in problems
     )
-    assert "such a run keeps its length" in found
+    assert "such a run keeps its length" in problems

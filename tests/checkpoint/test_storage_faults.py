@@ -1,14 +1,10 @@
-"""Saves that fail: what was there stays, the caller learns why, and a later save succeeds."""
+"""Failed saves: earlier checkpoints stay, the error is reported, and a later save succeeds."""
 
-import contextlib
 import copy
-import logging
 import resource
 import shutil
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -16,26 +12,14 @@ from helpers import bits, state_of
 from test_manager import contents
 
 from configs.errors import UserError
-from gptjax.checkpoint import manager, storage
-from gptjax.checkpoint.manager import Checkpoints, Progress, SaveFailed
+from gptjax.checkpoint import Checkpoints, RunProgress, storage, verify
 from gptjax.common.lock import WorkdirLock
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def checkpoints(debug_config, store, initial, tmp_path):
-    """The checkpoints of a run that has saved step 1."""
-    checkpoints = Checkpoints(tmp_path / "run", debug_config, store)
-    checkpoints.save(state_of(initial, 1), Progress(), val_loss=5.0)
-    checkpoints.wait()
-    yield checkpoints
-    checkpoints.close()
-
-
 def save(checkpoints, initial, step):
-    checkpoints.save(state_of(initial, step), Progress(tokens_seen=step))
-    checkpoints.wait()
+    checkpoints.finish(state_of(initial, step), RunProgress(tokens_seen=step))
 
 
 def names(folder):
@@ -43,7 +27,7 @@ def names(folder):
 
 
 def visible(folder):
-    """The files of checkpoints: not what threads of a save that failed still write, hidden."""
+    """The files of checkpoints, without hidden ones: threads of a failed save may still write."""
     return {path: data for path, data in contents(folder).items() if path.parts[0][0] != "."}
 
 
@@ -57,7 +41,7 @@ def test_files_that_cannot_grow(checkpoints, initial, steps, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
         try:
             save(checkpoints, initial, 2)
-        except SaveFailed as error:
+        except UserError as error:
             failures += 1
             assert "step 2 could not be saved" in str(error) and "GB free" in str(error)
             assert "\n" not in str(error)
@@ -66,39 +50,14 @@ def test_files_that_cannot_grow(checkpoints, initial, steps, tmp_path):
         assert visible(folder) == before
     assert failures == 10
     save(checkpoints, initial, 2)
-    assert names(folder) == ["1", "2"] and manager.verify(tmp_path / "run") == {1: "", 2: ""}
+    assert names(folder) == ["1", "2"] and verify(tmp_path / "run") == {1: "", 2: ""}
     assert bits(checkpoints.restore(steps)[0]) == bits(state_of(initial, 2))
-
-
-def test_a_failure_is_raised_once_by_wait_or_logged_by_the_next_save(
-    checkpoints,
-    initial,
-    monkeypatch,
-    caplog,
-):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(storage, "write", full)
-        checkpoints.save(state_of(initial, 2), Progress())
-        with pytest.raises(SaveFailed, match=r"step 2 .*\(OSError: .* No space left on device; .*"):
-            checkpoints.wait()
-        checkpoints.wait()
-        checkpoints.save(state_of(initial, 3), Progress())
-        while checkpoints.saving:
-            time.sleep(0.01)
-    assert caplog.text == ""
-    checkpoints.save(state_of(initial, 3), Progress())  # the same state again
-    assert "step 3 could not be saved" in caplog.text
-    checkpoints.wait()
-    assert checkpoints.latest_step == 3
 
 
 def test_a_removed_workdir_is_made_again(checkpoints, initial, steps, tmp_path, caplog):
     shutil.rmtree(tmp_path / "run")
     save(checkpoints, initial, 2)
-    assert "was removed during the run" in caplog.text
+    assert "was removed while it was locked" in caplog.text
     assert names(tmp_path / "run") == ["checkpoints", "lock"]
     assert bits(checkpoints.restore(steps)[0]) == bits(state_of(initial, 2))
 
@@ -110,7 +69,7 @@ def test_a_removed_workdir_that_another_run_has_taken_is_left_to_it(
 ):
     shutil.rmtree(tmp_path / "run")
     other = WorkdirLock(tmp_path / "run")
-    with pytest.raises(SaveFailed, match="in use by another run"):
+    with pytest.raises(UserError, match="in use by another run"):
         save(checkpoints, initial, 2)
     assert names(tmp_path / "run") == ["lock"]
     other.release()
@@ -122,7 +81,7 @@ def test_a_file_where_the_folder_was(checkpoints, initial, tmp_path):
     folder = tmp_path / "run" / "checkpoints"
     folder.rename(tmp_path / "away")
     folder.write_text("mine")
-    with pytest.raises(SaveFailed, match="could not be saved"):
+    with pytest.raises(UserError, match="could not be saved"):
         save(checkpoints, initial, 2)
     assert folder.read_text() == "mine"
     folder.unlink()
@@ -131,45 +90,12 @@ def test_a_file_where_the_folder_was(checkpoints, initial, tmp_path):
     assert names(folder) == ["1", "2"]
 
 
-def test_a_slow_disk_does_not_hold_the_loop_until_the_next_save(
-    checkpoints,
-    initial,
-    monkeypatch,
-    caplog,
-):
-    go_on = threading.Event()
-    real = storage.write
-
-    def slow(*args):
-        assert go_on.wait(60)
-        real(*args)
-
-    monkeypatch.setattr(storage, "write", slow)
-    monkeypatch.setattr(manager, "_SLOW", 0.05)
-    checkpoints.save(state_of(initial, 2), Progress())  # returns although nothing is written
-    assert checkpoints.saving and checkpoints.latest_step == 1
-    threading.Timer(0.2, go_on.set).start()
-    with caplog.at_level(logging.WARNING):
-        checkpoints.save(state_of(initial, 3), Progress())  # waits for the one before
-    assert "The disk is slow" in caplog.text
-    checkpoints.wait()
-    assert not checkpoints.saving and checkpoints.latest_step == 3
-
-
 class Killed(BaseException):
-    """Ends a save at once, and all that would tidy up after it, as SIGKILL does."""
-
-
-class Mortal(threading.Thread):
-    """A thread that may be killed."""
-
-    def run(self):
-        with contextlib.suppress(Killed):
-            super().run()
+    """Ends a save at once, and all that would clean up after it, as SIGKILL does."""
 
 
 class Death:
-    """Comes before a certain one of the calls of some functions; not within such a call."""
+    """Raises Killed before call number `at` of the watched functions, and before all later ones."""
 
     def __init__(self, at):
         self.at, self.points, self.inside = at, [], 0
@@ -191,7 +117,7 @@ class Death:
         return call
 
 
-def test_ended_before_any_step_of_a_save_the_old_or_the_new_one_is_whole(
+def test_killed_before_any_step_of_a_save_the_old_or_the_new_checkpoint_is_whole(
     initial,
     steps,
     debug_config,
@@ -199,7 +125,7 @@ def test_ended_before_any_step_of_a_save_the_old_or_the_new_one_is_whole(
     tmp_path,
     monkeypatch,
 ):
-    """Each durable step after Orbax's of a save that removes an old checkpoint, too."""
+    """Each durable step after Orbax's, of a save that also removes an old checkpoint."""
     config = copy.deepcopy(debug_config)
     config.checkpoint.keep_latest, config.checkpoint.keep_best = 2, 0
     run = Checkpoints(tmp_path / "run", config, store)
@@ -213,7 +139,6 @@ def test_ended_before_any_step_of_a_save_the_old_or_the_new_one_is_whole(
         run = Checkpoints(workdir, config, store)
         death = Death(die_at)
         with monkeypatch.context() as patch:
-            patch.setattr(threading, "Thread", Mortal)
             for owner, name in (
                 (storage, "_fsync_tree"),
                 (storage, "fsync_folder"),
@@ -221,7 +146,8 @@ def test_ended_before_any_step_of_a_save_the_old_or_the_new_one_is_whole(
                 (shutil, "rmtree"),
             ):
                 patch.setattr(owner, name, death.before(owner, name))
-            save(run, initial, 3)
+            run.save(state_of(initial, 3), RunProgress())
+            run.wait()
         run.close()
         again = Checkpoints(workdir, config, store)
         state, _ = again.restore(steps)
@@ -247,7 +173,7 @@ import jax, pathlib
 import helpers as t
 from configs import debug
 from data_pipeline.token_store import TokenStore
-from gptjax.checkpoint import manager
+from gptjax.checkpoint import Checkpoints, RunProgress, manager, verify
 from gptjax.train import trainer
 from gptjax.model.config import GPTConfig
 from gptjax.step.sharding import make_mesh
@@ -262,14 +188,14 @@ model_config = GPTConfig.from_config(config, store.tokenizer.vocab_size)
 steps = trainer.StepFunctions(config, model_config, store.tokenizer.token_bytes, make_mesh(1))
 initial = steps.init_state()
 mount("-t", "tmpfs", "-o", "size=3m", "none")
-run = manager.Checkpoints(disk / "run", config, store)
+manager._LAST_DELAY = 0.0
+run = Checkpoints(disk / "run", config, store)
 def save(step):
-    run.save(t.state_of(initial, step), manager.Progress())
-    run.wait()
+    run.finish(t.state_of(initial, step), RunProgress())
 def fails(step):
     try:
         save(step)
-    except manager.SaveFailed as error:
+    except UserError as error:
         return str(error)
     raise AssertionError("saved")
 save(1)
@@ -281,7 +207,7 @@ with full.open("wb") as file:  # leaves less room than a checkpoint needs
 message = fails(2)
 assert "o space" in message or "RESOURCE_EXHAUSTED" in message, message
 print(message)
-assert manager.verify(disk / "run") == {{1: ""}}
+assert verify(disk / "run") == {{1: ""}}
 full.unlink()
 save(2)
 mount("--bind", str(disk))
@@ -289,15 +215,15 @@ mount("-o", "remount,bind,ro")
 message = fails(3)
 assert "ead-only" in message, message
 print(message)
-assert manager.verify(disk / "run") == {{1: "", 2: ""}}
+assert verify(disk / "run") == {{1: "", 2: ""}}
 subprocess.run(["umount", str(disk)], check=True)
 save(3)
-assert manager.verify(disk / "run") == {{2: "", 3: ""}}
+assert verify(disk / "run") == {{2: "", 3: ""}}
 assert t.bits(run.restore(steps)[0]) == t.bits(t.state_of(initial, 3))
 run.close()
 mount("-o", "remount,ro")
 try:
-    manager.Checkpoints(disk / "run", config, store)
+    Checkpoints(disk / "run", config, store)
 except UserError as error:
     assert "cannot be written" in str(error), error
     print("refused")
@@ -326,7 +252,7 @@ def test_a_disk_that_is_full_and_one_that_is_read_only(store, tmp_path):
     assert done.stdout.splitlines()[-1] == "refused"
 
 
-def test_a_folder_that_cannot_be_made_is_told_at_the_start(debug_config, store, tmp_path):
+def test_a_folder_that_cannot_be_created_is_refused_at_the_start(debug_config, store, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot be written"):
         Checkpoints(tmp_path / "file" / "run", debug_config, store)

@@ -1,6 +1,9 @@
-"""Two runs, one workdir: the second is refused and told by whom; the dead hold nothing."""
+"""Two runs in one workdir: the second is refused, and a dead process holds nothing."""
 
+import errno
+import fcntl
 import json
+import logging
 import os
 import re
 import shutil
@@ -8,11 +11,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from configs.errors import UserError
+from data_pipeline.lock import FileLock
 from gptjax.common.lock import WorkdirLock
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +47,7 @@ def holder(tmp_path):
     process.communicate()
 
 
-def test_the_second_is_refused_and_told_who_holds_it(holder, tmp_path):
+def test_the_second_is_refused_and_the_holder_named(holder, tmp_path):
     before = (tmp_path / "run" / "lock").read_bytes()
     with pytest.raises(UserError) as error:
         WorkdirLock(tmp_path / "run")
@@ -63,7 +68,7 @@ def test_the_lock_of_a_dead_process_is_taken_over(holder, tmp_path, caplog, numb
     lock.release()
 
 
-def test_within_a_process_too_and_release_frees_it(tmp_path, caplog):
+def test_it_excludes_within_a_process_and_release_frees_it(tmp_path, caplog):
     lock = WorkdirLock(tmp_path)
     with pytest.raises(UserError, match=f"process {os.getpid()} on"):
         WorkdirLock(tmp_path)
@@ -75,7 +80,7 @@ def test_within_a_process_too_and_release_frees_it(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "[]", '{"pid": 1}', "\x00\xff"])
-def test_whatever_the_file_holds_it_is_taken(tmp_path, text):
+def test_any_content_of_the_file_is_accepted(tmp_path, text):
     (tmp_path / "lock").write_text(text)
     WorkdirLock(tmp_path).release()
 
@@ -86,13 +91,13 @@ def test_a_removed_workdir_is_locked_again(tmp_path, caplog):
     assert caplog.text == ""
     shutil.rmtree(tmp_path / "run")
     lock.ensure()
-    assert "was removed during the run" in caplog.text
+    assert "was removed while it was locked" in caplog.text
     with pytest.raises(UserError, match="in use by another run"):
         WorkdirLock(tmp_path / "run")
     lock.release()
 
 
-def test_whoever_took_a_removed_workdir_meanwhile_keeps_it(tmp_path):
+def test_a_run_that_has_taken_a_removed_workdir_keeps_it(tmp_path):
     first = WorkdirLock(tmp_path / "run")
     shutil.rmtree(tmp_path / "run")
     second = WorkdirLock(tmp_path / "run")
@@ -103,8 +108,29 @@ def test_whoever_took_a_removed_workdir_meanwhile_keeps_it(tmp_path):
     second.release()
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UserError, match=rf"lock cannot be locked \({os.strerror(number)}\).*local"):
+        WorkdirLock(tmp_path)
+
+
+def test_waiting_for_the_holder(holder, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    threading.Timer(0.5, holder.kill).start()
+    with FileLock(tmp_path / "run" / "lock", wait=True):
+        assert f"Waiting for process {holder.pid} on" in caplog.text
+        assert "taking over" in caplog.text
+        with pytest.raises(UserError, match="in use by another run"):
+            WorkdirLock(tmp_path / "run")
+    WorkdirLock(tmp_path / "run").release()
+
+
 def test_training_refuses_a_workdir_in_use(holder, debug_config, tmp_path):
-    """The program says it in a paragraph, and leaves the other's files alone."""
+    """The program prints a paragraph and leaves the files of the other run alone."""
     result = subprocess.run(
         [
             *(sys.executable, "-m", "gptjax.main", "--config=configs/debug.py"),

@@ -16,7 +16,7 @@ import pytest
 from configs.errors import UserError
 from data_pipeline.packing import permutation
 from data_pipeline.token_store import TOKENIZER
-from gptjax.checkpoint.manager import Checkpoints, Progress
+from gptjax.checkpoint import Checkpoints, RunProgress
 from gptjax.common.workdir import save_config
 from gptjax.evaluate import __main__
 from gptjax.evaluate.text_loss import Texts, evaluate_documents, validation_documents
@@ -219,7 +219,7 @@ def workdir(run, store, tmp_path_factory):
     (folder / TOKENIZER).write_bytes((store.path / TOKENIZER).read_bytes())
     steps = StepFunctions(config, run.model_config, store.tokenizer.token_bytes, make_mesh(1))
     checkpoints = Checkpoints(folder, config, store)
-    checkpoints.save(steps.init_state(), Progress(), val_loss=6.0)
+    checkpoints.save(steps.init_state(), RunProgress(), val_loss=6.0)
     checkpoints.close()
     return folder
 

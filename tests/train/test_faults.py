@@ -15,15 +15,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from test_resume import assert_same_bits, metric_lines
 
 from configs.errors import UserError
 from data_pipeline.packing import PackedRows
-from gptjax.checkpoint import background_saver
-from gptjax.checkpoint.background_saver import Saver
-from gptjax.checkpoint.manager import Checkpoints, Progress
+from gptjax.checkpoint import Checkpoints, manager
 from gptjax.common import signals
 from gptjax.metrics import writers
 from gptjax.train import trainer
@@ -49,21 +46,21 @@ def capture_info(caplog):
 
 @pytest.fixture
 def quick_retries(monkeypatch):
-    monkeypatch.setattr(background_saver, "_FIRST_DELAY", 0.0)
-    monkeypatch.setattr(background_saver, "_LAST_DELAY", 0.0)
+    monkeypatch.setattr(manager, "_FIRST_DELAY", 0.0)
+    monkeypatch.setattr(manager, "_LAST_DELAY", 0.0)
 
 
 def fail_saves(monkeypatch, which, error):
     """Makes the saves whose numbers (from 1) are in `which` fail, before they write anything."""
-    real, calls = Checkpoints.save, []
+    real, calls = Checkpoints._start, []
 
-    def save(self, state, progress, val_loss=None):
+    def start(self, state, progress):
         calls.append(int(state.step))
         if len(calls) in which:
             raise error
-        real(self, state, progress, val_loss=val_loss)
+        return real(self, state, progress)
 
-    monkeypatch.setattr(Checkpoints, "save", save)
+    monkeypatch.setattr(Checkpoints, "_start", start)
     return calls
 
 
@@ -106,110 +103,16 @@ def test_an_unwritable_workdir_is_reported_before_training(monkeypatch, config):
         trainer.train_and_evaluate(config)
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-class FakeCheckpoints:
-    """Saves take `seconds`, and fail while `broken`."""
-
-    def __init__(self, clock):
-        self.clock, self.saved, self.broken, self.ready = clock, [], False, 0.0
-        self.seconds = 1.0
-
-    @property
-    def saving(self):
-        return self.clock.now < self.ready
-
-    def save(self, state, progress, val_loss=None):
-        self.ready = self.clock.now + self.seconds
-        self.started, self.val_loss = int(state.step), val_loss
-
-    def wait(self):
-        self.clock.now = max(self.clock.now, self.ready)
-        if self.broken:
-            raise ValueError("OUT_OF_RANGE: no space")
-        self.saved.append(self.started)
-
-
-class State:
-    def __init__(self, step):
-        self.step = step
-
-
-def test_failed_saves_are_tried_again_ever_more_seldom():
-    clock = Clock()
-    checkpoints = FakeCheckpoints(clock)
-    saver = Saver(checkpoints, lambda: None, clock)
-    checkpoints.broken = True
-    tries = []
-    saver.save(State(0), Progress())
-    for step in range(1, 4000):
-        clock.now += 1
-        if saver.due():
-            tries.append(clock.now)
-            saver.save(State(step), Progress())
-    gaps = np.diff(tries)
-    assert list(gaps[:3]) == [21, 41, 81]  # a second of saving, and the delay
-    assert max(gaps) == gaps[-1] == 601
-    checkpoints.broken = False
-    while not saver.due():
-        clock.now += 1
-    saver.save(State(4000), Progress())
-    clock.now += 2
-    assert not saver.due() and checkpoints.saved == [4000]
-    assert saver.seconds == 2
-
-
-def test_a_slow_disk_does_not_stop_training(monkeypatch, caplog):
-    clock = Clock()
-    checkpoints = FakeCheckpoints(clock)
-    saver_ = Saver(checkpoints, lambda: None, clock)
-    monkeypatch.setattr(
-        background_saver.time, "sleep", lambda s: setattr(clock, "now", clock.now + s)
-    )
-    checkpoints.seconds = 300.0
-    saver_.save(State(10), Progress())
-    clock.now += 5
-    saver_.save(State(20), Progress())  # gives up after its patience
-    assert 60 <= clock.now - 5 < 61 and "disk is slow" in caplog.text
-    assert not saver_.due()
-    clock.now = 301
-    assert saver_.due()
-    saver_.save(State(30), Progress())
-    saver_.finish(State(30), Progress())
-    assert checkpoints.saved == [10, 30, 30]
-
-
-def test_a_state_that_was_evaluated_keeps_its_val_loss_when_its_save_is_tried_again(monkeypatch):
-    clock = Clock()
-    checkpoints = FakeCheckpoints(clock)
-    saver_ = Saver(checkpoints, lambda: None, clock)
-    monkeypatch.setattr(background_saver.time, "sleep", lambda s: None)
-    checkpoints.broken = True
-    saver_.save(State(10), Progress(), 2.5)
-    clock.now += 2
-    assert not saver_.due()  # it has failed
-    checkpoints.broken = False
-    saver_.finish(State(10), Progress())
-    assert checkpoints.saved == [10] and checkpoints.val_loss == 2.5
-    saver_.save(State(11), Progress())  # this one was not evaluated
-    assert checkpoints.val_loss is None
-
-
 # Another process may be limited to files of some size: writing beyond fails like a full disk does.
 LIMITED = """
 import resource, signal, sys, logging
 from pathlib import Path
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from configs import cli, debug
-from gptjax.checkpoint import background_saver
+from gptjax.checkpoint import manager
 from gptjax.train import trainer
-background_saver._FIRST_DELAY = 0.0
-background_saver._LAST_DELAY = 0.0
+manager._FIRST_DELAY = 0.0
+manager._LAST_DELAY = 0.0
 config = debug.get_config()
 config.workdir, config.data.cache_dir = sys.argv[1:3]
 config.sample.prompts = ()
@@ -221,7 +124,7 @@ limit_from, limit_to = map(int, sys.argv[3:])
 real = trainer.Trainer._dispatch
 def dispatch(run):
     if run.step == limit_from:
-        run._saver._finish()  # what was begun before is not hit
+        run._checkpoints.wait()  # a save in progress is not affected
     soft = 20_000 if limit_from <= run.step < limit_to else resource.RLIM_INFINITY
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, resource.RLIM_INFINITY))
     return real(run)
@@ -270,7 +173,7 @@ def test_a_deleted_workdir_is_written_again(monkeypatch, config, caplog):
 
     def dispatch(self):
         if self.step == 5:
-            self._saver._finish()
+            self._checkpoints.wait()
             shutil.rmtree(config.workdir)
         return real(self)
 
