@@ -21,11 +21,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.errors import UserError
+from data_pipeline.progress import format_seconds
 from data_pipeline.token_store import TokenStore
 from gptjax.checkpoint import storage
 from gptjax.checkpoint.compatibility import changes, identity, incompatibilities
 from gptjax.checkpoint.storage import Damaged, NotFinite
-from gptjax.common.formatting import format_seconds
 from gptjax.common.lock import WorkdirLock
 from gptjax.common.workdir import CHECKPOINTS
 from gptjax.optim.schedules import decay_start

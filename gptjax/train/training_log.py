@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from data_pipeline.packing import PackedRows
 from data_pipeline.progress import ProgressBar, format_seconds
-from gptjax.checkpoint.manager import Progress
+from gptjax.checkpoint import RunProgress
 from gptjax.metrics import Clock, MetricsWriter, Window
 from gptjax.metrics.writers import START
 from gptjax.model.config import GPTConfig
@@ -42,7 +42,7 @@ class TrainingLog:
         model_config: GPTConfig,
         rows: PackedRows,
         state: TrainState,
-        progress: Progress,
+        progress: RunProgress,
     ):
         step = int(state.step)
         self._train = config.train
@@ -144,7 +144,7 @@ class TrainingLog:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """The fields of a checkpoint's `Progress` that are kept here."""
+        """The fields of a checkpoint's `RunProgress` that are kept here."""
         return {
             "tokens_seen": self._tokens_seen,
             "trained_seconds": self.clock.seconds,

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from data_pipeline.packing import evaluation_rows
-from gptjax.checkpoint.manager import Progress
+from gptjax.checkpoint import RunProgress
 from gptjax.train import training_log
 from gptjax.train.callbacks import PeriodicCallback
 from gptjax.train.training_log import DispatchedStep, TrainingLog, training_line
@@ -26,7 +26,7 @@ def log(debug_config, store, steps, initial, tmp_path):
     config.workdir = str(tmp_path)
     config.train.max_iters, config.train.log_interval = 100, 10
     rows = evaluation_rows(config, store.split("train"), store.tokenizer)
-    log = TrainingLog(config, steps.model_config, rows, initial, Progress())
+    log = TrainingLog(config, steps.model_config, rows, initial, RunProgress())
     yield log
     log.close()
 
