@@ -25,6 +25,7 @@ import sentencepiece as spm
 
 from benchmarks import ports
 from benchmarks.measure import alternate, show, use_one_core
+from data_pipeline.gpt2_tokenizer import BOS, BYTES
 from data_pipeline.tokenizer import SPACE, Tokenizer, train_tokenizer
 from gptjax.compat.hf_tokenizer import tokenizer_json
 
@@ -75,20 +76,15 @@ def tiktoken_gpt2(folder: Path) -> Encode:
     """GPT-2's encoder from OpenAI's files; tiktoken's own way to it is a download."""
     import tiktoken
 
-    printable = [b for b in range(256) if chr(b).isprintable() and b != ord(" ")]
-    others = [b for b in range(256) if b not in printable]
-    byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
     vocabulary = json.loads((folder / "encoder.json").read_text())
     ranks = {
-        bytes(byte_of[c] for c in token): rank
-        for token, rank in vocabulary.items()
-        if token != "<|endoftext|>"
+        bytes(BYTES[c] for c in token): rank for token, rank in vocabulary.items() if token != BOS
     }
     lines = (folder / "vocab.bpe").read_text().splitlines()[1:]  # the merges, best first
-    merged = [bytes(byte_of[c] for c in line if c != " ") for line in lines]
+    merged = [bytes(BYTES[c] for c in line if c != " ") for line in lines]
     assert [ranks[token] for token in merged] == list(range(256, 256 + len(merged)))
     encoder = tiktoken.Encoding(
-        "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256}
+        "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={BOS: 50256}
     )
     return lambda text: np.array(encoder.encode_ordinary(text), "<u2").tobytes()
 
@@ -96,7 +92,7 @@ def tiktoken_gpt2(folder: Path) -> Encode:
 def encoders(
     texts: Sequence[str], model: bytes, *, vocab_size: int, gpt2: Path | None
 ) -> dict[str, Callable[[], Encode]]:
-    """Returns name -> a function that makes the encoder, caches empty."""
+    """Returns name -> a function that makes the encoder with empty caches."""
     makers: dict[str, Callable[[], Encode]] = {
         "gptjax (SentencePiece, words cached)": lambda: Tokenizer(model).encode_uint16,
         "SentencePiece, same model": lambda: sentencepiece(model),
@@ -168,13 +164,13 @@ def main() -> None:
 
         return run
 
-    found = alternate({name: turn(name) for name in makers}, arguments.rounds)
+    results = alternate({name: turn(name) for name in makers}, arguments.rounds)
     show(
         f"MB a CPU second on one core, {n_bytes / 1e6:.1f} MB of text in {len(texts):,} documents",
         [
             {"encoder": name, **rates, "tokens": n_tokens[name]}
             | {"bytes_per_token": round(n_bytes / n_tokens[name], 3)}
-            for name, rates in found.items()
+            for name, rates in results.items()
         ],
     )
     ours = Tokenizer(model).encode_uint16

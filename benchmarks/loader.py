@@ -11,10 +11,10 @@ All give batches of int rows [B, T] and targets. What they promise differs:
 """
 
 import argparse
+import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import grain
 import numpy as np
@@ -24,7 +24,7 @@ from configs import base
 from data_pipeline.loader import BatchIterator
 from data_pipeline.packing import PackedRows
 from data_pipeline.prepare import prepare
-from data_pipeline.token_store import Split, TokenStore, piece_file
+from data_pipeline.token_store import Split, TokenStore, shard_file
 
 BINS = 128  # open rows of first-fit and best-fit: more, less padding
 
@@ -36,10 +36,10 @@ def ours(split: Split, *, batch_size: int, block_size: int, segments: bool) -> I
 
 
 def get_batch(path: Path, *, batch_size: int, block_size: int) -> Iterator[int]:
-    """The loader of nanoGPT as it describes it, with NumPy in place of PyTorch."""
+    """NanoGPT's loader, with NumPy instead of PyTorch."""
     rng = np.random.default_rng(1)
     while True:
-        data = np.memmap(path, np.uint16, "r")  # anew each time, as there
+        data = np.memmap(path, np.uint16, "r")  # opened for each batch, as nanoGPT does
         starts = rng.integers(len(data) - block_size, size=batch_size)
         x = np.stack([data[i : i + block_size].astype(np.int64) for i in starts])
         y = np.stack([data[i + 1 : i + 1 + block_size].astype(np.int64) for i in starts])
@@ -47,36 +47,35 @@ def get_batch(path: Path, *, batch_size: int, block_size: int) -> Iterator[int]:
 
 
 class _Documents:
-    """Grain source of documents; with `longest`, of stretches of documents."""
+    """Grain source of documents; with `longest`, of spans of at most so many tokens."""
 
     def __init__(self, split: Split, longest: int | None) -> None:
         self._split = split
-        pieces = [(d, 0, int(n)) for d, n in enumerate(split.doc_lengths)]
-        if longest is not None:
-            pieces = [
-                (d, i, min(i + longest, n)) for d, _, n in pieces for i in range(0, n, longest)
-            ]
-        self._pieces = pieces
+        self._spans = [
+            (d, i, min(i + (longest or n), n))
+            for d, n in enumerate(split.doc_lengths.tolist())
+            for i in range(0, n, longest or n)
+        ]
 
     def __len__(self) -> int:
-        return len(self._pieces)
+        return len(self._spans)
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        return {"tokens": self._split.read(*self._pieces[int(i)])}
+        return {"tokens": self._split.read(*self._spans[int(i)])}
 
 
 def grains(
     split: Split,
-    pack: Callable[[grain.IterDataset, dict[str, int]], grain.IterDataset],
+    pack: Callable[..., grain.IterDataset],
     *,
     batch_size: int,
     block_size: int,
     longest: int | None = None,
 ) -> Iterator[int]:
-    """Rows of T + 1 tokens from one of Grain's packers, then batches; counts what is no padding."""
+    """Yields the tokens but padding of each batch of rows of T + 1 from one of Grain's packers."""
     documents = grain.MapDataset.source(_Documents(split, longest)).shuffle(1).repeat()
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    packed = pack(documents.to_iter_dataset(options), {"tokens": block_size + 1})
+    packed = pack(documents.to_iter_dataset(options), length_struct={"tokens": block_size + 1})
     for batch in packed.batch(batch_size):
         tokens, segments = batch["tokens"].astype(np.int32), batch["tokens_segment_ids"]
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
@@ -86,17 +85,9 @@ def grains(
 
 def grain_packers(split: Split, *, batch_size: int, block_size: int) -> dict[str, Iterator[int]]:
     sizes = {"batch_size": batch_size, "block_size": block_size}
-    experimental = grain.experimental
-
-    def concat(d: Any, n: dict[str, int]) -> Any:
-        return experimental.ConcatThenSplitIterDataset(d, length_struct=n)
-
-    def first(d: Any, n: dict[str, int]) -> Any:
-        return experimental.FirstFitPackIterDataset(d, length_struct=n, num_packing_bins=BINS)
-
-    def best(d: Any, n: dict[str, int]) -> Any:
-        return experimental.BestFitPackIterDataset(d, length_struct=n, num_packing_bins=BINS)
-
+    concat = grain.experimental.ConcatThenSplitIterDataset
+    first = functools.partial(grain.experimental.FirstFitPackIterDataset, num_packing_bins=BINS)
+    best = functools.partial(grain.experimental.BestFitPackIterDataset, num_packing_bins=BINS)
     return {
         "Grain concat-then-split": grains(split, concat, **sizes),
         "Grain first-fit": grains(split, first, **sizes, longest=block_size + 1),
@@ -109,7 +100,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--source", required=True, help="parquet file; prepared where needed")
-    parser.add_argument("--store-dir", default="data/stores")
+    parser.add_argument("--cache-dir", default="data/stores")
     parser.add_argument("--vocab-size", type=int, default=32_768)
     parser.add_argument("--block-size", type=int, default=1024)
     parser.add_argument("--batch-size", type=int, default=12)
@@ -126,7 +117,7 @@ def main() -> None:
     loaders = {
         "gptjax": ours(split, **sizes, segments=False),
         "gptjax, segment_ids and positions": ours(split, **sizes, segments=True),
-        "nanoGPT get_batch": get_batch(piece_file(store.path, 0, "train", "tokens"), **sizes),
+        "nanoGPT get_batch": get_batch(shard_file(store.path, 0, "train", "tokens"), **sizes),
         **grain_packers(split, **sizes),
     }
 
@@ -136,15 +127,13 @@ def main() -> None:
             n += next(loader)
         return n / seconds
 
-    def turn_of(loader: Iterator[int]) -> Callable[[], float]:
-        return lambda: turn(loader)
-
-    found = alternate({k: turn_of(loader) for k, loader in loaders.items()}, arguments.rounds)
+    turns = {name: functools.partial(turn, loader) for name, loader in loaders.items()}
+    results = alternate(turns, arguments.rounds)
     title = (
         f"tokens/s on one core, B = {arguments.batch_size}, T = {arguments.block_size}, "
         f"{split.n_docs:,} documents of {split.n_tokens / split.n_docs:.0f} tokens on average"
     )
-    show(title, [{"loader": name, **rates} for name, rates in found.items()])
+    show(title, [{"loader": name, **rates} for name, rates in results.items()])
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
     python -m benchmarks.make_fineweb_like --source=bench.parquet --out=/tmp/fineweb.parquet
 
 At full size: 1,091,396 documents in 1,092 row groups, nine columns, snappy, about 3.2 GB of text
-and 2.15 GB of file, like CC-MAIN-2024-51/000_00000.parquet; minutes, in bounded memory. A document
-is a stretch of the source's text of a log-normal length, in which some words give way to others and
-some to words that never were: so texts do not repeat, compress as web text does, and a tokenizer
-keeps meeting words that it does not know. `token_count` is estimated from the length. The file is a
-function of the arguments alone. It says nothing about learning, only about size and speed.
+and 2.15 GB of file, like CC-MAIN-2013-20/000_00000.parquet; minutes, in bounded memory. A document
+is a passage of the source with a log-normal length, in which some words are replaced by others and
+some by invented ones: so texts do not repeat, compress like web text, and keep a tokenizer meeting
+unknown words. `token_count` is estimated from the length. The file is a function of the arguments
+alone. It serves to measure size and speed, not learning.
 """
 
 import argparse
@@ -22,8 +22,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-FILE_MB = 2147.531358  # of the real file
-DOCUMENTS = 1_091_396
+from data_pipeline.known_files import FINEWEB
+
+FILE_MB = FINEWEB.size_bytes / 1e6
 GROUP = 1000  # documents in a row group
 MEDIAN_CHARS, SIGMA = 1750, 1.0  # of the log-normal length: 2,900 bytes on average
 MAX_CHARS = 500_000
@@ -119,7 +120,7 @@ def main() -> None:
     parser.add_argument("--size-mb", type=float, default=FILE_MB, help="of the file, in 10^6 bytes")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    n_documents = max(1, round(DOCUMENTS * arguments.size_mb / FILE_MB))
+    n_documents = max(1, round(FINEWEB.n_documents * arguments.size_mb / FILE_MB))
     maker = Maker(arguments.source, arguments.seed)
     start, done, n_bytes = time.monotonic(), 0, 0
     partial = arguments.out.with_name(f"{arguments.out.name}.partial")

@@ -8,7 +8,7 @@ import sentencepiece as spm
 
 from data_pipeline.tokenizer import SPACE
 
-WORD = f"[\n{SPACE}]| *[^ \n{SPACE}]+| +"  # as data_pipeline.tokenizer cuts text
+WORD = f"[\n{SPACE}]| *[^ \n{SPACE}]+| +"  # as data_pipeline.tokenizer splits text
 
 
 def _load(model: bytes) -> tuple[spm.SentencePieceProcessor, list[int]]:
@@ -20,10 +20,10 @@ def _load(model: bytes) -> tuple[spm.SentencePieceProcessor, list[int]]:
 
 
 class Tiktoken:
-    """The model in tiktoken, which starts from bytes and merges the two of the lowest rank.
+    """The model in tiktoken, which starts from bytes and merges the pair of the lowest rank.
 
-    Ranks: bytes, then the characters of more bytes (with what leads to them), then pieces by
-    falling score. A table turns ranks into our ids.
+    Ranks: bytes, then characters of several bytes (and their prefixes), then pieces by falling
+    score. A table maps ranks to our ids.
     """
 
     def __init__(self, model: bytes) -> None:
@@ -48,7 +48,7 @@ class Tiktoken:
             special_tokens={},
         )
         self._parts = [np.array(e, "<u2").tobytes() for e in expansions.values()]
-        # Id 0, unk, marks what stands for several bytes.
+        # Id 0, unk, marks prefixes of characters, which become several byte pieces.
         table = [e[0] if len(e) == 1 else 0 for e in expansions.values()]
         self._table = np.array(table, "<u2")
 

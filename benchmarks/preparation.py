@@ -2,8 +2,8 @@
 
     python -m benchmarks.preparation --source=/tmp/fineweb.parquet --workers 1 2
 
-Runs `python -m data_pipeline.prepare` into a fresh folder and looks at its processes every fifth of
-a second: VmHWM is the highest resident memory that the kernel has seen, shared pages included.
+Runs `python -m data_pipeline.prepare` into a fresh folder and samples its processes every fifth of
+a second: VmHWM is the peak resident memory, shared pages included.
 """
 
 import argparse
@@ -22,14 +22,13 @@ from typing import Any
 from benchmarks.measure import show
 from data_pipeline.token_store import TokenStore
 
-PERIOD = 0.2  # seconds between looks
+PERIOD = 0.2  # seconds between samples
 
 
 def peak_mb(pid: int) -> float:
     """Returns the peak memory of a process, in 10^6 bytes."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    return int(found[1]) * 1024 / 1e6 if found else 0.0
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(match[1]) * 1024 / 1e6 if match else 0.0
 
 
 def descendants(pid: int) -> list[int]:
@@ -44,7 +43,7 @@ def watch(command: list[str]) -> tuple[float, dict[int, float], int]:
     peaks: dict[int, float] = {}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
-            with contextlib.suppress(OSError):  # a process may end while we look
+            with contextlib.suppress(OSError):  # the process has ended
                 for pid in (process.pid, *descendants(process.pid)):
                     peaks[pid] = max(peaks.get(pid, 0.0), peak_mb(pid))
             time.sleep(PERIOD)
@@ -94,7 +93,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, os.cpu_count() or 1])
     parser.add_argument("--keep", action="store_true", help="keep the stores")
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()))
-    arguments, options = parser.parse_known_args()  # the rest: --config.* for the program
+    arguments, options = parser.parse_known_args()  # the rest: --config.* of the program
     results = [
         prepare(
             arguments.source,

@@ -2,8 +2,8 @@
 
     python -m benchmarks.restore --documents=1000000
 
-The state lies deep in an epoch, and the restored iterator knows nothing of it but one number. The
-documents are synthetic: log-normal lengths like FineWeb's, tokens that are all one.
+The state is one number, deep in an epoch. The documents are synthetic: log-normal lengths like
+FineWeb's, all tokens equal.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from data_pipeline.token_store import TokenStore
 
 
 class SyntheticSplit:
-    """What `PackedRows` needs of a split, without a store."""
+    """A split for `PackedRows` without a store."""
 
     def __init__(self, n_docs: int) -> None:
         lengths = np.random.default_rng(1).lognormal(np.log(400), 1.0, n_docs)
@@ -48,7 +48,7 @@ def first_batch(split: Any, *, block_size: int, batch_size: int, seed: int) -> f
 
 
 def index_bytes(split: Any, block_size: int) -> tuple[int, int, int]:
-    """Returns the memory of the order of one epoch, of two (at a seam), and its peak."""
+    """Returns the bytes of the order of one epoch, of two (where they meet), and the peak."""
     tracemalloc.start()
     rows = PackedRows(split, block_size=block_size, seed=0, bos_id=1, segments=False)
     rows[0]
@@ -64,7 +64,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--documents", type=int, nargs="+", default=[1_000_000])
-    parser.add_argument("--store", type=Path, help="also a prepared store, opened each time")
+    parser.add_argument("--store", type=Path, help="a prepared store to time as well, opening it")
     parser.add_argument("--block-size", type=int, default=1024)
     parser.add_argument("--batch-size", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=15)
@@ -87,10 +87,10 @@ def main() -> None:
     }
     if arguments.store:
         contenders[f"{arguments.store.name}, opened first"] = open_and_restore
-    found = alternate(contenders, arguments.rounds)
+    results = alternate(contenders, arguments.rounds)
     show(
         "restore: ms from a state to the first batch, one core",
-        [{"index": name, **times} for name, times in found.items()],
+        [{"index": name, **times} for name, times in results.items()],
     )
     memory = []
     for n, split in splits.items():

@@ -1,8 +1,8 @@
-"""Parts: the unit of parallel, resumable work. A shard is cut, encoded and joined by them.
+"""Encodes shards in parts, the unit of parallel, resumable work, and joins these into the store.
 
-A part is some row groups of a parquet file, encoded: a pure function of the file and the tokenizer.
+A part is a few encoded row groups of a parquet file: a pure function of the file and the tokenizer.
 On disk it is a folder: `documents` (DOCUMENT records), `train` and `val` (uint16 tokens) and
-`counts.json` (rows left out, damage). All parts of a shard are joined into its piece of the token
+`counts.json` (skipped rows, damage). The parts of a shard are joined into its files in the token
 store, in memory that does not grow with the number of tokens.
 """
 
@@ -23,18 +23,18 @@ import numpy as np
 from configs.errors import DataError
 from data_pipeline.files import fsync_folder, write_atomically
 from data_pipeline.parquet import Damage, ShardInfo, read_row_group
-from data_pipeline.token_store import SPLITS, piece_file, piece_files
+from data_pipeline.token_store import SPLITS, shard_file, shard_files
 from data_pipeline.tokenizer import Tokenizer
 
 PART_BYTES = 4_000_000  # text in a part: about a second of work, the most an interruption loses
-DOCUMENT = np.dtype(  # what a part knows of each document: 33 bytes
+DOCUMENT = np.dtype(  # of a part, 33 bytes
     [
         ("row", "<u4"),  # in the parquet file
         ("val", "?"),
         ("tokens", "<i4"),  # BOS included
         ("bytes", "<i8"),  # of UTF-8 text
-        ("text_hash", "<u8"),  # of the whole text: equal texts are found by it
-        ("gpt2_tokens", "<i8"),  # FineWeb's `token_count`; -1: not known
+        ("text_hash", "<u8"),  # of the whole text, to find equal ones
+        ("gpt2_tokens", "<i8"),  # FineWeb's `token_count`; -1: unknown
     ]
 )
 _FLUSH_BYTES = 1 << 22  # tokens a part holds in memory
@@ -42,15 +42,15 @@ _COPY_BYTES = 1 << 22
 
 
 class Part(NamedTuple):
-    """What a worker has to know to make one part."""
+    """The argument of `encode_part`."""
 
-    path: Path  # the folder that will hold it
+    path: Path  # folder to write
     shard: Path
-    row_groups: tuple[tuple[int, int], ...]  # (row group, number of its first row in the shard)
+    row_groups: tuple[tuple[int, int], ...]  # (row group, its first row in the shard)
     n_documents: int  # rows
     tokenizer: Path
     val_fraction: float
-    keep_before: bool = False  # leave out what follows damage in a row group, instead of stopping
+    keep_before: bool = False  # skip what follows damage in a row group, instead of failing
 
 
 def plan_parts(
@@ -72,22 +72,20 @@ def plan_parts(
         size += shard.text_bytes[i]
         if size >= PART_BYTES or i == shard.n_row_groups - 1:
             path = prefix.with_name(f"{prefix.name}-{len(parts):06d}")
-            rows = tuple(groups)
-            parts.append(
-                Part(path, shard.path, rows, n_documents, tokenizer, val_fraction, keep_before)
-            )
+            source = (shard.path, tuple(groups), n_documents)
+            parts.append(Part(path, *source, tokenizer, val_fraction, keep_before))
             groups, size, n_documents = [], 0, 0
     return parts
 
 
 def is_val(document_id: str, val_fraction: float) -> bool:
-    """Says whether a document belongs to the validation split: by its id, whatever the shard."""
+    """Returns whether a document is in the validation split: a function of its id alone."""
     digest = hashlib.sha256(document_id.encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64 < val_fraction
 
 
 def encode_part(part: Part) -> int:
-    """Encodes one part into its folder; returns its bytes of text."""
+    """Encodes one part into its folder; returns its bytes of UTF-8."""
     tokenizer = _load_tokenizer(part.tokenizer)
     skipped: collections.Counter[str] = collections.Counter()
     damaged: list[Damage] | None = [] if part.keep_before else None
@@ -96,12 +94,13 @@ def encode_part(part: Part) -> int:
         for i, first_row in part.row_groups:
             for document in read_row_group(part.shard, i, skipped=skipped, damaged=damaged):
                 utf8 = document.utf8
+                digest = hashlib.blake2b(utf8, digest_size=8).digest()
                 writer.add(
                     tokenizer.encode_utf8(utf8),
                     row=first_row + document.row,
                     is_val=is_val(document.id, part.val_fraction),
                     n_bytes=len(utf8),
-                    text_hash=_hash(utf8),
+                    text_hash=int.from_bytes(digest, "little"),
                     gpt2_tokens=-1 if document.token_count is None else document.token_count,
                 )
                 n_bytes += len(utf8)
@@ -109,38 +108,26 @@ def encode_part(part: Part) -> int:
     return n_bytes
 
 
-def _hash(utf8: memoryview) -> int:
-    """Returns 64 bits that tell a text from others."""
-    return int.from_bytes(hashlib.blake2b(utf8, digest_size=8).digest(), "little")
-
-
-@functools.lru_cache(maxsize=1)
-def _load_tokenizer(path: Path) -> Tokenizer:
-    """Keeps the tokenizer, and the words it remembers, between the parts a process makes."""
-    return Tokenizer.load(path)
+# One tokenizer a process, so that the words it has cached serve all parts.
+_load_tokenizer = functools.lru_cache(maxsize=1)(Tokenizer.load)
 
 
 class PartWriter:
-    """Writes one part: a folder that takes its name only when it is whole.
-
-    Use it in a `with` block: leaving it normally finishes the part, an exception removes it.
-    """
+    """Context that writes one part: renamed to `path` when complete, removed after an exception."""
 
     def __init__(self, path: Path, bos_id: int) -> None:
-        """`path` is the folder the part will be."""
         self._path = path
         self._folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._bos = bos_id.to_bytes(2, "little")
         self._tokens: dict[str, list[bytes]] = {split: [] for split in SPLITS}
         self._documents: list[tuple[int, bool, int, int, int, int]] = []
         self._pending = 0  # bytes of tokens in memory
-        self.counts: dict[str, Any] = {}  # stored with the part; the caller fills it
+        self.counts: dict[str, Any] = {}  # counts.json; filled by the caller
 
     def __enter__(self) -> Self:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir()
-        names = ["documents", *SPLITS]
-        self._files = {name: (self._folder / name).open("wb") for name in names}
+        self._files = {n: (self._folder / n).open("wb") for n in ("documents", *SPLITS)}
         return self
 
     def add(
@@ -153,7 +140,7 @@ class PartWriter:
         text_hash: int,
         gpt2_tokens: int,
     ) -> None:
-        """Adds a document; `tokens` are uint16 without BOS, in slices, the rest as in DOCUMENT."""
+        """Adds a document: slices of uint16 tokens without BOS, and the fields of DOCUMENT."""
         pending = self._tokens[SPLITS[is_val]]
         size = 0
         for chunk in itertools.chain((self._bos,), tokens):
@@ -183,12 +170,12 @@ class PartWriter:
                 try:
                     self._folder.rename(self._path)
                 except OSError:
-                    if not self._path.is_dir():  # else a twin made the same part: as good
+                    if not self._path.is_dir():  # another process has written the same part
                         raise
                 fsync_folder(self._path.parent)
         finally:
             for f in self._files.values():
-                with contextlib.suppress(OSError):  # a full disk, told already, is told again here
+                with contextlib.suppress(OSError):  # a full disk, which was reported already
                     f.close()
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -200,36 +187,35 @@ def read_part(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def discard_damaged(folder: Path) -> None:
-    """Removes the parts that lack documents: the file may have been mended since."""
+    """Removes the parts that lack documents: the file may have been repaired since."""
     for path in sorted(folder.glob("[!.]*")):
         if read_part(path)[1]["damaged"]:
-            doomed = path.with_name(f".{path.name}.damaged.tmp")  # never half a part in its place
+            doomed = path.with_name(f".{path.name}.damaged.tmp")  # rename first: it is atomic
             path.rename(doomed)
             shutil.rmtree(doomed)
 
 
 def join_parts(
-    parts: Sequence[Part], folder: Path, piece: int, *, val_hashes: np.ndarray
+    parts: Sequence[Part], folder: Path, shard: int, *, val_hashes: np.ndarray
 ) -> dict[str, Any]:
-    """Joins parts, in order, into the files of a piece, and counts what it writes.
+    """Joins all parts of a shard, in order, into its files in the store.
 
-    A training document whose text also stands in val would make the validation loss a lie: it is
-    left out.
+    Training documents whose text is also in val are dropped: they would bias the validation loss.
 
     Args:
-      parts: all parts of one shard.
-      folder: the store that is being made.
-      piece: number of the piece.
-      val_hashes: `text_hash` of every validation document of all shards, sorted.
+      parts: all parts of the shard.
+      folder: the store.
+      shard: index of the shard.
+      val_hashes: sorted `text_hash` of every validation document of all shards.
 
     Returns:
-      counts for each split, the number of training documents left out, and a hash of the source's
-      usable texts.
+      the shard's entry of the manifest: counts by split, the number of dropped documents, and a
+      hash of the source's usable texts.
     """
     counts: dict[str, Any] = {split: collections.Counter() for split in SPLITS}
     left_out = 0
     content = hashlib.sha256()
-    paths = piece_files(folder, piece)
+    paths = shard_files(folder, shard)
     with _removed_on_error(paths), contextlib.ExitStack() as stack:
         out = {path: stack.enter_context(path.open("wb")) for path in paths}
         for part in parts:
@@ -241,9 +227,9 @@ def join_parts(
                 mine = documents["val"] == (split == "val")
                 kept = documents[mine & keep]
                 counts[split].update(_count(kept))
-                out[piece_file(folder, piece, split, "lengths")].write(kept["tokens"].tobytes())
-                out[piece_file(folder, piece, split, "rows")].write(kept["row"].tobytes())
-                target = out[piece_file(folder, piece, split, "tokens")]
+                out[shard_file(folder, shard, split, "lengths")].write(kept["tokens"].tobytes())
+                out[shard_file(folder, shard, split, "rows")].write(kept["row"].tobytes())
+                target = out[shard_file(folder, shard, split, "tokens")]
                 with (part.path / split).open("rb") as source:
                     _copy_kept(source, target, documents["tokens"][mine], keep[mine])
         for f in out.values():
@@ -258,7 +244,7 @@ def join_parts(
 
 
 def _is_in(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
-    """Says for each value whether it is in `ordered`; np.isin would sort that for each part."""
+    """Returns np.isin(values, ordered), which would sort `ordered` for each part."""
     if not len(ordered):
         return np.zeros(len(values), bool)
     places = np.searchsorted(ordered, values)
@@ -267,7 +253,7 @@ def _is_in(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _removed_on_error(paths: Sequence[Path]) -> Iterator[None]:
-    """Removes half-made files, so that a full disk is a little less full afterwards."""
+    """Removes incomplete files, which frees space on a full disk."""
     try:
         yield
     except BaseException:
@@ -288,7 +274,7 @@ def _count(documents: np.ndarray) -> dict[str, int]:
 
 
 def _copy_kept(source: BinaryIO, target: BinaryIO, lengths: np.ndarray, keep: np.ndarray) -> None:
-    """Copies the tokens of the documents with keep[i], run by run."""
+    """Copies the tokens of the documents i with keep[i], run by run."""
     edges = np.flatnonzero(np.diff(keep.astype(np.int8), prepend=0, append=0))
     starts = 2 * np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])  # bytes
     for first, last in edges.reshape(-1, 2):

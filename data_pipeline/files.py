@@ -9,10 +9,7 @@ from typing import Any
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file that exists whole or not at all, even after a power failure.
-
-    What processes that were killed while they wrote it have left beside it is removed.
-    """
+    """Writes a file; removes the temporary files that killed processes have left beside it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         _remove_abandoned(path)
@@ -39,8 +36,8 @@ def _is_running(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, OverflowError):  # another user's, or no process at all
-        return True
+    except (PermissionError, OverflowError):  # another user's, or no process number
+        pass
     return True
 
 

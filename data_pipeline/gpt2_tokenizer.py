@@ -1,7 +1,7 @@
-"""GPT-2's tokenizer: BPE over bytes, as in its tokenizer.json, for imported checkpoints.
+"""GPT-2's byte-level BPE, from its tokenizer.json, for imported checkpoints.
 
-`tokenizers` (Hugging Face) does the encoding. It is told nothing of special tokens, so that
-"<|endoftext|>" in a text is thirteen characters and never the end of a document.
+The library `tokenizers` (Hugging Face) encodes. It gets no special tokens, so that "<|endoftext|>"
+in a text is thirteen characters and never the end of a document.
 """
 
 import hashlib
@@ -15,31 +15,27 @@ import numpy as np
 from configs.errors import DataError
 
 BOS = "<|endoftext|>"  # GPT-2 has it between documents
-# Text may be cut where a letter or digit meets a space or newline: no token reaches over that.
+# Text can be split where a letter or digit meets a space or newline: no token crosses that.
 _CUT = re.compile(r".*[^\W_](?=[ \n])", re.DOTALL)
 
 
 def _bytes_of_characters() -> dict[str, int]:
-    """Returns the byte that each of GPT-2's 256 characters stands for (Radford et al. 2019)."""
+    """Returns the byte of each of GPT-2's 256 characters (Radford et al. 2019)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     table = {chr(byte): byte for byte in printable}
     return table | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
-_BYTES = _bytes_of_characters()
-
-
-def _to_bytes(token: str) -> bytes:
-    return bytes(map(_BYTES.__getitem__, token))
+BYTES = _bytes_of_characters()
 
 
 def make_json(vocab: dict[str, int], merges: Iterable[str]) -> bytes:
-    """Returns the tokenizer.json of GPT-2's two files, vocab.json (encoder.json) and vocab.bpe.
+    """Returns the tokenizer.json of GPT-2's two files.
 
     Args:
-        vocab: id by token.
-        merges: lines "left right"; a first line "#version: ..." is no merge.
+        vocab: vocab.json or encoder.json, token -> id.
+        merges: lines "left right" of merges.txt or vocab.bpe; a first "#version: ..." is skipped.
     """
     pairs = [line.split(" ") for line in merges if line and not line.startswith("#version")]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
@@ -60,13 +56,14 @@ def make_json(vocab: dict[str, int], merges: Iterable[str]) -> bytes:
 
 
 class ByteLevel:
-    """The encoder behind a `Tokenizer` whose file is a tokenizer.json."""
+    """The encoder of a `Tokenizer` whose file is a tokenizer.json."""
 
     def __init__(self, model: bytes, name: str) -> None:
-        """Takes a tokenizer.json; `name` is for errors.
+        """Takes a tokenizer.json.
 
         Raises:
-          DataError: it is damaged, is not GPT-2's kind, or the package `tokenizers` is missing.
+          DataError: it is damaged or unlike GPT-2's, or the package `tokenizers` is missing; the
+            message begins with `name`.
         """
         try:
             self.json: dict[str, Any] = json.loads(model)
@@ -78,13 +75,15 @@ class ByteLevel:
             problems = self._problems(ids)
             self.specials = set(added.values())
             self.tokens: list[str] = sorted(ids, key=ids.__getitem__)
-            self.table = [b"" if ids[t] in self.specials else _to_bytes(t) for t in self.tokens]
+            self.table = [
+                b"" if ids[token] in self.specials else bytes(BYTES[c] for c in token)
+                for token in self.tokens
+            ]
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise DataError(f"{name}: this is no tokenizer.json of a GPT-2 ({e!r}).") from e
         if problems:
             raise DataError(
-                f"{name}: only tokenizers of GPT-2's kind are understood, and "
-                f"{'; '.join(problems)}."
+                f"{name}: only tokenizers like GPT-2's are supported, and {'; '.join(problems)}."
             )
         self.vocab_size = len(self.tokens)
         self.bos_id = ids[BOS]
@@ -99,22 +98,22 @@ class ByteLevel:
         if self.json["model"].get("type", "BPE") != "BPE" or self.json["normalizer"] is not None:
             problems.append("this is no BPE without normalisation")
         if split.get("type") != "ByteLevel" or split.get("add_prefix_space"):
-            problems.append("it does not cut text as GPT-2's does (pre_tokenizer)")
+            problems.append("it does not split text as GPT-2's does (pre_tokenizer)")
         elif not split.get("use_regex", True):
-            problems.append("it does not cut text into words (pre_tokenizer.use_regex)")
+            problems.append("it does not split text into words (pre_tokenizer.use_regex)")
         if BOS not in ids:
             problems.append(f"it has no {BOS}")
         if sorted(ids.values()) != list(range(len(ids))):
             problems.append("its ids have gaps")
-        if missing := _BYTES.keys() - ids.keys():
+        if missing := BYTES.keys() - ids.keys():
             problems.append(f"it lacks {len(missing)} of the 256 bytes")
         return problems
 
     def encode(self, texts: Iterable[str]) -> Iterator[bytes]:
-        """Yields the ids of a text that comes in slices, as little-endian uint16.
+        """Yields the ids of a text in slices, as little-endian uint16.
 
-        The ids are those of the whole text. (But for a slice without a place to cut, such as a
-        quarter of a megabyte without any space: it is encoded by itself.)
+        They are the ids of the whole text, except that a slice without a place to split it, such
+        as a quarter of a megabyte without any space, is encoded by itself.
         """
         rest = ""
         for text in texts:

@@ -14,11 +14,11 @@ from data_pipeline.packing import PackedRows
 
 Batch = dict[str, np.ndarray]
 
-_ENDLESS = 2**48  # rows; Grain wants a length, the sequence has none
+_ENDLESS = 2**48  # rows: Grain needs a length, and the sequence is endless
 
 
 class _HostRows:
-    """Grain source: row i of this host, a dict of arrays; hosts share each micro-batch evenly."""
+    """Grain source of this host's rows as dicts of arrays; hosts share each micro-batch evenly."""
 
     def __init__(
         self, rows: PackedRows, *, batch_size: int, first_row: int, host: int, n_hosts: int
@@ -40,10 +40,7 @@ class _HostRows:
 
 
 class BatchIterator:
-    """Endless batches of arrays [A, B / hosts, T]: micro-steps, rows, tokens.
-
-    Arrays are named as in `packing.Row`; `segment_ids` and `positions` are there if rows have them.
-    """
+    """Endless batches of arrays [A, B / hosts, T], named as in `packing.Row`."""
 
     def __init__(
         self,
@@ -61,16 +58,13 @@ class BatchIterator:
 
         Args:
             rows: the sequence of rows.
-            batch_size: B, over all hosts.
+            batch_size: B, over all hosts; ValueError where they cannot share it evenly.
             micro_steps: A.
-            state: what `state` of another iterator over the same rows was.
-            host: number of this process.
+            state: `state` of an earlier iterator over the same rows.
+            host: index of this process.
             n_hosts: number of processes.
-            prefetch: batches read ahead in a background thread; and, again, batches placed ahead.
+            prefetch: batches to read ahead in a background thread, and to place ahead in another.
             place: called with each batch, such as a transfer to the device.
-
-        Raises:
-            ValueError: if the hosts cannot share B evenly.
         """
         self._rows_per_batch = micro_steps * batch_size
         self._next_row = 0 if state is None else state["next_row"]
@@ -85,16 +79,13 @@ class BatchIterator:
         # Rows come from a memory map: Grain's own reader threads cost more than they hide.
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         batches = dataset.map(fold).to_iter_dataset(options)
+        ahead = grain.experimental.ThreadPrefetchIterDataset
         if prefetch:
-            batches = grain.experimental.ThreadPrefetchIterDataset(
-                batches, prefetch_buffer_size=prefetch
-            )
+            batches = ahead(batches, prefetch_buffer_size=prefetch)
         if place is not None:
             batches = batches.map(place)
             if prefetch:
-                batches = grain.experimental.ThreadPrefetchIterDataset(
-                    batches, prefetch_buffer_size=prefetch
-                )
+                batches = ahead(batches, prefetch_buffer_size=prefetch)
         self._batches = iter(batches)
 
     def __iter__(self) -> Iterator[Any]:
@@ -107,11 +98,10 @@ class BatchIterator:
 
     @property
     def state(self) -> dict[str, int]:
-        """Where the next batch starts: a new iterator, of any batch size, goes on from it."""
+        """Where the next batch starts: an iterator of any batch size can resume from it."""
         return {"next_row": self._next_row}
 
     def close(self) -> None:
         """Ends the threads that read ahead."""
-        close = getattr(self._batches, "close", None)
-        if close is not None:
+        if close := getattr(self._batches, "close", None):
             close()

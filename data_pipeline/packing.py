@@ -1,16 +1,16 @@
-"""Documents -> rows of a fixed length: a pure function of (seed, row), with nothing left out.
+"""Documents -> rows of a fixed length: a pure function of (seed, row) that drops no token.
 
-Every epoch, the documents of a split are laid end to end in an order of that epoch:
+Every epoch, the documents of a split are concatenated in an order of that epoch:
 
     epoch e   | BOS doc 7 ...... | BOS doc 2 .. | BOS doc 5 ............ | ... | BOS
     rows      |---- row 0 ----|---- row 1 ----|---- row 2 ----|   ...   |- last row -|
 
-Nothing is built: row i starts at token i * T of that line, and a binary search in the running sum
-of the documents' lengths finds which documents it cuts. A row holds T + 1 tokens, T inputs and, one
-to the right, T targets, so neighbours share one token and each token of the line is a target once;
-the line's first BOS becomes the target at its very end. The last row is filled up with BOS that the
-loss mask leaves out. An epoch takes rows in steps of about their number over the golden ratio, so
-that rows of a batch are never neighbours in the line, but spread over all of it.
+Nothing is copied: row i starts at token i * T of that line, and a binary search in the cumulative
+document lengths finds its documents. A row holds T + 1 tokens: T inputs and, shifted by one, T
+targets. So neighbouring rows share one token and each token of the line is a target once; the
+line's first BOS is the target at its very end. The last row is padded with BOS, which the loss mask
+excludes. An epoch visits rows in steps of about their number over the golden ratio, so that the
+rows of a batch are never neighbours, but spread over the whole line.
 """
 
 import math
@@ -19,13 +19,10 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from ml_collections import ConfigDict
-
-from data_pipeline.tokenizer import Tokenizer
 
 
 class Documents(Protocol):
-    """What is packed: a split of a store, or any tokens that look like one."""
+    """A source of documents to pack, such as a split of a store."""
 
     n_docs: int
     n_tokens: int
@@ -35,37 +32,35 @@ class Documents(Protocol):
         """Returns tokens [start:stop) of a document."""
 
     def doc_id(self, doc: int) -> str:
-        """Returns where a document comes from, as `file.parquet:row`."""
+        """Returns the source of a document as `file.parquet:row`."""
 
 
 class Row(NamedTuple):
     """One row of T tokens."""
 
     inputs: np.ndarray  # int32 [T]
-    targets: np.ndarray  # int32 [T], inputs moved left by one
-    loss_mask: np.ndarray  # bool [T], False in the filling of an epoch's last row
-    segment_ids: np.ndarray | None  # int32 [T], documents of the row numbered from 1; 0: filling
-    positions: (
-        np.ndarray | None
-    )  # int32 [T], counted from 0 at each document's first token in the row
+    targets: np.ndarray  # int32 [T], inputs shifted left by one
+    loss_mask: np.ndarray  # bool [T], False in the padding of an epoch's last row
+    segment_ids: np.ndarray | None  # int32 [T], documents of the row from 1; 0: padding
+    positions: np.ndarray | None  # int32 [T], from 0 at each document's first token in the row
 
 
-class Piece(NamedTuple):
-    """What a row holds of one document: its tokens [start:stop)."""
+class Span(NamedTuple):
+    """Tokens [start:stop) of a document, which a row holds."""
 
-    document: int  # number in the split
+    document: int  # index in the split
     start: int  # 0 where the document begins in this row
     stop: int
 
 
 class _Epoch(NamedTuple):
     documents: np.ndarray  # uint32 [n_docs], in the order of this epoch
-    ends: np.ndarray  # int64 [n_docs], running sum of their lengths
-    first_row: int  # where in the line the epoch begins to take rows
+    ends: np.ndarray  # int64 [n_docs], cumulative sum of their lengths
+    first_row: int  # index in the line of the first row that is visited
 
 
 def random_words(n: int, *key: int) -> np.ndarray:
-    """Returns the first `n` words (uint64) that belong to two 64-bit keys.
+    """Returns the first `n` words (uint64) of two 64-bit keys.
 
     Raw Philox words (Salmon et al. 2011), which NumPy promises to keep, unlike those of
     `Generator.permutation`.
@@ -74,10 +69,10 @@ def random_words(n: int, *key: int) -> np.ndarray:
 
 
 def permutation(n: int, *key: int) -> np.ndarray:
-    """Returns the permutation of range(n) that sorts n random numbers of 32 bits, uint32.
+    """Returns the permutation of range(n), uint32, that sorts n random 32-bit numbers.
 
-    A stable sort of 16-bit digits is a radix sort in NumPy: twice that takes a quarter of the time
-    of sorting whole numbers. Equal numbers, a hundred pairs in a million, stay in order.
+    NumPy's stable sort of 16-bit digits is a radix sort: two take a quarter of the time of sorting
+    32-bit numbers. Equal numbers, a hundred pairs in a million, stay in order.
     """
     words = random_words(-(-n // 2), *key).astype("<u8", copy=False)
     low, high = words.view("<u2")[: 2 * n].reshape(2, n)
@@ -86,9 +81,9 @@ def permutation(n: int, *key: int) -> np.ndarray:
 
 
 def golden_step(n: int) -> int:
-    """Returns a step that visits all of range(n), mod n, with any few visits far from each other.
+    """Returns a step that visits all of range(n), mod n, with successive visits far apart.
 
-    Multiples of the golden ratio are the most evenly spread of all (three-gap theorem).
+    Multiples of the golden ratio are spread most evenly (three-gap theorem).
     """
     step = round(n * (math.sqrt(5) - 1) / 2)
     while math.gcd(step, n) != 1:
@@ -107,9 +102,9 @@ class PackedRows:
         Args:
             split: documents, each of which starts with BOS.
             block_size: T.
-            seed: decides, with the epoch, the order of documents and rows.
-            bos_id: the token that closes an epoch's line and fills its last row.
-            segments: whether rows carry `segment_ids` and `positions`.
+            seed: gives, with the epoch, the order of documents and rows.
+            bos_id: the last target of an epoch, and the padding of its last row.
+            segments: whether rows have `segment_ids` and `positions`.
         """
         self._split = split
         self._block_size = block_size
@@ -128,42 +123,42 @@ class PackedRows:
                 documents = permutation(self._split.n_docs, self._seed, 2 * number)
                 ends = np.cumsum(self._split.doc_lengths.take(documents), dtype=np.int64)
                 word = int(random_words(1, self._seed, 2 * number + 1)[0])
-                # Batches straddle at most two epochs, and older ones are never asked for again.
+                # A batch straddles at most two epochs, and older ones are not needed again.
                 self._epochs = {k: v for k, v in self._epochs.items() if k == number - 1}
                 self._epochs[number] = _Epoch(documents, ends, word % self.rows_per_epoch)
             return self._epochs[number]
 
-    def pieces(self, g: int) -> list[Piece]:
-        """Returns what row `g` is made of, in order: T + 1 tokens, fewer where an epoch ends."""
+    def spans(self, g: int) -> list[Span]:
+        """Returns the content of row `g`, in order: T + 1 tokens, fewer where an epoch ends."""
         number, index = divmod(g, self.rows_per_epoch)
         epoch = self._epoch(number)
         row = (epoch.first_row + index * self._row_step) % self.rows_per_epoch
         position = row * self._block_size
         row_stop = min(position + self._block_size + 1, self._split.n_tokens)
         j = int(np.searchsorted(epoch.ends, position, side="right"))
-        pieces = []
+        spans = []
         while position < row_stop:
             document, end = int(epoch.documents[j]), int(epoch.ends[j])
             first, stop = end - int(self._split.doc_lengths[document]), min(end, row_stop)
-            pieces.append(Piece(document, position - first, stop - first))
+            spans.append(Span(document, position - first, stop - first))
             position, j = stop, j + 1
-        return pieces
+        return spans
 
     def document_ids(self, rows: Iterable[int]) -> list[str]:
-        """Returns where the documents of `rows` come from, each once: see `Documents.doc_id`."""
-        documents = dict.fromkeys(piece.document for g in rows for piece in self.pieces(g))
+        """Returns the `Documents.doc_id` of each document in `rows`, each once."""
+        documents = dict.fromkeys(span.document for g in rows for span in self.spans(g))
         return [self._split.doc_id(document) for document in documents]
 
     def __getitem__(self, g: int) -> Row:
         """Returns row `g` >= 0 of the endless sequence."""
         tokens = np.full(self._block_size + 1, self._bos_id, dtype=np.int32)
         cuts, size = [], 0
-        for document, start, stop in self.pieces(g):
+        for document, start, stop in self.spans(g):
             cuts.append(size)
             size += stop - start
             tokens[cuts[-1] : size] = self._split.read(document, start, stop)
-        # Target i is token i + 1. An epoch's very last target, which lies behind the last document,
-        # is the BOS that closes the line.
+        # Target i is token i + 1. An epoch's very last target, after the last document, is the BOS
+        # that `tokens` was filled with.
         n_targets = min(self._block_size, size)
         loss_mask = np.arange(self._block_size) < n_targets
         segment_ids = positions = None
@@ -172,7 +167,7 @@ class PackedRows:
         return Row(tokens[:-1], tokens[1:], loss_mask, segment_ids, positions)
 
     def _number_segments(self, cuts: list[int], n_inputs: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (segment_ids, positions) of a row whose document pieces start at `cuts`."""
+        """Returns (segment_ids, positions) of a row whose spans start at `cuts`."""
         starts = np.zeros(self._block_size + 1, dtype=np.int32)
         starts[cuts] = 1  # a last cut at T is a target only
         segment_ids = np.cumsum(starts[:-1], dtype=np.int32)
@@ -183,12 +178,10 @@ class PackedRows:
         return segment_ids, positions
 
 
-def evaluation_rows(config: ConfigDict, documents: Documents, tokenizer: Tokenizer) -> PackedRows:
-    """Returns the rows that a model is evaluated on: for every run in the same order."""
+def evaluation_rows(
+    documents: Documents, *, bos_id: int, block_size: int, document_mask: bool
+) -> PackedRows:
+    """Returns the rows to evaluate on: in the same order for every run, whatever its seed."""
     return PackedRows(
-        documents,
-        block_size=config.model.block_size,
-        seed=0,  # not config.seed: runs with different seeds are compared on the same rows
-        bos_id=tokenizer.bos_id,
-        segments=config.data.document_mask,
+        documents, block_size=block_size, seed=0, bos_id=bos_id, segments=document_mask
     )

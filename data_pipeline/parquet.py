@@ -4,9 +4,8 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs.errors import DataError
+from data_pipeline.known_files import FINEWEB, expected_size
 
 MAGIC = b"PAR1"  # the first and the last four bytes of every parquet file
-BATCH = 1  # documents decoded at a time: one may be 50 MB, and more are hardly faster
-DICTIONARY_BATCH = 64  # where the column's type is dictionary: each batch decodes all of it
+BATCH = 1  # documents decoded at a time: one can be 50 MB, and more are hardly faster
+DICTIONARY_BATCH = 64  # of dictionary columns, whose whole dictionary each batch decodes
 
-# Of a 50 MB document, Arrow's own allocators keep 100 MB more, and for longer.
+# After a 50 MB document, Arrow's own allocators keep 100 MB more, and for longer.
 pa.set_memory_pool(pa.system_memory_pool())
 
 _UNREADABLE = (pa.ArrowException, OSError, ValueError)  # what pyarrow raises
@@ -27,8 +27,8 @@ _INVALID = memoryview(b"\xff")
 
 _DOWNLOAD = (
     "Download one file of FineWeb, https://huggingface.co/datasets/HuggingFaceFW/fineweb (for "
-    "example data/CC-MAIN-2024-51/000_00000.parquet, 2 GB, or one of sample/10BT), save it as "
-    "data/fineweb_one_shard/000_00000.parquet, or name another file or folder with "
+    f"example {FINEWEB.path}, {FINEWEB.size_bytes / 1e9:.1f} GB, or one of sample/10BT), save it "
+    "as data/fineweb_one_shard/000_00000.parquet, or name another file or folder with "
     "--config.data.source=..."
 )
 
@@ -36,35 +36,35 @@ _DOWNLOAD = (
 class Document(NamedTuple):
     """One usable row of a shard."""
 
-    row: int  # number of the row in its row group, skipped rows included
+    row: int  # index in its row group, skipped rows included
     id: str
-    utf8: memoryview  # of the text: valid and never empty; a view, because it may be 50 MB
-    token_count: int | None  # GPT-2 tokens according to FineWeb, where the column is there
+    utf8: memoryview  # of the text: valid and never empty; a view, because it can be 50 MB
+    token_count: int | None  # GPT-2 tokens, where the file has FineWeb's column
 
     @property
     def text(self) -> str:
-        """The text, which takes up to four times the memory of its UTF-8."""
+        """The text as str: up to four times the memory of its UTF-8."""
         return str(self.utf8, "utf-8")
 
 
 class Damage(NamedTuple):
-    """What a damaged row group costs."""
+    """The loss of documents in a damaged row group."""
 
     row_group: int
     column: str
     documents_kept: int  # rows before the damage
-    documents_lost: int  # the other rows that the footer promises
+    documents_lost: int  # the other rows, according to the footer
     reason: str
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardInfo:
-    """What the footer of a parquet file says; read without touching the data."""
+    """The metadata of a parquet file, from its footer alone."""
 
     path: Path
     size_bytes: int
     mtime_ns: int
-    footer_sha256: str  # the footer holds size, offset and statistics of every column chunk
+    footer_sha256: str  # covers size, offset and statistics of every column chunk
     row_group_sizes: tuple[int, ...]  # documents in each row group
     text_bytes: tuple[int, ...]  # uncompressed size of `text` in each row group (an estimate)
 
@@ -79,7 +79,7 @@ class ShardInfo:
         return len(self.row_group_sizes)
 
     def identity(self) -> dict[str, Any]:
-        """Returns what tells this content from another, whatever folder it lies in."""
+        """Returns what identifies the content in a store's manifest, whatever its folder."""
         return {
             "file": self.path.name,
             "size_bytes": self.size_bytes,
@@ -90,27 +90,23 @@ class ShardInfo:
 
 
 def find_shards(source: str | Path) -> list[Path]:
-    """Returns the parquet files that `source` (a file or a folder) holds, in name order.
-
-    Raises:
-      DataError: there is none.
-    """
+    """Returns the parquet files of `source` (a file or a folder) by name; DataError: none."""
     path = Path(source)
     if path.is_file():
         return [path]
     if not path.exists():
         raise DataError(f"data.source: there is no file or folder {path}. {_DOWNLOAD}")
-    found = sorted(p for p in path.glob("*.parquet") if p.is_file() and not p.name.startswith("."))
-    if not found:
+    shards = sorted(p for p in path.glob("[!.]*.parquet") if p.is_file())
+    if not shards:
         raise DataError(f"data.source: the folder {path} holds no *.parquet file. {_DOWNLOAD}")
-    return found
+    return shards
 
 
 def inspect(path: str | Path) -> ShardInfo:
-    """Checks that `path` is a whole parquet file with the columns we need, from its footer alone.
+    """Checks, from its footer alone, that a file is complete and has the columns `id` and `text`.
 
     Raises:
-      DataError: truncated or damaged file, no rows, or `id` / `text` missing or of a wrong type.
+      DataError: truncated or damaged file, no rows, or a column missing or of a wrong type.
     """
     path = Path(path)
     stat = path.stat()
@@ -126,30 +122,29 @@ def inspect(path: str | Path) -> ShardInfo:
         _check_string_column(path, file.schema_arrow, name)
     columns = [metadata.row_group(0).column(j).path_in_schema for j in range(metadata.num_columns)]
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    text_column = columns.index("text")
-    info = ShardInfo(
-        path=path,
-        size_bytes=stat.st_size,
-        mtime_ns=stat.st_mtime_ns,
-        footer_sha256=footer_sha256,
-        row_group_sizes=tuple(g.num_rows for g in groups),
-        text_bytes=tuple(g.column(text_column).total_uncompressed_size for g in groups),
-    )
-    for i, group in enumerate(groups):
-        chunk = group.column(text_column)
+    texts = [group.column(columns.index("text")) for group in groups]
+    for i, chunk in enumerate(texts):
         start = min(o for o in (chunk.dictionary_page_offset, chunk.data_page_offset) if o)
         if start + chunk.total_compressed_size > stat.st_size:
             raise DataError(
                 f"{path}: row group {i}, column 'text': should end at byte "
                 f"{start + chunk.total_compressed_size:,}, but the file has {stat.st_size:,} "
-                "bytes. Part of the file is missing: download it again."
+                f"bytes. Part of the file is missing: download it again.{expected_size(path)}"
             )
-    return info
+    return ShardInfo(
+        path=path,
+        size_bytes=stat.st_size,
+        mtime_ns=stat.st_mtime_ns,
+        footer_sha256=footer_sha256,
+        row_group_sizes=tuple(group.num_rows for group in groups),
+        text_bytes=tuple(chunk.total_uncompressed_size for chunk in texts),
+    )
 
 
 def _check_frame(path: Path, size: int) -> str:
-    """Checks both ends of the file, so that no one has to read pyarrow's error. Returns a hash."""
+    """Checks both ends of the file, where pyarrow's errors are obscure; returns footer_sha256."""
     again = "Download it again and compare its size with the one on the download page."
+    again += expected_size(path)
     with path.open("rb") as f:
         head = f.read(4)
         if size < 12 or head != MAGIC:
@@ -181,24 +176,23 @@ def _check_string_column(path: Path, schema: pa.Schema, name: str) -> None:
             f"{path}: the file has {schema.names.count(name)} columns named {name!r}, and one is "
             f"needed (FineWeb has `text` and `id`). It has: {columns}. Is this the right file?"
         )
-    found = schema.field(name).type
-    inner = found.value_type if pa.types.is_dictionary(found) else found
+    kind = schema.field(name).type
+    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(inner) or pa.types.is_large_string(inner)):
         raise DataError(
-            f"{path}: column {name!r} is of type {found}, and string is needed. The file has: "
+            f"{path}: column {name!r} is of type {kind}, and string is needed. The file has: "
             f"{columns}. Is this the right file?"
         )
 
 
 def _open(path: Path) -> pq.ParquetFile:
-    stat = os.stat(path)
+    stat = path.stat()
     return _open_cached(path, stat.st_size, stat.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=1)  # the footer of a 2 GB shard takes ~10 ms to parse: not every time
+@functools.lru_cache(maxsize=1)  # parsing the footer of a 2 GB shard takes about 10 ms
 def _open_cached(path: Path, size: int, mtime_ns: int) -> pq.ParquetFile:
-    """Opens a file; size and mtime are part of the key, so a replaced file is read anew."""
-    del size, mtime_ns
+    del size, mtime_ns  # in the cache's key, so that a replaced file is opened again
     try:
         # pre_buffer would hold whole column chunks in memory.
         return pq.ParquetFile(
@@ -223,12 +217,11 @@ def read_row_group(
     Args:
       path: a file that passed `inspect`.
       i: row group, from 0.
-      skipped: counts the rows left out, under the reason: null_text, empty_text, invalid_utf8,
-        null_id.
-      damaged: where given, damage ends the row group and is added here, and is no error.
+      skipped: counts unusable rows by reason: null_text, empty_text, invalid_utf8, null_id.
+      damaged: if given, damage ends the row group and is appended here instead of raised.
 
     Raises:
-      DataError: the row group cannot be decoded; documents before the damage were yielded.
+      DataError: the row group is damaged; the documents before the damage were yielded.
     """
     path = Path(path)
     skipped = Counter() if skipped is None else skipped
@@ -256,13 +249,9 @@ def read_row_group(
 
 
 def _batches(
-    file: pq.ParquetFile,
-    path: Path,
-    i: int,
-    columns: Sequence[str],
-    damaged: list[Damage] | None,
+    file: pq.ParquetFile, path: Path, i: int, columns: list[str], damaged: list[Damage] | None
 ) -> Iterator[pa.RecordBatch]:
-    """Yields the row group in small batches; pyarrow's errors get a place and a remedy."""
+    """Yields the row group in small batches; adds place and remedy to pyarrow's errors."""
     expected = file.metadata.row_group(i).num_rows
     rows = 0
     error: Exception | None = None
@@ -276,28 +265,28 @@ def _batches(
     except _UNREADABLE as e:
         error, reason = e, _first_line(e)
         if isinstance(e, MemoryError) or getattr(e, "errno", None):
-            raise DataError(  # of the machine, not of the file: nothing to leave out for
-                f"{path}: row group {i} cannot be read ({reason}). Look after the disk and the "
-                "memory of this machine, and run again: finished parts are kept."
+            raise DataError(  # an error of the machine, not of the file: no reason to skip rows
+                f"{path}: row group {i} cannot be read ({reason}). Check the disk and the memory "
+                "of this machine, and run again: finished parts are kept."
             ) from e
     column = _damaged_column(file, i, columns)
     if damaged is None:
         raise DataError(
             f"{path}: row group {i}, column {column}: the data after document {rows} of the row "
             f"group ({expected:,} documents) is damaged ({reason}). Download the file again; or "
-            "leave out the rest of damaged row groups with --config.data.on_corrupt=keep_before"
+            "skip the rest of damaged row groups with --config.data.on_corrupt=keep_before"
         ) from error
     damaged.append(Damage(i, column, rows, expected - rows, reason))
 
 
-def _iterate(file: pq.ParquetFile, i: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def _iterate(file: pq.ParquetFile, i: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
     shared = any(pa.types.is_dictionary(file.schema_arrow.field(name).type) for name in columns)
     size = DICTIONARY_BATCH if shared else BATCH
-    return file.iter_batches(size, row_groups=[i], columns=list(columns), use_threads=False)
+    return file.iter_batches(size, row_groups=[i], columns=columns, use_threads=False)
 
 
-def _damaged_column(file: pq.ParquetFile, i: int, columns: Sequence[str]) -> str:
-    """Finds out which column cannot be read, or is too short, for the error message."""
+def _damaged_column(file: pq.ParquetFile, i: int, columns: list[str]) -> str:
+    """Returns, for the error message, which column cannot be read or is too short."""
     expected = file.metadata.row_group(i).num_rows
     for name in columns:
         try:
@@ -309,7 +298,7 @@ def _damaged_column(file: pq.ParquetFile, i: int, columns: Sequence[str]) -> str
 
 
 def _utf8(column: pa.Array) -> Iterator[memoryview | None]:
-    """Yields the UTF-8 of each value, uncopied; None for null, _INVALID where it is no UTF-8."""
+    """Yields a view of each value's UTF-8; None for null, _INVALID where it is not UTF-8."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     all_valid = _is_valid(column)  # pyarrow does not check what it reads

@@ -1,21 +1,21 @@
-"""Prepares parquet files for training: tokenizer, tokens, split and statistics, once.
+"""Prepares parquet files for training, once: tokenizer, tokens, split and statistics.
 
     python -m data_pipeline.prepare --config=configs/quickstart.py
 
-It prints what the store holds; training finds the store by itself, and prepares it where needed.
-Parts of the files (a few row groups each) are encoded by several processes, then joined. Kill it at
-any moment and start it again: it goes on after the last finished part, and the store is the same.
+It prints a summary of the store; training finds the store by itself, and prepares it if needed.
+Parts of the files (a few row groups each) are encoded by several processes, then joined. A killed
+preparation resumes after the last finished part when it is started again; the store is the same.
 
-What can be set, each with --config.NAME=VALUE (configs/base.py has the defaults):
+Settings, each with --config.NAME=VALUE (configs/base.py has the defaults):
 
     data.source             a parquet file with columns `text` and `id`, or a folder of such files
-    data.cache_dir          where stores go; each (source, settings) gets a folder of its own
-    data.val_fraction       share of documents, chosen by a hash of `id`, that are never trained on
-    data.on_corrupt          stop, or keep_before: go on without what follows damage in a row group
+    data.cache_dir          folder of the stores; each (source, settings) has its own store
+    data.val_fraction       share of documents for validation, chosen by a hash of `id`
+    data.on_corrupt         stop, or keep_before: skip what follows damage in a row group
     data.prepare_workers    processes; 0: one for each CPU core
     tokenizer.vocab_size    SentencePiece BPE pieces, at most 65,536
-    tokenizer.sample_bytes  text that the tokenizer is trained on
-    tokenizer.file          a tokenizer to use instead of training one: a workdir's, for example
+    tokenizer.sample_bytes  text to train the tokenizer on
+    tokenizer.file          a tokenizer to use instead of training one, such as a workdir's
 
 Memory: up to 400 MB for each process, as long as no row group has two documents of 50 MB; 1.5 GB
 for the main one. Disk: the store (about 0.7 times the parquet file) twice, until the parts are
@@ -41,6 +41,7 @@ from configs.errors import DataError
 from data_pipeline import encode, parquet, statistics, token_store, tokenizer_sample, worker_pool
 from data_pipeline.files import differences, fsync_folder, hash_json, write_atomically
 from data_pipeline.lock import FileLock
+from data_pipeline.known_files import identify
 from data_pipeline.parquet import ShardInfo
 from data_pipeline.statistics import summary
 from data_pipeline.token_store import SPLITS, TokenStore
@@ -48,17 +49,17 @@ from data_pipeline.tokenizer import Tokenizer, train_from_counts
 
 log = logging.getLogger(__name__)
 
-RECIPE = 2  # raise it when the same source and settings would give other tokens or splits
+RECIPE = 2  # raise it when the same source and settings would give different tokens or splits
 ON_DAMAGE = ("stop", "keep_before")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def prepare(config: ConfigDict, *, progress: bool = True) -> Path:
-    """Returns the folder of the token store of `config.data.source`, making it where needed.
+    """Returns the folder of the token store of `config.data.source`; makes the store if needed.
 
     Raises:
       DataError: the source or a setting is unusable, the disk is full, an existing store is
-        damaged. What has been done so far is kept, and used by the next call.
+        damaged. Finished parts are kept, and used by the next call.
     """
     store, shards = locate(config)
     settings, sources = _settings(config), [shard.identity() for shard in shards]
@@ -85,7 +86,7 @@ def prepare(config: ConfigDict, *, progress: bool = True) -> Path:
 
 
 def locate(config: ConfigDict) -> tuple[Path, list[ShardInfo]]:
-    """Returns the folder where the store of `config` is, or will be, and the files it is made of.
+    """Returns the (perhaps future) folder of the store of `config`, and its source files.
 
     Raises:
       DataError: the source or a setting is unusable.
@@ -100,7 +101,7 @@ def locate(config: ConfigDict) -> tuple[Path, list[ShardInfo]]:
 
 
 def _settings(config: ConfigDict) -> dict[str, Any]:
-    """Returns the settings that the content of a store depends on."""
+    """Returns the checked settings that the content of a store depends on."""
     if not 0 < config.data.val_fraction < 1:
         raise DataError(
             f"data.val_fraction={config.data.val_fraction}: must lie between 0 and 1, for example "
@@ -115,26 +116,23 @@ def _settings(config: ConfigDict) -> dict[str, Any]:
         raise DataError(
             f"data.on_corrupt={config.data.on_corrupt!r}: must be one of {', '.join(ON_DAMAGE)}."
         )
-    tokenizer: dict[str, Any] = {
-        "vocab_size": config.tokenizer.vocab_size,
-        "sample_bytes": config.tokenizer.sample_bytes,
-    }
-    if config.tokenizer.file:
-        if not Path(config.tokenizer.file).is_file():
-            raise DataError(
-                f"tokenizer.file={config.tokenizer.file}: there is no such file. Name a workdir's "
-                "tokenizer.model, or set it to nothing to train a tokenizer."
-            )
-        tokenizer = {"tokenizer": Tokenizer.load(config.tokenizer.file).hash}
-    return {
+    settings = {
         "on_corrupt": config.data.on_corrupt,
         "val_fraction": float(config.data.val_fraction),
-        **tokenizer,
     }
+    if not config.tokenizer.file:
+        sample_bytes = config.tokenizer.sample_bytes
+        return settings | {"vocab_size": config.tokenizer.vocab_size, "sample_bytes": sample_bytes}
+    if not Path(config.tokenizer.file).is_file():
+        raise DataError(
+            f"tokenizer.file={config.tokenizer.file}: there is no such file. Name a workdir's "
+            "tokenizer.model, or set it to nothing to train a tokenizer."
+        )
+    return settings | {"tokenizer": Tokenizer.load(config.tokenizer.file).hash}
 
 
 def _is_complete(store: Path, sources: list[dict[str, Any]], settings: dict[str, Any]) -> bool:
-    """Says whether the store is there; one that is damaged or made of other things is an error."""
+    """Returns whether the store exists; DataError for a damaged one or one of another source."""
     if not store.exists():
         return False
     manifest = TokenStore.open(store).manifest
@@ -172,10 +170,11 @@ def _make(
     n_workers: int,
     progress: bool,
 ) -> None:
-    """Makes the store in a folder `<store>.partial`, which takes its name at the very end."""
+    """Makes the store in a folder `<store>.partial`, which is renamed at the very end."""
     work = store.with_name(f"{store.name}.partial")
     if not (work / token_store.MANIFEST).exists():
         (work / "parts").mkdir(parents=True, exist_ok=True)
+        published = {shard.path.name: identify(shard.path) for shard in shards}
         for leftover in (*work.glob(".*.tmp"), *work.glob("parts/.*.tmp")):
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -187,22 +186,22 @@ def _make(
         plan = [
             encode.plan_parts(
                 shard,
-                work / "parts" / f"{piece:05d}",
+                work / "parts" / f"{i:05d}",
                 tokenizer=work / token_store.TOKENIZER,
                 val_fraction=settings["val_fraction"],
                 keep_before=keep_before,
             )
-            for piece, shard in enumerate(shards)
+            for i, shard in enumerate(shards)
         ]
-        everything = list(itertools.chain(*plan))
-        with worker_pool.Pool(n_workers, len(worker_pool.missing(everything))) as pool:
+        parts = list(itertools.chain(*plan))
+        with worker_pool.Pool(n_workers, len(worker_pool.missing(parts))) as pool:
             try:
-                if tokenizer_file:  # it is the one in the store's name
+                if tokenizer_file:  # its hash is in the store's name
                     write_atomically(
                         work / token_store.TOKENIZER, Path(tokenizer_file).read_bytes()
                     )
                 tokenizer = _tokenizer(work / token_store.TOKENIZER, shards, settings, pool)
-                worker_pool.encode_parts(everything, pool=pool, progress=progress)
+                worker_pool.encode_parts(parts, pool=pool, progress=progress)
             finally:  # also where a part failed: a changing file looks like a damaged one
                 pool.close()
                 _check_unchanged(shards, work)
@@ -211,10 +210,11 @@ def _make(
             "sources": [shard.identity() for shard in shards],
             "settings": settings,
             "tokenizer": {"hash": tokenizer.hash, "vocab_size": tokenizer.vocab_size},
+            "published": {name: known for name, known in published.items() if known},
             **_join(work, shards, plan),
         }
         token_store.write_manifest(work, manifest)
-    shutil.rmtree(work / "parts", ignore_errors=True)  # only now can nothing need them any more
+    shutil.rmtree(work / "parts", ignore_errors=True)  # not needed once the manifest is written
     work.rename(store)
     fsync_folder(store.parent)
     log.info("the token store is ready: %s", store)
@@ -227,36 +227,34 @@ def _check_unchanged(shards: Sequence[ShardInfo], work: Path) -> None:
         except (DataError, OSError):
             unchanged = False
         if not unchanged:
-            shutil.rmtree(work)  # parts of two different files must not be mixed
+            shutil.rmtree(work)  # parts of two different files cannot be mixed
             raise DataError(
-                f"{shard.path}: the file changed while it was read, so what was prepared is thrown "
-                "away. Wait until nothing writes to it (a download?) and run again."
+                f"{shard.path}: the file changed while it was read, so the prepared parts were "
+                "discarded. Wait until nothing writes to it (a download?) and run again."
             )
 
 
 def _tokenizer(
     path: Path, shards: Sequence[ShardInfo], settings: dict[str, Any], pool: worker_pool.Pool
 ) -> Tokenizer:
-    """Returns the tokenizer that is there, given or of an earlier call, or trains it."""
+    """Returns the tokenizer at `path`, given or of an interrupted call, or trains it."""
     if path.exists():
         return Tokenizer.load(path)
     start = time.monotonic()
-    total, wanted = sum(sum(s.text_bytes) for s in shards), settings["sample_bytes"]
+    total, sample_bytes = sum(sum(s.text_bytes) for s in shards), settings["sample_bytes"]
     log.info(
         "training the tokenizer (%d pieces) on %.1f MB of %.1f MB of text, spread evenly",
-        *(settings["vocab_size"], min(wanted, total) / 1e6, total / 1e6),
+        *(settings["vocab_size"], min(sample_bytes, total) / 1e6, total / 1e6),
     )
     places = tokenizer_sample.plan_sample(
         shards,
-        wanted,
+        sample_bytes,
         val_fraction=settings["val_fraction"],
         keep_before=settings["on_corrupt"] == "keep_before",
     )
     counts: collections.Counter[str] = collections.Counter()
-    for _, found in pool.run(
-        tokenizer_sample.count_place, places
-    ):  # sums do not depend on the order
-        counts.update(found)
+    for _, place_counts in pool.run(tokenizer_sample.count_place, places):
+        counts.update(place_counts)  # in any order: they are summed
     tokenizer = train_from_counts(counts, vocab_size=settings["vocab_size"], path=path)
     log.info("trained the tokenizer in %.1f s", time.monotonic() - start)
     return tokenizer
@@ -265,7 +263,7 @@ def _tokenizer(
 def _join(
     work: Path, shards: Sequence[ShardInfo], plan: Sequence[Sequence[encode.Part]]
 ) -> dict[str, Any]:
-    """Joins the parts of each shard into its piece; returns that share of the manifest."""
+    """Joins the parts of each shard; returns the entries of the manifest about the content."""
     skipped = collections.Counter(null_text=0, null_id=0, empty_text=0, invalid_utf8=0)
     damaged: list[dict[str, Any]] = []
     val_hashes = []  # 8 bytes a document
@@ -281,25 +279,25 @@ def _join(
         return (encode.read_part(p.path)[0]["text_hash"] for p in itertools.chain(*plan))
 
     in_val = np.unique(np.concatenate(val_hashes))
-    pieces, files = [], [work / token_store.TOKENIZER]
-    for i, (shard, piece) in enumerate(zip(shards, plan, strict=True)):
-        counts = encode.join_parts(piece, work, i, val_hashes=in_val)
+    joined, files = [], [work / token_store.TOKENIZER]
+    for i, (shard, parts) in enumerate(zip(shards, plan, strict=True)):
+        counts = encode.join_parts(parts, work, i, val_hashes=in_val)
         skipped["duplicate_of_val"] += counts.pop("duplicate_of_val")
-        pieces.append({"source": shard.path.name, **counts})
-        files += token_store.piece_files(work, i)
+        joined.append({"source": shard.path.name, **counts})
+        files += token_store.shard_files(work, i)
     return {
-        "splits": {split: statistics.split_statistics(work, pieces, split) for split in SPLITS},
+        "splits": {split: statistics.split_statistics(work, joined, split) for split in SPLITS},
         "usable_documents": n_documents,
         "exact_duplicates": n_documents - statistics.count_distinct(all_hashes, n_documents),
         "skipped": dict(skipped),
         "damaged": damaged,
-        "pieces": pieces,
+        "pieces": joined,
         "files": {path.name: token_store.file_record(path) for path in files},
     }
 
 
 def main(config: ConfigDict) -> None:
-    """Prepares the source of `config` and prints what the store holds."""
+    """Prepares the source of `config` and prints a summary of the store."""
     print(summary(TokenStore.open(prepare(config))))
 
 

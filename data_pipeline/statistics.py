@@ -1,4 +1,4 @@
-"""Figures about a store, exact and in bounded memory: for its manifest and for a person."""
+"""Statistics of a store, exact and in bounded memory, for its manifest and its summary."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from configs.errors import DataError
-from data_pipeline.token_store import TokenStore, piece_file
+from data_pipeline.token_store import TokenStore, shard_file
 
 PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 DISTINCT_AT_ONCE = 1 << 24  # hashes in memory: 128 MB, and as much again to sort them
 
 
 def count_distinct(hashes: Callable[[], Iterable[np.ndarray]], n: int) -> int:
-    """Counts the distinct values of about `n` 64-bit hashes, reading them several times if many."""
+    """Counts the distinct values of about `n` 64-bit hashes; reads them several times if many."""
     passes = n // DISTINCT_AT_ONCE + 1
     return sum(
         len(np.unique(np.concatenate([h[h % passes == k] for h in hashes()])))
@@ -24,22 +24,16 @@ def count_distinct(hashes: Callable[[], Iterable[np.ndarray]], n: int) -> int:
 
 
 def split_statistics(
-    folder: Path, pieces: Sequence[Mapping[str, Any]], split: str
+    folder: Path, shards: Sequence[Mapping[str, Any]], split: str
 ) -> dict[str, Any]:
-    """Sums a split over its pieces.
-
-    Raises:
-      DataError: the split is empty.
-    """
+    """Sums a split over the shards of a store; DataError where it is empty."""
     total: Counter[str] = Counter()
     lengths: Counter[int] = Counter()  # tokens of a document -> documents
-    for i, piece in enumerate(pieces):
-        total.update(piece[split])
-        values = np.fromfile(piece_file(folder, i, split, "lengths"), "<i4")
-        found, counts = np.unique(values, return_counts=True)
-        lengths.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+    for i, shard in enumerate(shards):
+        total.update(shard[split])
+        lengths.update(np.fromfile(shard_file(folder, i, split, "lengths"), "<i4").tolist())
     if not total["documents"]:
-        names = [piece["source"] for piece in pieces]
+        names = [shard["source"] for shard in shards]
         raise DataError(
             f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}: not one document falls "
             f"into the split {split!r}. {'Raise' if split == 'val' else 'Lower'} it with "
@@ -58,7 +52,7 @@ def split_statistics(
 
 
 def _percentiles(lengths: Mapping[int, int]) -> dict[str, int]:
-    """Returns percentile -> length: the nearest one that occurs."""
+    """Returns the nearest occurring length for each percentile."""
     values = np.array(sorted(lengths))
     last = np.cumsum([lengths[v] for v in values.tolist()]) - 1  # rank of the last such document
     ranks = [round(p / 100 * int(last[-1])) for p in PERCENTILES]
@@ -67,7 +61,7 @@ def _percentiles(lengths: Mapping[int, int]) -> dict[str, int]:
 
 
 def damage(manifest: Mapping[str, Any]) -> list[str]:
-    """Describes each damaged row group that a store lacks documents of."""
+    """Returns a line for each damaged row group whose documents the store lacks."""
     return [
         f"{d['file']}: row group {d['row_group']}, column {d['column']}: {d['documents_lost']:,} "
         f"documents lost, {d['documents_kept']:,} before them kept ({d['reason']})"
@@ -76,15 +70,18 @@ def damage(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def summary(store: TokenStore) -> str:
-    """Describes a store in a few lines for a person."""
+    """Returns a few lines about a store, for people."""
     manifest = store.manifest
     lines = [f"store      {store.path}  (hash {store.hash[:12]})"]
     sources = manifest["sources"]
+    published = manifest.get("published", {})  # older stores lack it
     for source in sources[:8]:
         lines.append(
             f"source     {source['file']}: {source['documents']:,} documents, "
             f"{source['size_bytes']:,} bytes, {source['row_groups']:,} row groups"
         )
+        if known := published.get(source["file"]):
+            lines.append(f"           is {known} (size and sha256)")
     if len(sources) > 8:
         lines.append(f"           ... {len(sources):,} files in all")
     lines += [f"DAMAGED    {line}" for line in damage(manifest)]
@@ -98,8 +95,7 @@ def summary(store: TokenStore) -> str:
         )
         lengths = ", ".join(f"{p} %: {n:,}" for p, n in split["length_percentiles"].items())
         lines.append(f"           tokens in a document, percentiles: {lengths}")
-    skipped = {k: v for k, v in manifest["skipped"].items() if v}
-    left_out = ", ".join(f"{v:,} {k}" for k, v in skipped.items()) or "none"
-    lines.append(f"left out   {left_out}")
-    lines.append(f"duplicates {manifest['exact_duplicates']:,} texts stand more than once")
+    skipped = [f"{n:,} {reason}" for reason, n in manifest["skipped"].items() if n]
+    lines.append(f"left out   {', '.join(skipped) or 'none'}")
+    lines.append(f"duplicates {manifest['exact_duplicates']:,} documents repeat an earlier text")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""A part of the training documents: the same for all seeds, each within any larger one."""
+"""A subset of the training documents: the same for all seeds, and nested in any larger one."""
 
 import numpy as np
 
@@ -7,13 +7,12 @@ from data_pipeline.token_store import TokenStore
 
 
 class Subset:
-    """The first `n_tokens` of a split, its documents laid in a fixed order; see `Documents`.
+    """The first `n_tokens` (1 to split.n_tokens) of a split in a fixed order; see `Documents`.
 
-    The order is drawn once for all, not from a run's seed. The last document may be cut.
+    The order is random, but does not depend on a run's seed. The last document can be cut.
     """
 
     def __init__(self, split: Documents, n_tokens: int):
-        """Chooses documents; `n_tokens` is at least 1 and at most what the split has."""
         order = permutation(split.n_docs, 0, 0)
         ends = np.cumsum(split.doc_lengths.take(order), dtype=np.int64)
         self.n_docs = int(np.searchsorted(ends, n_tokens)) + 1
@@ -23,21 +22,17 @@ class Subset:
         self._split, self._documents = split, order
 
     def read(self, doc: int, start: int, stop: int) -> np.ndarray:
-        """Returns tokens [start:stop) of document `doc` of the subset, uint16.
-
-        Raises:
-            IndexError: the document, or a part of the range, does not exist.
-        """
+        """Returns uint16 tokens [start:stop); IndexError where they do not exist."""
         if not (0 <= doc < self.n_docs and 0 <= start <= stop <= self.doc_lengths[doc]):
             raise IndexError(f"tokens {start}:{stop} of document {doc} of a subset")
         return self._split.read(int(self._documents[doc]), start, stop)
 
     def doc_id(self, doc: int) -> str:
-        """Returns where document `doc` of the subset comes from, as `file.parquet:row`."""
+        """Returns the source of a document as `file.parquet:row`."""
         return self._split.doc_id(int(self._documents[doc]))
 
 
 def training_documents(store: TokenStore, max_tokens: int) -> Documents:
-    """Returns what is trained on: the training split, or `max_tokens` of it (0: all)."""
+    """Returns the training split, or `max_tokens` of it (0: all)."""
     split = store.split("train")
     return Subset(split, max_tokens) if 0 < max_tokens < split.n_tokens else split

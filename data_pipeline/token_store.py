@@ -1,15 +1,17 @@
 """The token store on disk: a folder of flat uint16 token files with document lengths.
 
-    manifest.json          what the store is made of, and counts; written last
+    manifest.json          sources, settings, counts, and size and sha256 of each file; written last
     tokenizer.model
     00000-train.tokens     <u2: BOS, tokens of a document, BOS, tokens of the next, ...
     00000-train.lengths    <i4: tokens of each document, BOS included
     00000-train.rows       <u4: row of each document in its parquet file
     00000-val.*            the same; 00001-* where there are several parquet files
 
-One parquet file becomes one piece (00000); data_pipeline.encode writes it.
+Each parquet file becomes one shard of the store, which data_pipeline.encode writes. The manifest
+lists the shards under the key "pieces", which stays: another name would be another format.
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -29,28 +31,29 @@ from data_pipeline.tokenizer import Tokenizer
 FORMAT = 2  # raise it when files or their meaning change: older stores are then prepared again
 SPLITS = ("train", "val")
 MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer.model"  # SentencePiece; of an imported GPT-2: what its tokenizer.json says
-_COUNTED = (("tokens", "tokens", 2), ("lengths", "documents", 4))  # file, of what, bytes of each
-MAX_MAPS = 256  # token files of a split that are open at a time: a process may open 1,024 files
-_REMEDY = "Delete the folder {folder} and run again: the data is then prepared anew."
+TOKENIZER = "tokenizer.model"  # a SentencePiece model, or the tokenizer.json of an imported GPT-2
+_COUNTED = (("tokens", "tokens", 2), ("lengths", "documents", 4))  # kind, unit, bytes of each
+MAX_MAPS = 256  # token files of a split open at a time: the usual limit is 1,024 open files
+_REMEDY = "Delete the folder {folder} and run again: the data is then prepared again."
 
 
 class Split:
     """One split of a store. Documents count from 0 in the order of the parquet files."""
 
-    def __init__(self, folder: Path, name: str, pieces: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, folder: Path, name: str, shards: Sequence[Mapping[str, Any]]) -> None:
         """Reads the document index (12 bytes a document); tokens stay on disk.
 
         Raises:
           DataError: an index disagrees with the manifest.
         """
-        self._folder, self._name, self._pieces = folder, name, pieces
-        counts = [piece[name] for piece in pieces]
+        self._folder, self._name, self._shards = folder, name, shards
+        counts = [shard[name] for shard in shards]
         self.n_docs: int = sum(c["documents"] for c in counts)
         self.n_tokens: int = sum(c["tokens"] for c in counts)  # BOS included
         self.n_bytes: int = sum(c["bytes"] for c in counts)  # UTF-8 bytes of text
-        lengths = [np.fromfile(piece_file(folder, i, name, "lengths"), "<i4") for i in self._range]
-        self.doc_lengths: np.ndarray = np.concatenate(lengths)  # int32 [n_docs], BOS included
+        paths = [shard_file(folder, i, name, "lengths") for i in range(len(shards))]
+        # int32 [n_docs], BOS included
+        self.doc_lengths: np.ndarray = np.concatenate([np.fromfile(path, "<i4") for path in paths])
         self._starts = np.zeros(self.n_docs + 1, np.int64)  # first token of each document
         np.cumsum(self.doc_lengths, out=self._starts[1:])
         self._first_doc = np.cumsum([0, *(c["documents"] for c in counts)])
@@ -63,44 +66,35 @@ class Split:
             )
         self._tokens = functools.lru_cache(MAX_MAPS)(self._map)
 
-    @property
-    def _range(self) -> range:
-        return range(len(self._pieces))
-
-    def _piece_of(self, doc: int) -> int:
+    def _shard_of(self, doc: int) -> int:
         if not 0 <= doc < self.n_docs:
             raise IndexError(f"document {doc} of {self.n_docs} in split {self._name!r}")
-        if len(self._pieces) == 1:
+        if len(self._shards) == 1:
             return 0
         return int(np.searchsorted(self._first_doc, doc, side="right")) - 1
 
     def read(self, doc: int, start: int, stop: int) -> np.ndarray:
-        """Returns tokens [start:stop) of document `doc`, uint16: a view of the memory map.
-
-        Raises:
-          IndexError: the document, or a part of the range, does not exist.
-        """
-        piece = self._piece_of(doc)
+        """Returns uint16 tokens [start:stop), a view of the memory map; IndexError outside it."""
+        shard = self._shard_of(doc)
         if not 0 <= start <= stop <= self.doc_lengths[doc]:
             raise IndexError(
                 f"tokens {start}:{stop} of document {doc}, which has {self.doc_lengths[doc]}"
             )
-        base = int(self._starts[doc] - self._first_token[piece])
-        tokens = self._tokens(piece)
-        return tokens[base + start : base + stop]
+        base = int(self._starts[doc] - self._first_token[shard])
+        return self._tokens(shard)[base + start : base + stop]
 
-    def _map(self, piece: int) -> np.ndarray:
-        path = piece_file(self._folder, piece, self._name, "tokens")
+    def _map(self, shard: int) -> np.ndarray:
+        path = shard_file(self._folder, shard, self._name, "tokens")
         # A plain ndarray over the map: slicing np.memmap itself costs several times as much.
         return np.asarray(np.memmap(path, "<u2", mode="r"))
 
     def doc_id(self, doc: int) -> str:
-        """Returns where document `doc` comes from, as `file.parquet:row` (rows count from 0)."""
-        piece = self._piece_of(doc)
-        path = piece_file(self._folder, piece, self._name, "rows")
-        offset = 4 * (doc - int(self._first_doc[piece]))
+        """Returns the source of a document as `file.parquet:row`; rows count from 0."""
+        shard = self._shard_of(doc)
+        path = shard_file(self._folder, shard, self._name, "rows")
+        offset = 4 * (doc - int(self._first_doc[shard]))
         row = int(np.fromfile(path, "<u4", count=1, offset=offset)[0])
-        return f"{self._pieces[piece]['source']}:{row}"
+        return f"{self._shards[shard]['source']}:{row}"
 
 
 class TokenStore:
@@ -110,20 +104,20 @@ class TokenStore:
         """Use `open`."""
         self.path = path
         self.manifest = manifest
-        # What makes this store another than that one, in a form that can be told: `differences`.
+        # All that distinguishes stores, as JSON for `files.differences`.
         self.identity: dict[str, Any] = {
             **{key: manifest[key] for key in ("format", "sources", "settings", "tokenizer")},
-            "content": [piece["content_sha256"] for piece in manifest["pieces"]],
+            "content": [shard["content_sha256"] for shard in manifest["pieces"]],
         }
         self.hash: str = hash_json({**self.identity, "files": manifest["files"]})
         self._splits: dict[str, Split] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> "TokenStore":
-        """Opens the store in folder `path`, after checking that every file is there, at full size.
+        """Opens the store in folder `path`; checks that every file exists in its full size.
 
         Raises:
-          DataError: no store, an unfinished or damaged one, or one of another format.
+          DataError: it is no store, unfinished, damaged or of another format.
         """
         folder = Path(path)
         manifest = _read_manifest(folder)
@@ -138,30 +132,29 @@ class TokenStore:
     @classmethod
     def _checked(cls, folder: Path, manifest: dict[str, Any]) -> "TokenStore":
         needed = [TOKENIZER]
-        for i, piece in enumerate(manifest["pieces"]):
-            needed += [file.name for file in piece_files(folder, i)]
-            for split, (kind, of, size) in itertools.product(SPLITS, _COUNTED):
-                name = piece_file(folder, i, split, kind).name
-                if manifest["files"][name]["size_bytes"] != size * piece[split][of]:
+        for i, shard in enumerate(manifest["pieces"]):
+            needed += [file.name for file in shard_files(folder, i)]
+            for split, (kind, unit, size) in itertools.product(SPLITS, _COUNTED):
+                name = shard_file(folder, i, split, kind).name
+                if manifest["files"][name]["size_bytes"] != size * shard[split][unit]:
                     raise DataError(
-                        f"{folder / MANIFEST}: the manifest is damaged: {piece[split][of]} {of} "
-                        f"are not what {name} has. " + _REMEDY.format(folder=folder)
+                        f"{folder / MANIFEST}: the manifest is damaged: its {shard[split][unit]} "
+                        f"{unit} do not fit the size of {name}. " + _REMEDY.format(folder=folder)
                     )
         for name in dict.fromkeys([*manifest["files"], *needed]):
             expected = manifest["files"][name]
             file = folder / name
-            try:
-                found: os.stat_result | None = file.lstat()
-            except (OSError, ValueError):  # ValueError: no file can have such a name
-                found = None
-            link = found is not None and not stat.S_ISREG(found.st_mode)
+            status: os.stat_result | None = None
+            with contextlib.suppress(OSError, ValueError):  # ValueError: an impossible name
+                status = file.lstat()
+            link = status is not None and not stat.S_ISREG(status.st_mode)
             if link or os.path.basename(name) != name:
                 raise DataError(
                     f"{folder / MANIFEST}: the file name {name!r} leads out of the store folder. "
                     "This store was not made by data_pipeline.prepare: do not use it."
                 )
-            if found is None or found.st_size != expected["size_bytes"]:
-                state = "is missing" if found is None else f"has {found.st_size:,} bytes"
+            if status is None or status.st_size != expected["size_bytes"]:
+                state = "is missing" if status is None else f"has {status.st_size:,} bytes"
                 raise DataError(
                     f"{file}: the file {state}, and the manifest says "
                     f"{expected['size_bytes']:,} bytes. " + _REMEDY.format(folder=folder)
@@ -170,11 +163,7 @@ class TokenStore:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the store.
-
-        Raises:
-          DataError: its pieces are not those the tokens were made with.
-        """
+        """The tokenizer of the store; DataError where the tokens were made with another one."""
         tokenizer = Tokenizer.load(self.path / TOKENIZER)
         expected = self.manifest["tokenizer"]["hash"]
         if tokenizer.hash != expected:
@@ -193,11 +182,7 @@ class TokenStore:
         return self._splits[name]
 
     def verify(self) -> None:
-        """Reads every file and compares its hash with the manifest.
-
-        Raises:
-          DataError: a file has changed since it was written.
-        """
+        """Compares the sha256 of every file with the manifest; DataError where one differs."""
         for name, expected in self.manifest["files"].items():
             if file_record(self.path / name) != expected:
                 raise DataError(
@@ -211,18 +196,18 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     remedy = _REMEDY.format(folder=folder)
     try:
         manifest = json.loads(path.read_text())
-        found = manifest["format"]
+        version = manifest["format"]
     except FileNotFoundError:
         raise DataError(
             f"{folder}: this is no token store (it has no {MANIFEST}). Make one with "
-            "`python -m data_pipeline.prepare --config=...`, which prints its folder; if something "
-            "removed the manifest, delete the folder first."
+            "`python -m data_pipeline.prepare --config=...`, which prints its folder; if the "
+            "manifest was removed, delete the folder first."
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise DataError(f"{path}: the manifest is damaged ({e}). {remedy}") from e
-    if found != FORMAT:
+    if version != FORMAT:
         raise DataError(
-            f"{folder}: the store has format {found} and this program reads {FORMAT}. {remedy}"
+            f"{folder}: the store has format {version} and this program reads {FORMAT}. {remedy}"
         )
     keys = {"sources", "settings", "tokenizer", "splits", "pieces", "damaged", "files"}
     if missing := sorted(keys - manifest.keys()):
@@ -238,16 +223,16 @@ def file_record(path: Path) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes the manifest: the last step, which declares the files of the folder complete."""
+    """Writes the manifest: the last step, which marks the store as complete."""
     write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
-def piece_file(folder: Path, piece: int, split: str, kind: str) -> Path:
-    """Returns the path of one file of a piece; `kind` is tokens, lengths or rows."""
-    return folder / f"{piece:05d}-{split}.{kind}"
+def shard_file(folder: Path, shard: int, split: str, kind: str) -> Path:
+    """Returns the path of one file of a shard; `kind` is tokens, lengths or rows."""
+    return folder / f"{shard:05d}-{split}.{kind}"
 
 
-def piece_files(folder: Path, piece: int) -> list[Path]:
-    """Returns the paths of all files of a piece."""
+def shard_files(folder: Path, shard: int) -> list[Path]:
+    """Returns the paths of all files of a shard."""
     kinds = ("tokens", "lengths", "rows")
-    return [piece_file(folder, piece, split, kind) for split in SPLITS for kind in kinds]
+    return [shard_file(folder, shard, split, kind) for split in SPLITS for kind in kinds]

@@ -1,8 +1,8 @@
 """A lossless tokenizer: decode(encode(x)) == x for any Unicode text. SentencePiece BPE, or GPT-2's.
 
-For SentencePiece, text is cut into words (a newline, or spaces followed by other characters) and
-each word is encoded once, then remembered. BPE pieces never reach over the start of a word, so the
-ids are those SentencePiece gives for the whole text, several times faster.
+For SentencePiece, text is split into words (a newline, or spaces followed by other characters), and
+each word is encoded once, then cached. BPE pieces never cross the start of a word, so the ids are
+those of SentencePiece for the whole text, several times faster.
 """
 
 import codecs
@@ -22,13 +22,13 @@ from data_pipeline.files import write_atomically
 from data_pipeline.gpt2_tokenizer import ByteLevel
 
 MAX_VOCAB_SIZE = 65_536  # tokens are stored as uint16
-MAX_WORD = 256  # characters; a longer word is cut, which bounds time and memory on hostile text
-MAX_SLICE = 1 << 18  # bytes encoded at a time, so that a 50 MB document needs little memory
+MAX_WORD = 256  # characters; longer words are split, which bounds time and memory on hostile text
+MAX_SLICE = 1 << 18  # bytes encoded at a time, to bound the memory of a 50 MB document
 
-SPACE = "\u2581"  # SentencePiece writes a space like this, and so cannot tell it from the real one
+SPACE = "\u2581"  # how SentencePiece writes a space: it cannot distinguish it from the real U+2581
 WORD = re.compile(f"[\n{SPACE}]| {{0,{MAX_WORD}}}[^ \n{SPACE}]{{1,{MAX_WORD}}}| {{1,{MAX_WORD}}}")
 _CACHE_WORDS = 1 << 18  # about 50 MB
-_CACHE_WORD_CHARS = 32  # longer words hardly ever come back
+_CACHE_WORD_CHARS = 32  # longer words rarely recur
 
 _TRAINER: dict[str, Any] = {
     "model_type": "bpe",
@@ -45,7 +45,7 @@ _TRAINER: dict[str, Any] = {
     "bos_id": 1,
     "eos_id": -1,
     "pad_id": -1,
-    "num_threads": 8,  # is written into the model file: a constant, so that the file is the same
+    "num_threads": 8,  # stored in the model file, hence a constant: the file is reproducible
     "minloglevel": 2,
 }
 
@@ -54,18 +54,18 @@ class Piece(NamedTuple):
     """An entry of the vocabulary."""
 
     text: str  # with plain spaces
-    score: float  # of two pieces that can be merged, the one with the higher score is
+    score: float  # merges with higher scores are made first
     kind: str  # normal, unknown, control or byte (its text is <0x0A>)
 
 
 class Tokenizer:
-    """Text to ids and back; ids count from 0, and text never becomes BOS or another special."""
+    """Converts text to ids and back; text never becomes BOS or another special token."""
 
     def __init__(self, model: bytes, name: str = "tokenizer") -> None:
-        """Takes a SentencePiece model, or a GPT-2's tokenizer.json; `name` is for errors.
+        """Takes a SentencePiece model of `train_tokenizer`, or the tokenizer.json of a GPT-2.
 
         Raises:
-          DataError: neither of them, or not a SentencePiece model that `train_tokenizer` made.
+          DataError: `model` is neither; the message begins with `name`.
         """
         self.byte_level = ByteLevel(model, name) if model[:1] == b"{" else None
         self._encoder = self.byte_level or SentencePiece(model, name)
@@ -73,15 +73,11 @@ class Tokenizer:
         self.bos_id: int = self._encoder.bos_id
         self.hash: str = self._encoder.hash
         self._table: list[bytes] = self._encoder.table
-        self.token_bytes = np.array([len(b) for b in self._table], np.int32)  # UTF-8 bytes of an id
+        self.token_bytes = np.array([len(b) for b in self._table], np.int32)  # [V], bytes of UTF-8
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Reads a model file.
-
-        Raises:
-          DataError: the file is missing, or is no model of ours.
-        """
+        """Reads a model file; DataError where it is missing or unsuitable."""
         try:
             model = Path(path).read_bytes()
         except OSError as e:
@@ -91,37 +87,25 @@ class Tokenizer:
         return cls(model, str(path))
 
     def pieces(self) -> list[Piece]:
-        """Returns the vocabulary of a SentencePiece model, by id.
-
-        Raises:
-          TypeError: the tokenizer is a GPT-2's: see `byte_level`.
-        """
+        """Returns the vocabulary of a SentencePiece model, by id; TypeError for a GPT-2's."""
         if not isinstance(self._encoder, SentencePiece):
             raise TypeError("a byte-level tokenizer has merges, and no pieces with scores")
         return self._encoder.pieces
 
     def encode_utf8(self, utf8: bytes | memoryview) -> Iterator[bytes]:
-        """Yields the ids of a text, without BOS, as little-endian uint16: the form of the store."""
+        """Yields slices of a text's ids, without BOS, as little-endian uint16, as in the store."""
         return self._encoder.encode(slices(utf8))
 
     def encode_uint16(self, text: str) -> bytes:
-        """Returns what `encode_utf8` yields.
-
-        Raises:
-          UnicodeEncodeError: the text holds a lone surrogate, which no UTF-8 file can.
-        """
+        """Returns the ids of `text` as uint16; UnicodeEncodeError for a lone surrogate."""
         return b"".join(self.encode_utf8(text.encode()))
 
     def encode(self, text: str) -> np.ndarray:
         """Returns the ids of `text` [n], int32, without BOS."""
         return np.frombuffer(self.encode_uint16(text), "<u2").astype(np.int32)
 
-    def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
-        """Returns the ids of each text."""
-        return [self.encode(text) for text in texts]
-
     def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
-        """Returns the UTF-8 bytes of `ids`; specials contribute none. Ids may end mid-character.
+        """Returns the UTF-8 of `ids`, without specials; it can end within a character.
 
         Raises:
           IndexError: an id is outside the vocabulary.
@@ -135,15 +119,14 @@ class Tokenizer:
         return b"".join(map(self._table.__getitem__, array.tolist()))
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Returns the text of `ids`; bytes that are no UTF-8 become U+FFFD."""
+        """Returns the text of `ids`; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
 
 class StreamDecoder:
-    """Decodes ids as they arrive. Of bytes that are no character, or not yet, it emits nothing."""
+    """Decodes ids as they arrive; drops bytes that are no character."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Starts at the beginning of a text."""
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
 
@@ -153,14 +136,9 @@ class StreamDecoder:
 
 
 class SentencePiece:
-    """The encoder behind a `Tokenizer` whose file is a SentencePiece model; BOS is 1."""
+    """The encoder of a `Tokenizer` whose file is a SentencePiece model; BOS is 1."""
 
     def __init__(self, model: bytes, name: str) -> None:
-        """Takes a serialised model.
-
-        Raises:
-          DataError: it is none, or `train_tokenizer` did not make it.
-        """
         self._sp = spm.SentencePieceProcessor()
         try:
             self._sp.load_from_serialized_proto(model)
@@ -180,7 +158,7 @@ class SentencePiece:
         self._cache[SPACE] = np.array(byte_ids, "<u2").tobytes()
 
     def encode(self, texts: Iterable[str]) -> Iterator[bytes]:
-        """Yields the ids of each slice of a text."""
+        """Yields the ids of each slice of a text, as uint16."""
         for text in texts:
             yield b"".join(map(self._cache.__getitem__, WORD.findall(text)))
 
@@ -193,7 +171,7 @@ class SentencePiece:
         return Piece(text.replace(SPACE, " "), score, "normal")
 
     def _check(self, name: str) -> None:
-        """Refuses a model that is not lossless, or whose pieces would reach over a word."""
+        """Rejects a model that is not lossless, or whose pieces cross the end of a word."""
         sp = self._sp
         pieces = [sp.id_to_piece(i) for i in range(self.vocab_size)]
         problems = []
@@ -204,17 +182,17 @@ class SentencePiece:
         if sum(map(sp.is_byte, range(self.vocab_size))) != 256:
             problems.append("it lacks byte pieces")
         if any(re.search(f"[^{SPACE}]{SPACE}", p) or ("\n" in p and p != "\n") for p in pieces):
-            problems.append("some piece reaches over the end of a word")
+            problems.append("some piece crosses the end of a word")
         if "".join(sp.decode(sp.encode(s)) for s in (" a", "  b ", "\ufb01\n")) != " a  b \ufb01\n":
             problems.append("it changes text (normalisation or white space)")
         if problems:
             raise DataError(
-                f"{name}: this tokenizer was not made by data_pipeline.tokenizer: "
-                f"{'; '.join(problems)}. Prepare the data again to train one that fits."
+                f"{name}: this tokenizer was not trained by data_pipeline.tokenizer: "
+                f"{'; '.join(problems)}. Prepare the data again to train a suitable one."
             )
 
     def _hash(self) -> str:
-        """Hashes pieces, scores and types; the bytes of the file also hold the trainer's flags."""
+        """Hashes pieces, scores and types: the file also has the trainer's flags."""
         sp, digest = self._sp, hashlib.sha256()
         for i in range(self.vocab_size):
             piece = sp.id_to_piece(i).encode()
@@ -231,7 +209,7 @@ def _piece_bytes(piece: Piece) -> bytes:
 
 
 class _WordCache(dict[str, bytes]):
-    """Word -> its ids as uint16 bytes. What it holds changes the speed, never the ids."""
+    """Word -> its ids as uint16 bytes; a limited cache."""
 
     def __init__(self, sp: spm.SentencePieceProcessor) -> None:
         super().__init__()
@@ -257,7 +235,7 @@ def slices(utf8: bytes | memoryview) -> Iterator[str]:
 
 
 def count_words(texts: Iterable[str]) -> Counter[str]:
-    """Counts the words of texts: all that `train_from_counts` needs to know of them."""
+    """Counts the words of texts, for `train_from_counts`."""
     counts: Counter[str] = Counter()
     for text in texts:
         for part in slices(text.encode()):
@@ -273,8 +251,8 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, path: str | Path) 
 def train_from_counts(counts: Mapping[str, int], *, vocab_size: int, path: str | Path) -> Tokenizer:
     """Trains a BPE model on counted words, writes it to `path` atomically and returns it.
 
-    SentencePiece gets the words and their counts, not the text: the pieces are the same, in less
-    time and memory. The file is a function of the counts and the vocabulary size alone.
+    SentencePiece gets words and counts instead of text: the same pieces in less time and memory.
+    The file is a function of the counts and the vocabulary size alone.
 
     Raises:
       DataError: `vocab_size` does not fit the texts, or there is no text.
@@ -287,8 +265,8 @@ def train_from_counts(counts: Mapping[str, int], *, vocab_size: int, path: str |
     lines = _training_lines(counts)
     if not lines:
         raise DataError(
-            "tokenizer: the sample it should be trained on holds no words. Raise "
-            "tokenizer.sample_bytes, or look at the texts of the shard."
+            "tokenizer: the sample to train it on holds no words. Raise tokenizer.sample_bytes, or "
+            "check the texts of the shard."
         )
     model = io.BytesIO()
     try:
@@ -304,7 +282,7 @@ def train_from_counts(counts: Mapping[str, int], *, vocab_size: int, path: str |
 def _training_lines(words: Mapping[str, int]) -> list[str]:
     """Returns `word TAB count` lines in an order that depends on the counts alone."""
     counts = Counter(words)
-    for word in [w for w in counts if "\t" in w or "\0" in w]:  # no piece can hold these two
+    for word in [w for w in counts if "\t" in w or "\0" in w]:  # pieces cannot hold these two
         for part in re.split("[\t\0]", word):
             counts[part] += counts[word]
         del counts[word]
@@ -314,17 +292,17 @@ def _training_lines(words: Mapping[str, int]) -> list[str]:
 
 
 def _vocab_size_message(vocab_size: int, error: str) -> str:
-    """Turns SentencePiece's complaint about the vocabulary size into a remedy."""
-    if found := re.search(r"value <= (\d+)", error):
+    """Translates SentencePiece's error about the vocabulary size into a remedy."""
+    if most := re.search(r"value <= (\d+)", error):
         return (
             f"tokenizer.vocab_size={vocab_size} is too large for the text the tokenizer is trained "
-            f"on, which yields at most {found[1]} pieces. Use --config.tokenizer.vocab_size="
-            f"{found[1]} or less, or raise tokenizer.sample_bytes."
+            f"on, which yields at most {most[1]} pieces. Use --config.tokenizer.vocab_size="
+            f"{most[1]} or less, or raise tokenizer.sample_bytes."
         )
-    if found := re.search(r"required_chars\D+\d+ vs (\d+)", error):
+    if least := re.search(r"required_chars\D+\d+ vs (\d+)", error):
         return (
             f"tokenizer.vocab_size={vocab_size} is too small: 256 bytes, the specials and the "
-            f"frequent characters of the text need {found[1]} pieces. Use "
-            f"--config.tokenizer.vocab_size={int(found[1]) + 1} or more."
+            f"frequent characters of the text need {least[1]} pieces. Use "
+            f"--config.tokenizer.vocab_size={int(least[1]) + 1} or more."
         )
     return f"tokenizer.vocab_size={vocab_size}: SentencePiece could not train on the text: {error}"

@@ -1,7 +1,7 @@
-"""The tokenizer's sample: a bounded, spread-out part of the shards, the same each time.
+"""The text that the tokenizer is trained on: a bounded, evenly spread, reproducible sample.
 
-It is taken from the starts of evenly spaced row groups ("places"). How much each may give follows
-from the footers alone, so that places are counted by any number of processes, in any order.
+It is taken from the starts of evenly spaced row groups ("places"). The footers alone decide how
+much each gives, so any number of processes may count their words, in any order.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ MAX_PLACES = 256
 
 
 class Place(NamedTuple):
-    """What a worker has to know to count the words of one place."""
+    """A row group to sample from: the argument of `count_place`."""
 
     shard: Path
     row_group: int
@@ -29,7 +29,7 @@ class Place(NamedTuple):
 def plan_sample(
     shards: Sequence[ShardInfo], n_bytes: int, *, val_fraction: float, keep_before: bool = False
 ) -> list[Place]:
-    """Shares `n_bytes` out evenly; what a small row group cannot give, larger ones give."""
+    """Divides `n_bytes` evenly over places; what a small row group lacks, larger ones give."""
     groups = [(s.path, i, size) for s in shards for i, size in enumerate(s.text_bytes)]
     n = min(len(groups), MAX_PLACES)
     chosen = [groups[k * len(groups) // n] for k in range(n)]
@@ -44,7 +44,7 @@ def plan_sample(
 
 
 def texts(place: Place) -> Iterator[str]:
-    """Yields the texts of a place; not those of validation, and not more than it may give."""
+    """Yields the training texts of a place, `place.n_bytes` of UTF-8 at most."""
     left = place.n_bytes
     damaged: list[Damage] | None = [] if place.keep_before else None
     for document in read_row_group(place.shard, place.row_group, damaged=damaged):

@@ -98,7 +98,12 @@ def evaluate_documents(
         `loss` (nats per token), `perplexity` and `bits_per_byte`, each with its `_stderr` (None for
         a single document); `n_documents`, `n_tokens`, `n_bytes`.
     """
-    rows = evaluation_rows(run.config, documents, run.tokenizer)
+    rows = evaluation_rows(
+        documents,
+        bos_id=run.tokenizer.bos_id,
+        block_size=run.config.model.block_size,
+        document_mask=run.config.data.document_mask,
+    )
     size = rows_per_batch(run.model_config.block_size)
     starts = range(0, rows.rows_per_epoch, size)
     nats, n_targets, n_bytes = (np.zeros(documents.n_docs) for _ in range(3))
@@ -148,8 +153,8 @@ def _batch(rows: PackedRows, start: int, size: int) -> dict[str, np.ndarray]:
 
 def _owners(rows: PackedRows, g: int, n_targets: int) -> np.ndarray:
     """Returns the document of each target of row `g`: target i is the row's token i + 1."""
-    pieces = rows.pieces(g)
-    owners = np.repeat([p.document for p in pieces], [p.stop - p.start for p in pieces])
+    spans = rows.spans(g)
+    owners = np.repeat([s.document for s in spans], [s.stop - s.start for s in spans])
     # The BOS that closes the line belongs to no document after it: it ends the last one.
     return np.append(owners[1:], owners[-1])[:n_targets]
 

@@ -21,7 +21,12 @@ class Validation:
 
         A smaller split is read once: the rows past its end are masked out.
         """
-        rows = evaluation_rows(config, store.split("val"), store.tokenizer)
+        rows = evaluation_rows(
+            store.split("val"),
+            bos_id=store.tokenizer.bos_id,
+            block_size=config.model.block_size,
+            document_mask=config.data.document_mask,
+        )
         batch_size = config.train.batch_size
         self.n_batches = min(config.eval.eval_iters, -(-rows.rows_per_epoch // batch_size))
         iterator = BatchIterator(

@@ -1,6 +1,7 @@
-"""The browser: what it shows of a store, and that what it shows is what the model gets."""
+"""The browser shows the rows that the model gets, as plain text or with styles."""
 
 import copy
+import io
 import os
 import pty
 import re
@@ -10,14 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from configs.errors import UserError
 from data_pipeline import browse
 from data_pipeline.packing import PackedRows
 
 ROOT = Path(__file__).parents[2]
-PLAIN = browse.Look(width=80, rich=False)
-RICH = browse.Look(width=80, rich=True)
+
+
+def plain(segments):
+    return "".join(segment.text for segment in segments)
 
 
 def show(config, capsys, **options):
@@ -26,7 +30,7 @@ def show(config, capsys, **options):
 
 
 def rows_of(output):
-    """Row headings -> what stands below them."""
+    """Row headings -> the text below them."""
     parts = re.split(r"^\n?(Row .*)\n", output, flags=re.MULTILINE)[1:]
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
@@ -78,7 +82,7 @@ def decode(tokenizer, tokens):
 
 
 def test_headings_say_which_tokens_of_which_document(debug_config, store, capsys):
-    """Every stretch that is shown is read again, from its heading alone."""
+    """Every span is read again, from its heading alone."""
     out = show(debug_config, capsys, rows=300)
     split, block_size = store.split("train"), debug_config.model.block_size
     by_id = {split.doc_id(d): d for d in range(split.n_docs)}
@@ -96,8 +100,8 @@ def test_headings_say_which_tokens_of_which_document(debug_config, store, capsys
             end = b
             doc = by_id[doc_id]
             assert split.doc_lengths[doc] == length
-            assert (start > 0) == ("begun" in more) == (not text.startswith("<BOS>"))
-            assert (stop < length) == ("goes on" in more)
+            assert (start > 0) == ("begins" in more) == (not text.startswith("<BOS>"))
+            assert (stop < length) == ("continues" in more)
             bos += start == 0
             tokens = split.read(doc, start, stop)
             want = decode(store.tokenizer, tokens)
@@ -106,42 +110,46 @@ def test_headings_say_which_tokens_of_which_document(debug_config, store, capsys
     assert bos > 0
 
 
-def test_last_row_of_an_epoch_shows_its_filling(store):
+def test_last_row_of_an_epoch_shows_its_padding(store):
     split = store.split("val")
     rows = PackedRows(split, block_size=999, seed=0, bos_id=1, segments=False)
     g = next(g for g in range(rows.rows_per_epoch) if not rows[g].loss_mask.all())
-    reader = browse.Reader(split, rows, store.tokenizer, PLAIN, tokens=False)
-    *_, last = reader.row(g)
-    assert last.startswith(f"[{rows[g].loss_mask.sum()}:999] filling")
+    *_, last = browse.row_text(split, rows, g, store.tokenizer)
+    assert last.text.startswith(f"[{rows[g].loss_mask.sum()}:999] padding")
 
 
 def test_tokens_and_control_characters_are_made_visible(store):
-    reader = browse.Reader(None, None, store.tokenizer, PLAIN, tokens=True)
     text = " the \x1b[2J\r\x9b\u20ac\n\t"
     tokens = np.concatenate([[1], store.tokenizer.encode(text)])
-    shown = reader.text(tokens)
+    shown = plain(browse.visible(tokens, store.tokenizer, mark_tokens=True))
     assert shown.count("|") == len(tokens) - 1
     assert shown.startswith("<BOS>| the|")
     assert "\x1b" not in shown and "\\x1b" in shown and "\\x0d" in shown
     assert "\\xe2" in shown  # the bytes of a character that three tokens make up
-    plain = browse.Reader(None, None, store.tokenizer, PLAIN, tokens=False).text(tokens)
-    assert plain == "<BOS> the \\x1b[2J\\x0d\\x9b\u20ac\n\t"
+    unmarked = plain(browse.visible(tokens, store.tokenizer, mark_tokens=False))
+    assert unmarked == "<BOS> the \\x1b[2J\\x0d\\x9b\u20ac\n\t"
 
 
 @pytest.mark.parametrize("width", [20, 60, 200])
-@pytest.mark.parametrize("rich", [False, True])
-def test_bars_fit_the_width(width, rich):
+@pytest.mark.parametrize("terminal", [False, True])
+def test_bars_fit_the_width(width, terminal):
     lengths = np.array([1] * 50 + [2] * 49 + [700] * 25 + [50_000_000], np.int32)
-    text = browse.histogram(lengths, browse.Look(width, rich))
-    lines = re.sub("\x1b\\[\\d+m", "", text).splitlines()
+    file = io.StringIO()
+    console = Console(
+        file=file,
+        width=width,
+        force_terminal=terminal,
+        _environ={"TERM": "xterm"},
+        legacy_windows=False,
+    )
+    console.print(browse.histogram(lengths, width), crop=False)
+    assert ("\x1b" in file.getvalue()) == terminal
+    lines = re.sub("\x1b\\[[\\d;]+m", "", file.getvalue()).splitlines()
     bars = [line.rsplit("%", 1)[1].strip() for line in lines[1:]]
     assert max(len(line.rstrip()) for line in lines) <= max(width, 60)
+    assert len(lines) == 1 + 26 and "33,554,432 - 67,108,863" in lines[-1]
     assert len(bars[0]) >= len(bars[1]) > len(bars[9]) > 0
-    if rich:
-        assert bars[0] != bars[1]
-    else:
-        assert text.isascii()
-        assert not set("".join(bars)) - {"#"}
+    assert bars[0] != bars[1]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +162,7 @@ def test_bars_fit_the_width(width, rich):
         ({"rows": -2}, "--rows=-2"),
     ],
 )
-def test_what_does_not_exist_is_a_one_line_error(debug_config, capsys, options, message):
+def test_missing_splits_epochs_and_rows_are_one_line_errors(debug_config, capsys, options, message):
     with pytest.raises(UserError, match=message) as error:
         browse.main(debug_config, **options)
     assert "\n" not in str(error.value)
@@ -191,9 +199,9 @@ def test_pipes_get_plain_text_and_may_close(debug_config):
 
 
 @pytest.mark.parametrize(
-    ("variables", "rich"), [({"TERM": "xterm"}, True), ({"TERM": "dumb"}, False)]
+    ("variables", "coloured"), [({"TERM": "xterm"}, True), ({"TERM": "dumb"}, False)]
 )
-def test_terminals_get_colours_unless_they_are_dumb(debug_config, variables, rich):
+def test_terminals_get_colours_unless_they_are_dumb(debug_config, variables, coloured):
     parent, child = pty.openpty()
     environment = {**os.environ, "PYTHONUTF8": "1", **variables}
     environment.pop("NO_COLOR", None)
@@ -205,8 +213,9 @@ def test_terminals_get_colours_unless_they_are_dumb(debug_config, variables, ric
     try:
         while chunk := os.read(parent, 1 << 16):
             output += chunk
-    except OSError:  # Linux tells the end of a terminal like this
+    except OSError:  # how Linux reports the end of a terminal
         pass
     os.close(parent)
     assert process.wait() == 0
-    assert (b"\x1b[36m" in output) == ("\u2588".encode() in output) == rich
+    assert "\u2588".encode() in output
+    assert (b"\x1b[36" in output) == (b"\x1b[1m" in output) == coloured

@@ -1,4 +1,4 @@
-"""A file is the old one or the new one, never a half."""
+"""A file is the old one or the new one, never a part of it."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def test_write_atomically_leaves_the_old_file_or_the_new_one(tmp_path, monkeypat
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_what_the_dead_left_is_removed_and_what_the_living_write_is_not(tmp_path):
+def test_temporary_files_of_dead_processes_are_removed_and_of_live_ones_not(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     names = (f".file.{dead.pid}.tmp", f".file.{os.getppid()}.tmp", f".file2.{dead.pid}.tmp")

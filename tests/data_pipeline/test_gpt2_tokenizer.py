@@ -1,4 +1,4 @@
-"""GPT-2's tokenizer.json: what is refused. Its ids are compared in test_export_clients.py."""
+"""GPT-2's tokenizer.json: what is rejected. Its ids are compared in test_export_clients.py."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from configs.errors import DataError
 from data_pipeline import gpt2_tokenizer
 from data_pipeline.tokenizer import Tokenizer
 
-CHARACTERS = list(gpt2_tokenizer._BYTES)
+CHARACTERS = list(gpt2_tokenizer.BYTES)
 
 
 def tokenizer_json(**changes) -> bytes:
@@ -18,9 +18,9 @@ def tokenizer_json(**changes) -> bytes:
     return json.dumps(spec | changes).encode()
 
 
-def test_each_byte_has_its_character():
+def test_each_byte_has_one_character():
     """The table of Radford et al., checked at its edges and where it is the byte itself."""
-    table = gpt2_tokenizer._BYTES
+    table = gpt2_tokenizer.BYTES
     assert sorted(table.values()) == list(range(256))
     assert all(table[chr(b)] == b for b in b"!~azAZ09")
     assert (table["Ā"], table["Ċ"], table["Ġ"], table["ġ"], table["Ń"]) == (0, 10, 32, 127, 173)
@@ -30,8 +30,8 @@ def test_each_byte_has_its_character():
     ("changes", "words"),
     [
         ({"normalizer": {"type": "NFC"}}, "normalisation"),
-        ({"pre_tokenizer": {"type": "Metaspace"}}, "cut text as GPT-2"),
-        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "cut text as GPT-2"),
+        ({"pre_tokenizer": {"type": "Metaspace"}}, "split text as GPT-2"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "split text as GPT-2"),
         ({"pre_tokenizer": {"type": "ByteLevel", "use_regex": False}}, "use_regex"),
         ({"added_tokens": [{"content": "<pad>", "id": 300}]}, "gaps"),
         ({"model": {"vocab": {"a": 0}, "merges": []}}, "lacks 255 of the 256 bytes"),
@@ -39,17 +39,17 @@ def test_each_byte_has_its_character():
         ({"model": {"vocab": {"日": 0}, "merges": []}}, "no tokenizer.json of a GPT-2|lacks"),
     ],
 )
-def test_other_tokenizers_are_refused(changes, words):
+def test_unlike_tokenizers_are_rejected(changes, words):
     with pytest.raises(DataError, match=words):
         Tokenizer(tokenizer_json(**changes), "tokenizer.json")
 
 
-def test_damage_is_told():
+def test_damage_is_reported():
     with pytest.raises(DataError, match=r"tokenizer\.json: this is no tokenizer\.json of a GPT-2"):
         Tokenizer(tokenizer_json()[:-10], "tokenizer.json")
 
 
-def test_a_missing_package_is_told(monkeypatch):
+def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(DataError, match=r"package tokenizers.*gptjax\[export\]"):
         Tokenizer(tokenizer_json())

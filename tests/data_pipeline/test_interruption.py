@@ -38,8 +38,8 @@ def made(shard, tmp_path_factory):
     return prepare.prepare(make_config(shard, tmp_path_factory.mktemp("stores")))
 
 
-# Programs that kill preparation, again and again, in processes that they fork, so that what it
-# needs is imported once. They run apart from pytest, because JAX does not like to be forked.
+# Programs that kill preparation, again and again, in processes that they fork, so that the
+# imports are done once. They run outside pytest, because JAX cannot be forked safely.
 HARNESS = """
 import os, pathlib, random, shutil, signal, sys, time, traceback
 sys.path[:0] = [{root!r}, {tests!r}]
@@ -104,7 +104,7 @@ pathlib.Path.rename = rename
 real_fsync = lambda fd: None
 """
 
-# Kills the whole group at random moments until the store is there, and begins anew.
+# Kills the whole group at random moments until the store exists, and starts over.
 KILL_AT_RANDOM = """
 random.seed({seed})
 deaths = rounds = 0
@@ -134,7 +134,7 @@ print(deaths, rounds, *sorted(seen))
 
 def harness(program, folder, shard, *, part_bytes=10_000, timeout=300, **values):
     """Runs one of the programs above; returns the words it prints."""
-    values |= {"root": str(ROOT), "tests": str(ROOT / "tests"), "part_bytes": part_bytes}
+    values |= {"root": str(ROOT), "tests": str(Path(__file__).parent), "part_bytes": part_bytes}
     code = (HARNESS + program).format(folder=str(folder), shard=str(shard), **values)
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
@@ -151,7 +151,7 @@ def test_killed_at_any_step_it_resumes_and_ends_the_same(made, shard, tmp_path):
         assert contents(folder / made.name) == expected, folder
 
 
-def test_that_test_would_notice_a_rename_that_is_not_atomic(made, shard, tmp_path):
+def test_that_test_detects_a_rename_that_is_not_atomic(made, shard, tmp_path):
     words = harness(TORN_RENAME + KILL_AT_EACH_STEP, tmp_path, shard, most=25)
     deaths, failures = map(int, words)
     stores = [folder / made.name for folder in tmp_path.iterdir()]
@@ -186,19 +186,19 @@ def start(config, *, part_bytes=1, limit=None, slow=0.0):
     """Starts prepare in a process of its own, as a user would: it can be killed."""
     code = f"""
         import logging, resource, sys, time
-        sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+        sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
         logging.basicConfig(level="INFO")
         if {limit}:
             resource.setrlimit(resource.RLIMIT_FSIZE, ({limit},) * 2)
         import test_prepare as t
-        from data_pipeline import encode, parquet, prepare
+        from data_pipeline import encode, parquet, prepare, worker_pool
         encode.PART_BYTES = {part_bytes}
         inner = encode.encode_part
         def encode_part(part):
             time.sleep({slow})
             return inner(part)
         if {slow}:
-            prepare.workers.encode_part = encode_part
+            worker_pool.encode_part = encode_part
         config = t.make_config({config.data.source!r}, {config.data.cache_dir!r},
                                {config.data.prepare_workers})
         try:
@@ -217,7 +217,7 @@ def start(config, *, part_bytes=1, limit=None, slow=0.0):
 def wait_until(condition, seconds=30.0):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.005)
 
 
@@ -226,7 +226,7 @@ def children(pid):
     return [int(child) for child in text.split()]
 
 
-def test_kill_9_takes_the_workers_along_and_the_next_call_goes_on(tmp_path, caplog, monkeypatch):
+def test_kill_9_ends_the_workers_and_the_next_call_resumes(tmp_path, caplog, monkeypatch):
     shard = write_shard(tmp_path / "big.parquet", make_rows(6000), 30)
     config = make_config(shard, tmp_path / "stores", 2)
     process = start(config)
@@ -260,7 +260,7 @@ def test_workers_do_not_import_the_main_program(shard, made, tmp_path):
         textwrap.dedent(f"""
             import os, sys
             print("imported", os.getpid())
-            sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+            sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
             if __name__ == "__main__":
                 import test_prepare as t
                 from data_pipeline import encode, prepare
@@ -308,7 +308,7 @@ def test_full_disk_is_one_clear_error_and_can_be_resumed(tmp_path, n_workers):
     assert contents(store) == contents(prepare.prepare(make_config(shard, tmp_path / "other")))
 
 
-def test_full_disk_while_joining_removes_what_is_half_made(shard, tmp_path, monkeypatch):
+def test_full_disk_while_joining_removes_incomplete_files(shard, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -337,7 +337,7 @@ def test_lock_of_a_dead_process_does_not_matter(made, shard, tmp_path):
     assert contents(prepare.prepare(make_config(shard, tmp_path))) == contents(made)
 
 
-def test_waiting_says_for_whom(made, shard, tmp_path, caplog):
+def test_waiting_names_the_process(made, shard, tmp_path, caplog):
     lock = tmp_path / f".{made.name}.lock"
     with lock.open("w") as f, caplog.at_level(logging.INFO):
         fcntl.flock(f, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""Batches are a function of the rows: not of hosts, prefetching, or where a run was stopped."""
+"""Batches are a function of the rows: not of hosts, prefetching, or interruptions."""
 
 import json
 import threading
@@ -73,10 +73,10 @@ def test_state_restores_exactly_at_every_batch(rows, prefetch):
     iterator.close()
     for s, state in enumerate(states):
         assert state == {"next_row": 8 * s}
-        for found, want in zip(
+        for batch, want in zip(
             take(BatchIterator(rows, state=state, **arguments), 8 - s), batches[s:], strict=True
         ):
-            assert_equal(found, want)
+            assert_equal(batch, want)
 
 
 def on_hosts(rows, n_hosts, n_batches, **arguments):
@@ -105,7 +105,7 @@ def on_hosts(rows, n_hosts, n_batches, **arguments):
     micro_steps=st.integers(1, 3),
     first_row=st.integers(0, 100_000),
 )
-def test_a_run_goes_on_exactly_on_other_host_counts(
+def test_a_run_resumes_exactly_on_other_host_counts(
     rows, host_counts, lengths, prefetches, micro_steps, first_row
 ):
     arguments = {"batch_size": 4, "micro_steps": micro_steps}
@@ -117,8 +117,8 @@ def test_a_run_goes_on_exactly_on_other_host_counts(
         state = json.loads(json.dumps(state))  # as a checkpoint keeps it
         batches += more
     assert state == end
-    for found, want in zip(batches, whole, strict=True):
-        assert_equal(found, want)
+    for batch, want in zip(batches, whole, strict=True):
+        assert_equal(batch, want)
 
 
 class ManyDocuments:
@@ -145,7 +145,7 @@ def test_order_of_an_epoch_needs_12_bytes_a_document(many):
     for epoch in (5, 6, 7, 90):
         rows[epoch * rows.rows_per_epoch]
         size, _ = tracemalloc.get_traced_memory()
-        assert size < (1 + (epoch in (6, 7))) * 12.01 * many.n_docs  # two around a seam
+        assert size < (1 + (epoch in (6, 7))) * 12.01 * many.n_docs  # two where epochs meet
     tracemalloc.stop()
 
 
@@ -162,7 +162,7 @@ def test_restore_of_a_million_documents_is_quick(many):
     assert min(seconds(epoch) for epoch in (0, 3, 10_000)) < 0.15
 
 
-def test_another_batch_size_goes_on_at_the_same_row(rows):
+def test_another_batch_size_resumes_at_the_same_row(rows):
     iterator = BatchIterator(rows, batch_size=4, micro_steps=2)
     next(iterator)
     (batch,) = take(BatchIterator(rows, batch_size=6, micro_steps=1, state=iterator.state), 1)

@@ -27,7 +27,7 @@ class FakeSplit:
         return self.docs[doc][start:stop]
 
 
-def evaluation_rows(lengths, block_size, seed=7):
+def packed_rows(lengths, block_size, seed=7):
     split = FakeSplit(lengths)
     return split, PackedRows(split, block_size=block_size, seed=seed, bos_id=BOS, segments=True)
 
@@ -47,11 +47,11 @@ def naive_epoch(split, block_size, seed, epoch):
             segment_ids.append((segment_ids[-1] if segment_ids else 0) + new)
             positions.append(0 if new else positions[-1] + 1)
         empty = [0] * (block_size - n)
-        filling = [BOS] * (block_size - n)
+        padding = [BOS] * (block_size - n)
         rows.append(
             (
-                line[start : start + n] + filling,
-                targets[start : start + n] + filling,
+                line[start : start + n] + padding,
+                targets[start : start + n] + padding,
                 [True] * n + [False] * (block_size - n),
                 segment_ids + empty,
                 positions + empty,
@@ -74,13 +74,13 @@ SHAPES = [
 
 @pytest.mark.parametrize(("lengths", "block_size"), SHAPES)
 def test_rows_equal_the_naive_packer(lengths, block_size):
-    split, rows = evaluation_rows(lengths, block_size)
+    split, rows = packed_rows(lengths, block_size)
     for epoch in range(3):
         expected = naive_epoch(split, block_size, 7, epoch)
         assert len(expected) == rows.rows_per_epoch
         for i, row in enumerate(expected):
-            found = rows[epoch * rows.rows_per_epoch + i]
-            for name, array, want in zip(found._fields, found, row, strict=True):
+            actual = rows[epoch * rows.rows_per_epoch + i]
+            for name, array, want in zip(actual._fields, actual, row, strict=True):
                 np.testing.assert_array_equal(array, want, err_msg=f"epoch {epoch} row {i} {name}")
 
 
@@ -92,7 +92,7 @@ def test_rows_equal_the_naive_packer(lengths, block_size):
     epoch=st.integers(0, 5),
 )
 def test_each_token_is_an_input_once_and_a_target_once(lengths, block_size, seed, epoch):
-    split, rows = evaluation_rows(lengths, block_size, seed)
+    split, rows = packed_rows(lengths, block_size, seed)
     first = epoch * rows.rows_per_epoch
     inputs, targets = [], []
     for g in range(first, first + rows.rows_per_epoch):
@@ -111,8 +111,8 @@ def test_each_token_is_an_input_once_and_a_target_once(lengths, block_size, seed
     assert sorted(targets) == everything
 
 
-def test_orders_differ_by_epoch_and_seed_and_come_back():
-    split, rows = evaluation_rows(list(range(1, 60)), 16)
+def test_orders_differ_by_epoch_and_seed_and_are_reproducible():
+    split, rows = packed_rows(list(range(1, 60)), 16)
     n = rows.rows_per_epoch
 
     def epoch(rows, number):
@@ -120,9 +120,9 @@ def test_orders_differ_by_epoch_and_seed_and_come_back():
 
     first, second = epoch(rows, 0), epoch(rows, 1)
     assert first != second
-    assert epoch(rows, 0) == first  # an epoch that was left can be entered again
-    assert epoch(evaluation_rows(list(range(1, 60)), 16, seed=8)[1], 0) != first
-    assert epoch(evaluation_rows(list(range(1, 60)), 16)[1], 1) == second
+    assert epoch(rows, 0) == first  # an earlier epoch can be read again
+    assert epoch(packed_rows(list(range(1, 60)), 16, seed=8)[1], 0) != first
+    assert epoch(packed_rows(list(range(1, 60)), 16)[1], 1) == second
 
 
 def _philox_4x64(counter, key):
@@ -149,13 +149,13 @@ def test_permutation_is_that_of_philox(key):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 300_000, 300_001])
 def test_permutation_holds_every_number_once(n):
-    found = permutation(n, 5, 6)
-    assert found.dtype == np.uint32
-    np.testing.assert_array_equal(np.sort(found), np.arange(n))
-    if n > 3:  # ranks before and after have nothing to do with each other, nor have neighbours
-        assert abs(np.corrcoef(found, np.arange(n))[0, 1]) < 5 / n**0.5
-        assert abs(np.corrcoef(found[1:], found[:-1])[0, 1]) < 5 / n**0.5
-        assert (found != permutation(n, 5, 7)).mean() > 0.99
+    order = permutation(n, 5, 6)
+    assert order.dtype == np.uint32
+    np.testing.assert_array_equal(np.sort(order), np.arange(n))
+    if n > 3:  # neither ranks before and after nor neighbours are correlated
+        assert abs(np.corrcoef(order, np.arange(n))[0, 1]) < 5 / n**0.5
+        assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 5 / n**0.5
+        assert (order != permutation(n, 5, 7)).mean() > 0.99
 
 
 @settings(max_examples=300, deadline=None)

@@ -51,11 +51,11 @@ def test_inspect_and_read_agree_with_pyarrow(shard):
     assert (info.n_documents, info.row_group_sizes) == (N, (100, 100, 50))
     assert info.size_bytes == shard.stat().st_size
     expected = pq.read_table(shard).to_pylist()
-    found = read(shard)
-    assert [(d.id, d.text, d.token_count) for d in found] == [
+    documents = read(shard)
+    assert [(d.id, d.text, d.token_count) for d in documents] == [
         (r["id"], r["text"], r["token_count"]) for r in expected
     ]
-    assert [d.row for d in found] == [*range(100), *range(100), *range(50)]
+    assert [d.row for d in documents] == [*range(100), *range(100), *range(50)]
 
 
 def test_text_bytes_estimate_the_text(tmp_path):
@@ -110,8 +110,8 @@ def test_unusable_rows_are_skipped_and_counted(tmp_path):
     ids = pa.array(["0", "1", "2", "3", "4", "5", None])
     pq.write_table(table(7, text=texts, id=ids), path)
     skipped = Counter()
-    found = read(path, skipped)
-    assert [(d.row, d.text) for d in found] == [(0, "good"), (5, " ")]
+    documents = read(path, skipped)
+    assert [(d.row, d.text) for d in documents] == [(0, "good"), (5, " ")]
     assert skipped == {"null_text": 1, "empty_text": 1, "invalid_utf8": 2, "null_id": 1}
 
 
@@ -199,27 +199,28 @@ def test_documents_before_a_damaged_page_are_yielded(tmp_path):
         write_page_checksum=True,
     )
     damage(path, path.read_bytes().index(b"205 xxx"), b"9")  # one letter: only the CRC can tell
-    found = []
+    texts_before = []
     with pytest.raises(DataError, match=r"row group 0, column 'text'.*after document \d+ .*CRC"):
         for document in parquet.read_row_group(path, 0):
-            found.append(document.text)
-    assert found == texts[: len(found)] and 100 < len(found) <= 200
+            texts_before.append(document.text)
+    n = len(texts_before)
+    assert texts_before == texts[:n] and 100 < n <= 200
 
     skipped, damaged = Counter(), []
     kept = list(parquet.read_row_group(path, 0, skipped=skipped, damaged=damaged))
-    assert [document.text for document in kept] == found and not skipped
-    assert [d[:4] for d in damaged] == [(0, "'text'", len(found), N - len(found))]
+    assert [document.text for document in kept] == texts_before and not skipped
+    assert [d[:4] for d in damaged] == [(0, "'text'", n, N - n)]
     assert "CRC" in damaged[0].reason
 
 
 @pytest.mark.parametrize("checksum", [True, False])
-def test_flipped_bytes_are_told_and_never_crash(tmp_path, checksum):
+def test_flipped_bytes_are_reported_and_never_crash(tmp_path, checksum):
     path = tmp_path / "a.parquet"
     pq.write_table(table(), path, row_group_size=100, write_page_checksum=checksum)
     good, expected = path.read_bytes(), [(d.id, d.text) for d in read(path)]
     first_of_footer = len(good) - 8 - int.from_bytes(good[-8:-4], "little")
     rng = random.Random(0)
-    told = 0
+    n_damaged = 0
     for _ in range(60):
         data = bytearray(good)
         data[rng.randrange(4, first_of_footer)] ^= 1 << rng.randrange(8)
@@ -233,13 +234,13 @@ def test_flipped_bytes_are_told_and_never_crash(tmp_path, checksum):
         if not damaged:
             assert read(path)  # the other mode agrees
         else:
-            told += 1
+            n_damaged += 1
             with pytest.raises(DataError, match=rf"row group {damaged[0].row_group}, column '"):
                 read(path)
             assert len(kept) + sum(d.documents_lost for d in damaged) == N
         if checksum:  # of columns that are read: others may be damaged
             assert set(kept) <= set(expected) and (damaged or kept == expected)
-    assert told > 20
+    assert n_damaged > 20
 
 
 def test_errors_of_the_machine_are_not_damage(shard, monkeypatch):
@@ -295,8 +296,8 @@ def test_column_of_another_type(tmp_path, name, values):
     path = tmp_path / "a.parquet"
     array = pa.array(values)
     pq.write_table(table(**{name: array}), path)
-    found = str(array.type).partition("<")[0]
-    with pytest.raises(DataError, match=f"column '{name}' is of type {found}.*string is needed"):
+    kind = str(array.type).partition("<")[0]
+    with pytest.raises(DataError, match=f"column '{name}' is of type {kind}.*string is needed"):
         parquet.inspect(path)
 
 

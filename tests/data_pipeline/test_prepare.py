@@ -29,7 +29,7 @@ MORE = " and some more words of a text that is long enough to train a tokenizer 
 
 
 def make_rows(n=ROWS, seed=0):
-    """Rows with everything preparation has to notice: duplicates, nulls, empty and odd texts."""
+    """Rows with everything preparation must handle: duplicates, nulls, empty and unusual texts."""
     rng = random.Random(seed)
     words = "the of a to in cat dog house tree runs sleeps green old quickly 12 345".split()
     rows = []
@@ -65,7 +65,7 @@ def make_config(shard, cache_dir, n_workers=1, **settings):
 
 
 def contents(folder):
-    """Name -> bytes of everything in a folder but lock files."""
+    """Name -> bytes of all files in a folder but lock files."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -212,7 +212,7 @@ def test_damaged_store_is_an_error_not_a_silent_rebuild(shard, tmp_path):
         prepare.prepare(make_config(shard, tmp_path))
 
 
-def test_store_that_was_made_of_other_things_is_refused(shard, tmp_path):
+def test_store_of_other_settings_is_rejected(shard, tmp_path):
     store = prepare.prepare(make_config(shard, tmp_path))
     path = store / "manifest.json"
     path.write_text(path.read_text().replace('"val_fraction": 0.2', '"val_fraction": 0.7'))
@@ -231,12 +231,12 @@ def test_impossible_val_fraction(shard, tmp_path, value):
     [(1e-9, "'val'. Raise it with --config.data.val_fraction"), (1 - 1e-9, "'train'. Lower it")],
 )
 def test_empty_split(shard, tmp_path, value, remedy):
-    # With everything in val there is no text for the tokenizer, which is told first.
+    # With everything in val there is no text for the tokenizer, which is reported first.
     with pytest.raises(DataError, match=remedy if value < 0.5 else "holds no words"):
         prepare.prepare(make_config(shard, tmp_path, val_fraction=value))
 
 
-def test_damaged_row_group_stops_with_its_place_and_is_resumed_when_mended(tmp_path, monkeypatch):
+def test_damaged_row_group_stops_with_its_place_and_is_resumed_when_repaired(tmp_path, monkeypatch):
     monkeypatch.setattr(
         tokenizer_sample, "MAX_PLACES", 3
     )  # the tokenizer's sample misses the damage
@@ -258,7 +258,7 @@ def test_damaged_row_group_stops_with_its_place_and_is_resumed_when_mended(tmp_p
     assert contents(prepare.prepare(config)) == contents(unbroken)
 
 
-def test_keep_before_keeps_what_stands_before_the_damage_and_says_what_is_lost(
+def test_keep_before_keeps_what_precedes_the_damage_and_reports_the_loss(
     tmp_path, caplog, monkeypatch
 ):
     rows = [{"id": f"{i}", "text": f"{i:03d} word{MORE}", "token_count": 1} for i in range(120)]
@@ -295,21 +295,23 @@ def test_keep_before_keeps_what_stands_before_the_damage_and_says_what_is_lost(
         "column": "'text'",
         "documents_lost": 20,
     }
-    with monkeypatch.context() as patch:  # killed before the end, and the file is mended meanwhile
+    with (
+        monkeypatch.context() as patch
+    ):  # killed before the end, and the file is repaired meanwhile
         patch.setattr(encode, "join_parts", Mock(side_effect=KeyboardInterrupt))
-        config = make_config(shard, tmp_path / "mended", 1)
+        config = make_config(shard, tmp_path / "repaired", 1)
         config.data.on_corrupt = "keep_before"
         with pytest.raises(KeyboardInterrupt):
             prepare.prepare(config)
     shard.write_bytes(data)
-    mended = TokenStore.open(prepare.prepare(config))
-    assert mended.manifest["damaged"] == [] and mended.manifest["usable_documents"] == 120
+    repaired = TokenStore.open(prepare.prepare(config))
+    assert repaired.manifest["damaged"] == [] and repaired.manifest["usable_documents"] == 120
 
-    found = set()
+    kept = set()
     for name in ("train", "val"):
         split = store.split(name)
-        found |= {int(split.doc_id(i).rpartition(":")[2]) for i in range(split.n_docs)}
-    assert found == {*range(60), *range(80, 120)}
+        kept |= {int(split.doc_id(i).rpartition(":")[2]) for i in range(split.n_docs)}
+    assert kept == {*range(60), *range(80, 120)}
     assert "DAMAGED    a.parquet: row group 1" in statistics.summary(store)
 
 
@@ -381,11 +383,11 @@ def test_shard_that_changes_while_it_is_read(tmp_path, monkeypatch, module, name
     shard = write_shard(tmp_path / "a.parquet", make_rows())
     function = getattr(module, name)
 
-    def change_then_go_on(item):
+    def change_then_continue(item):
         write_shard(shard, make_rows(seed=5)[:-1])
         return function(item)
 
-    monkeypatch.setattr(module, name, change_then_go_on)
+    monkeypatch.setattr(module, name, change_then_continue)
     config = make_config(shard, tmp_path / "stores")
     config.data.on_corrupt = on_corrupt
     with pytest.raises(DataError, match="changed while it was read.*run again"):
@@ -398,13 +400,13 @@ def test_help_suffices():
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert "\n  --config: " in done.stdout
     assert "--config=configs/quickstart.py" in done.stdout
-    told = set(re.findall(r"^    ((?:data|tokenizer)\.\w+)  ", done.stdout, re.MULTILINE))
+    listed = set(re.findall(r"^    ((?:data|tokenizer)\.\w+)  ", done.stdout, re.MULTILINE))
     known = {name for name in leaves(base.get_config()) if name.startswith(("data.", "tokenizer."))}
     training = {"data.document_mask", "data.max_train_tokens", "data.prefetch_batches"}
-    assert told == known - training
+    assert listed == known - training
 
 
-def test_command_line_prints_what_the_store_holds(shard, tmp_path):
+def test_command_line_prints_a_summary_of_the_store(shard, tmp_path):
     command = [sys.executable, "-m", "data_pipeline.prepare", "--config=configs/debug.py"]
     options = {
         "data.source": shard,

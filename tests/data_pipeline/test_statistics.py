@@ -1,4 +1,4 @@
-"""Figures in bounded memory are the exact ones."""
+"""Statistics in bounded memory are exact."""
 
 from collections import Counter
 
@@ -20,5 +20,5 @@ def test_distinct_hashes_are_counted_in_bounded_memory(monkeypatch, at_once):
 def test_percentiles_are_those_of_numpy(n):
     lengths = np.random.default_rng(n).geometric(0.01, n)
     expected = np.percentile(lengths, statistics.PERCENTILES, method="nearest")
-    found = statistics._percentiles(Counter(lengths.tolist()))
-    assert list(found.values()) == expected.tolist()
+    percentiles = statistics._percentiles(Counter(lengths.tolist()))
+    assert list(percentiles.values()) == expected.tolist()

@@ -1,4 +1,4 @@
-"""A part of the training split: exactly so many tokens, nested, and of real documents."""
+"""A subset of the training split: an exact number of tokens, nested, of real documents."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ from gptjax.train.data_check import validate_store
 
 
 def line(documents):
-    """All tokens of some documents, one after the other."""
+    """All tokens of some documents, concatenated."""
     lengths = documents.doc_lengths
     return np.concatenate([documents.read(d, 0, int(n)) for d, n in enumerate(lengths)])
 
@@ -25,15 +25,15 @@ def line(documents):
 def test_subset_is_the_beginning_of_the_shuffled_split(store, n_tokens):
     split = store.split("train")
     order = permutation(split.n_docs, 0, 0)
-    naive, wanted = [], []
+    naive, chosen = [], []
     while len(naive) < n_tokens:
-        wanted.append(int(order[len(wanted)]))
-        naive += split.read(wanted[-1], 0, int(split.doc_lengths[wanted[-1]])).tolist()
+        chosen.append(int(order[len(chosen)]))
+        naive += split.read(chosen[-1], 0, int(split.doc_lengths[chosen[-1]])).tolist()
     subset = Subset(split, n_tokens)
-    assert subset.n_tokens == n_tokens and subset.n_docs == len(wanted)
+    assert subset.n_tokens == n_tokens and subset.n_docs == len(chosen)
     assert subset.doc_lengths.sum() == n_tokens and subset.doc_lengths.min() > 0
     assert line(subset).tolist() == naive[:n_tokens]
-    assert [subset.doc_id(d) for d in range(subset.n_docs)] == [split.doc_id(d) for d in wanted]
+    assert [subset.doc_id(d) for d in range(subset.n_docs)] == [split.doc_id(d) for d in chosen]
     last = subset.n_docs - 1
     with pytest.raises(IndexError):
         subset.read(last, 0, int(subset.doc_lengths[last]) + 1)
@@ -41,8 +41,8 @@ def test_subset_is_the_beginning_of_the_shuffled_split(store, n_tokens):
         subset.read(subset.n_docs, 0, 1)
 
 
-def test_subset_of_an_end_that_is_a_documents(store):
-    """Not one document more than needed, and the index of the split is left as it was."""
+def test_subset_that_ends_with_a_document(store):
+    """It has no document more than needed, and leaves the index of the split unchanged."""
     split = store.split("train")
     before = split.doc_lengths.copy()
     whole = int(split.doc_lengths[permutation(split.n_docs, 0, 0)[:3]].sum())
@@ -61,11 +61,11 @@ def test_rows_of_a_pass_hold_each_token_once(store):
     rows = PackedRows(subset, block_size=32, seed=3, bos_id=store.tokenizer.bos_id, segments=False)
     targets = [row.targets[row.loss_mask] for row in map(rows.__getitem__, range(157))]
     assert rows.rows_per_epoch == 157
-    found, expected = np.concatenate(targets), line(subset)
-    assert sorted(found.tolist()) == sorted(expected.tolist())  # each BOS is a target once, too
+    actual, expected = np.concatenate(targets), line(subset)
+    assert sorted(actual.tolist()) == sorted(expected.tolist())  # each BOS is a target once, too
 
 
-def test_plan_and_checks_know_the_part(debug_config, store):
+def test_plan_and_checks_use_the_subset(debug_config, store):
     config = copy.deepcopy(debug_config)
     config.data.max_train_tokens = 1_000
     data = planner.find_data(config)
@@ -78,8 +78,8 @@ def test_plan_and_checks_know_the_part(debug_config, store):
         validate(config, 1)
 
 
-def test_a_run_reads_its_part_and_validates_on_the_whole(debug_config, tmp_path):
-    """And one that stops in the third pass goes on with the same losses."""
+def test_a_run_reads_its_subset_and_validates_on_the_whole_split(debug_config, tmp_path):
+    """And one that stops in the third pass resumes with the same losses."""
     config = copy.deepcopy(debug_config)
     config.data.max_train_tokens = 1_600  # 50 rows; 20 steps of 8 rows are 3.2 passes
     config.train.log_interval = 1

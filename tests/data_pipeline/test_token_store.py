@@ -1,4 +1,4 @@
-"""The store on disk: what is read is what was written, and damage is told by name."""
+"""The store on disk: reading returns what was written, and damaged files are named."""
 
 import json
 import shutil
@@ -17,12 +17,12 @@ from data_pipeline.token_store import TokenStore
 from data_pipeline.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parents[2]
-PIECES = 3
+SHARDS = 3
 
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
-    """A store of three pieces of random documents, and the same as lists: (folder, {split: docs}).
+    """A store of three shards of random documents, and the same as lists: (folder, {split: docs}).
 
     A document is (tokens with BOS, bytes, "file:row").
     """
@@ -32,12 +32,12 @@ def made(tmp_path_factory):
     tokenizer = train_tokenizer([words], vocab_size=280, path=folder / token_store.TOKENIZER)
     rng = np.random.default_rng(0)
     naive = {"train": [], "val": []}
-    pieces, files = [], [folder / token_store.TOKENIZER]
-    for piece in range(PIECES):
+    shards, files = [], [folder / token_store.TOKENIZER]
+    for shard in range(SHARDS):
         paths = []
         row = 0
         for part in range(2):
-            path = folder.parent / f"{piece}-{part}"
+            path = folder.parent / f"{shard}-{part}"
             paths.append(Part(path, folder, (), 0, folder, 0.0))
             with PartWriter(path, 1) as writer:
                 for _ in range(40):
@@ -52,14 +52,14 @@ def made(tmp_path_factory):
                         text_hash=text_hash,
                         gpt2_tokens=-1,
                     )
-                    document = ([1, *tokens.tolist()], 3 * len(tokens), f"{piece}.parquet:{row}")
+                    document = ([1, *tokens.tolist()], 3 * len(tokens), f"{shard}.parquet:{row}")
                     naive["val" if is_val else "train"].append(document)
                     row += 2
         none = np.array([], np.uint64)
-        counts = encode.join_parts(paths, folder, piece, val_hashes=none)
+        counts = encode.join_parts(paths, folder, shard, val_hashes=none)
         assert counts.pop("duplicate_of_val") == 0 and len(counts["content_sha256"]) == 64
-        pieces.append({"source": f"{piece}.parquet", **counts})
-        files += token_store.piece_files(folder, piece)
+        shards.append({"source": f"{shard}.parquet", **counts})
+        files += token_store.shard_files(folder, shard)
     manifest = {
         "format": token_store.FORMAT,
         "sources": [],
@@ -67,7 +67,7 @@ def made(tmp_path_factory):
         "tokenizer": {"hash": tokenizer.hash, "vocab_size": 280},
         "splits": {},
         "damaged": [],
-        "pieces": pieces,
+        "pieces": shards,
         "files": {path.name: token_store.file_record(path) for path in files},
     }
     token_store.write_manifest(folder, manifest)
@@ -97,23 +97,23 @@ def test_split_reads_what_was_written(made, name):
     assert split.n_bytes == sum(n_bytes for _, n_bytes, _ in documents)
     assert split.doc_lengths.tolist() == [len(tokens) for tokens, *_ in documents]
     for i, (tokens, _, where) in enumerate(documents):
-        found = split.read(i, 0, len(tokens))
-        assert found.dtype == np.uint16 and found.tolist() == tokens
+        read = split.read(i, 0, len(tokens))
+        assert read.dtype == np.uint16 and read.tolist() == tokens
         assert split.read(i, 1, len(tokens) - 1).tolist() == tokens[1:-1]
         assert split.read(i, 1, 1).size == 0
         assert split.doc_id(i) == where
 
 
-def test_a_thousand_pieces_open_fast_and_within_the_limit_of_open_files(made, tmp_path):
+def test_a_thousand_shards_open_fast_and_within_the_limit_of_open_files(made, tmp_path):
     """6,000 files, and an index of 12 bytes a document."""
     folder = tmp_path / "big"
     folder.mkdir()
     manifest = json.loads((made[0] / "manifest.json").read_text())
     shutil.copy(made[0] / "tokenizer.model", folder)
     record, files = manifest["files"], {"tokenizer.model": manifest["files"]["tokenizer.model"]}
-    for piece in range(1000):
-        for old in token_store.piece_files(made[0], 0):
-            new = folder / old.name.replace("00000", f"{piece:05d}")
+    for shard in range(1000):
+        for old in token_store.shard_files(made[0], 0):
+            new = folder / old.name.replace("00000", f"{shard:05d}")
             new.hardlink_to(old)
             files[new.name] = record[old.name]
     manifest |= {"pieces": [manifest["pieces"][0]] * 1000, "files": files}
@@ -216,8 +216,8 @@ def test_short_long_and_missing_files(folder, name, change):
         path.unlink()
     else:
         path.write_bytes((path.read_bytes() + b"xx")[: size + change])
-    found = "is missing" if change is None else f"has {size + change:,} bytes"
-    with pytest.raises(DataError, match=f"{name}: the file {found}.* {size:,} bytes.*Delete"):
+    state = "is missing" if change is None else f"has {size + change:,} bytes"
+    with pytest.raises(DataError, match=f"{name}: the file {state}.* {size:,} bytes.*Delete"):
         TokenStore.open(folder)
 
 

@@ -110,10 +110,10 @@ def test_training_does_not_depend_on_threads_or_the_order_of_texts(
 
 
 def test_the_cache_of_words_changes_nothing(trained, texts, monkeypatch):
-    with_cache = [ids.tolist() for ids in trained[0].encode_batch(texts)]
+    with_cache = [trained[0].encode(text).tolist() for text in texts]
     monkeypatch.setattr(tokenizer, "_CACHE_WORDS", 5)
     small = Tokenizer.load(trained[1])
-    assert [ids.tolist() for ids in small.encode_batch(texts)] == with_cache
+    assert [small.encode(text).tolist() for text in texts] == with_cache
     assert len(small._encoder._cache) == 5
 
 
@@ -124,7 +124,7 @@ def test_long_documents_are_cut_between_characters_and_lossless(trained, monkeyp
     parts = list(tokenizer.slices(memoryview(text.encode())))
     assert "".join(parts) == text and len(parts) > 10
     assert all(7 <= len(part.encode()) <= 10 for part in parts[:-1])
-    expected = np.concatenate(trained[0].encode_batch(parts))
+    expected = np.concatenate([trained[0].encode(part) for part in parts])
     np.testing.assert_array_equal(trained[0].encode(text), expected)
 
 
@@ -199,7 +199,7 @@ def test_texts_with_characters_no_piece_can_hold(tmp_path):
     check_lossless(tok, text)
 
 
-def test_files_that_are_no_tokenizer_of_ours(trained, tmp_path):
+def test_other_files_are_rejected(trained, tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         Tokenizer.load(tmp_path / "missing")
     for data in (b"", b"junk", trained[1].read_bytes()[:5000]):

@@ -241,7 +241,7 @@ def poison_steps(monkeypatch, config, store, steps):
     )
     monkeypatch.setattr(trainer, "StepFunctions", Poisoned)
     return {
-        step: {split.doc_id(p.document) for b in range(size) for p in rows.pieces(g + b)}
+        step: {split.doc_id(s.document) for b in range(size) for s in rows.spans(g + b)}
         for step, g in first.items()
     }
 
