@@ -40,8 +40,8 @@ from configs import cli
 from configs.errors import DataError
 from data_pipeline import encode, parquet, statistics, token_store, tokenizer_sample, worker_pool
 from data_pipeline.files import differences, fsync_folder, hash_json, write_atomically
-from data_pipeline.lock import FileLock
 from data_pipeline.known_files import identify
+from data_pipeline.lock import FileLock
 from data_pipeline.parquet import ShardInfo
 from data_pipeline.statistics import summary
 from data_pipeline.token_store import SPLITS, TokenStore
