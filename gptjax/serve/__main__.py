@@ -1,4 +1,4 @@
-"""Serves a run's model over HTTP, on this machine only unless asked otherwise.
+"""Serves a run's model over HTTP, on this machine only by default.
 
 python -m gptjax.serve --workdir=runs/quickstart
 """
@@ -13,22 +13,21 @@ from configs.cli import call
 from configs.errors import UserError
 from gptjax.inference.load import load_run
 from gptjax.inference.sampler import Sampler
-from gptjax.serve.server import _LOOPBACK, Engine, build_app
 
 _log = logging.getLogger(__name__)
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def _access(host: str, public: bool, token_file: str | None) -> str | None:
-    """Returns the token that requests must give, None for none.
+    """Returns the token that requests must send, or None.
 
-    Raises:
-        UserError: if other machines could call without being meant to.
+    Raises UserError if other machines can reach `host` without an explicit permission.
     """
     if host not in _LOOPBACK and not (public and token_file):
         raise UserError(
             f"--host={host} can be reached from other machines: that needs --public and "
-            "--token_file=FILE, a file with a secret of your choice. Clients send it as "
-            "Authorization: Bearer SECRET (OpenAI's clients: api_key). It travels unencrypted."
+            "--token_file=FILE, a file with a token of your choice. Clients send it as "
+            "Authorization: Bearer TOKEN (OpenAI's clients: api_key). It is sent unencrypted."
         )
     if token_file is None:
         return None
@@ -37,7 +36,7 @@ def _access(host: str, public: bool, token_file: str | None) -> str | None:
     except OSError as error:
         raise UserError(f"--token_file={token_file} cannot be read: {error.strerror}.") from error
     if len(token) < 16 or not token.isascii():
-        raise UserError(f"{token_file} must hold a secret of at least 16 ASCII characters.")
+        raise UserError(f"{token_file} must hold a token of at least 16 ASCII characters.")
     return token
 
 
@@ -47,15 +46,16 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         raise UserError(
-            f"{host}:{port} cannot be listened on ({error.strerror}). Is another server running? "
+            f"cannot listen on {host}:{port} ({error.strerror}). Is another server running? "
             f"Choose another port: --port={port + 1}"
         ) from error
 
 
 def _main(_: list[str]) -> None:
     try:
-        import fastapi  # noqa: F401
         import uvicorn
+
+        from gptjax.serve.server import Engine, build_app
     except ImportError as error:
         raise UserError(
             f"serving needs the extra `serve` ({error.name} is missing): "
@@ -79,7 +79,7 @@ def _main(_: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
-    flags.DEFINE_integer("port", 8000, "Port; 0: any that is free.", lower_bound=0)
+    flags.DEFINE_integer("port", 8000, "Port; 0: any free one.", lower_bound=0)
     flags.DEFINE_bool("public", False, "Allow a --host that other machines can reach.")
-    flags.DEFINE_string("token_file", None, "File with the secret that clients must send.")
+    flags.DEFINE_string("token_file", None, "File with the token that clients must send.")
     app.run(lambda argv: call(_main, argv))

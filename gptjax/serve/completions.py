@@ -1,4 +1,4 @@
-"""Answers to requests for completions, without the HTTP: text, piece by piece, and its odds."""
+"""Answers to completion requests, without the HTTP: text in chunks, with log-probabilities."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -12,145 +12,133 @@ from gptjax.serve.protocol import N_TOP, Completion
 
 
 class Token(NamedTuple):
-    """A token, drawn or echoed, and how likely it was."""
+    """A drawn or echoed token with its log-probability."""
 
     text: str
-    offset: int  # characters of the answer before it
-    logprob: float | None  # None: nothing stands before it
-    top: dict[str, float] | None  # the most likely tokens at its place, as text
+    offset: int  # in the characters of the answer
+    logprob: float | None  # None for the first token of a prompt, which has no context
+    top: dict[str, float] | None  # log-probabilities of the most likely tokens, by text
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
-    """A further part of one choice."""
+class CompletionChunk:
+    """The next part of one choice."""
 
     index: int
-    text: str
-    tokens: list[Token]
-    finish_reason: str | None  # "stop": a stop string or the document's end; "length"; or not yet
+    text: str = ""
+    tokens: Sequence[Token] = ()
+    n_drawn: int = 0  # tokens, including those that are not shown
+    finish_reason: str | None = None  # "stop": a stop string or the document's end; or "length"
+
+    def __add__(self, after: "CompletionChunk") -> "CompletionChunk":
+        """Joins two consecutive parts of a choice."""
+        tokens, n_drawn = [*self.tokens, *after.tokens], self.n_drawn + after.n_drawn
+        return CompletionChunk(
+            self.index, self.text + after.text, tokens, n_drawn, after.finish_reason
+        )
+
+
+class _Annotator:
+    """Turns consecutive token ids and their scores into `Token`s."""
+
+    def __init__(self, tokenizer: Tokenizer, n_top: int, offset: int):
+        self._tokenizer, self._n_top, self._offset = tokenizer, n_top, offset
+        self._decoder = StreamDecoder(tokenizer)
+
+    def feed(
+        self, token: int, logprob: float, top_ids: list[int], top_logprobs: list[float]
+    ) -> Token:
+        best = zip(top_ids[: self._n_top], top_logprobs, strict=False)
+        top = {name_of(self._tokenizer, i): p for i, p in best}
+        offset = self._offset
+        self._offset += len(self._decoder.feed([token]))
+        return Token(name_of(self._tokenizer, token), offset, logprob, top)
 
 
 class _Row:
-    """One choice in the making: tokens are shown with the text that they begin."""
+    """One choice: a token is shown together with the text that it begins."""
 
     def __init__(
         self, index: int, tokenizer: Tokenizer, request: Completion, echoed: Sequence[Token]
     ):
-        self.n_tokens = 0
         self.finish_reason: str | None = None
         self._index = index
-        self._tokenizer = tokenizer
-        self._request = request
-        self._stream = TextStream(tokenizer, request.stop)
-        self._decoder = StreamDecoder(tokenizer)
-        self._n_decoded = self._n_shown = 0  # characters
-        self._tokens: list[Token] = []  # whose text is not shown yet
-        self._text = request.texts[index] if request.echo else ""
-        self._echoed = len(self._text)
-        self._echoed_tokens = echoed
+        self._max_tokens, n_top = request.parameters.max_tokens, request.parameters.logprobs
+        self._stream = TextStream(tokenizer, request.parameters.stop)
+        self._text = request.texts[index] if request.parameters.echo else ""  # of the next chunk
+        self._n_chars = len(self._text)  # shown, with those of the next chunk
+        self._annotator = None if n_top is None else _Annotator(tokenizer, n_top, self._n_chars)
+        self._echoed, self._tokens = echoed, list[Token]()  # not shown yet
+        self._n_drawn = self._n_reported = 0
 
     def feed(self, token: int, *scores: Any) -> None:
         if self.finish_reason is not None:
             return
-        self.n_tokens += 1
+        self._n_drawn += 1
         text = self._stream.feed(token)
-        if self._request.logprobs is not None:
-            offset = self._echoed + self._n_decoded
-            self._tokens.append(_token(self._tokenizer, self._request, offset, token, *scores))
-            self._n_decoded += len(self._decoder.feed([token]))
+        if self._annotator is not None:
+            self._tokens.append(self._annotator.feed(token, *scores))
         if self._stream.ended:
             self.finish_reason = "stop"
-        elif self.n_tokens == self._request.sampling.max_new_tokens:
+        elif self._n_drawn == self._max_tokens:
             self.finish_reason = "length"
             text += self._stream.flush()
         self._text += text
-        self._n_shown += len(text)
+        self._n_chars += len(text)
 
-    def piece(self) -> Piece | None:
-        """Returns what has come to be shown since the last call."""
-        shown = self._echoed + self._n_shown
-        everything = self.finish_reason == "length"
-        tokens = [token for token in self._tokens if everything or token.offset < shown]
-        self._tokens = self._tokens[len(tokens) :]
-        tokens, self._echoed_tokens = [*self._echoed_tokens, *tokens], ()
+    def chunk(self) -> CompletionChunk | None:
+        """Returns what can be shown since the last call."""
+        complete = self.finish_reason == "length"
+        shown = [t for t in self._tokens if complete or t.offset < self._n_chars]
+        self._tokens = self._tokens[len(shown) :]
+        shown, self._echoed = [*self._echoed, *shown], ()
         text, self._text = self._text, ""
-        if text or tokens or self.finish_reason:
-            return Piece(self._index, text, tokens, self.finish_reason)
-        return None
+        if not (text or shown or self.finish_reason):
+            return None
+        n_drawn, self._n_reported = self._n_drawn - self._n_reported, self._n_drawn
+        return CompletionChunk(self._index, text, shown, n_drawn, self.finish_reason)
 
 
 def complete(
-    sampler: Sampler, tokenizer: Tokenizer, request: Completion, used: dict[str, int]
-) -> Iterator[list[Piece]]:
-    """Answers a request, piece by piece; the last piece of each choice has a finish_reason.
-
-    Args:
-        sampler: the model.
-        tokenizer: of the model.
-        request: from `completion_request.parse`.
-        used: is kept up to date with OpenAI's `usage`.
-    """
+    sampler: Sampler, tokenizer: Tokenizer, request: Completion
+) -> Iterator[list[CompletionChunk]]:
+    """Yields chunks of all choices; the last chunk of each choice has a finish_reason."""
+    n = request.parameters.n
     echoed = _echoed_tokens(sampler, tokenizer, request)
-    rows = [_Row(i, tokenizer, request, echoed[i // request.n]) for i in range(len(request.rows))]
-    drawing = sampler.draw(request.rows, request.sampling, seeds=request.seeds, n_top=N_TOP)
-    for drawn in drawing:
-        was_open = [row for row in rows if row.finish_reason is None]
+    rows = [_Row(i, tokenizer, request, echoed[i // n]) for i in range(len(request.rows))]
+    unfinished = rows
+    for drawn in sampler.draw(request.rows, request.sampling, seeds=request.seeds, n_top=N_TOP):
         for i, row in enumerate(rows):
             for token, *scores in zip(*(x[i].tolist() for x in drawn), strict=True):
                 row.feed(token, *scores)
-        _count(used, request, rows)
-        yield [piece for row in was_open if (piece := row.piece())]
-        if all(row.finish_reason for row in rows):
+        yield [chunk for row in unfinished if (chunk := row.chunk())]
+        unfinished = [row for row in rows if row.finish_reason is None]
+        if not unfinished:
             return
-    _count(used, request, rows)  # max_tokens = 0: nothing was drawn
-    for row in rows:
+    for row in rows:  # max_tokens = 0: nothing was drawn
         row.finish_reason = "length"
-    yield [piece for row in rows if (piece := row.piece())]
+    yield [chunk for row in rows if (chunk := row.chunk())]
 
 
 def _echoed_tokens(
     sampler: Sampler, tokenizer: Tokenizer, request: Completion
 ) -> Sequence[Sequence[Token]]:
-    """Returns the tokens of each prompt, where they were asked for."""
-    prompts = request.rows[:: request.n]
-    if not request.echo or request.logprobs is None:
+    """Returns the scored tokens of each prompt, or none where they were not requested."""
+    prompts, n_top = request.rows[:: request.parameters.n], request.parameters.logprobs
+    if not request.parameters.echo or n_top is None:
         return [()] * len(prompts)
     scores = scoring.prompt_scores(sampler.model_config, sampler.params, prompts, N_TOP)
-    found = []
+    echoed = []
     for prompt, *columns in zip(prompts, *scores, strict=True):
-        decoder, offset = StreamDecoder(tokenizer), 0
-        tokens: list[Token] = []
+        annotator = _Annotator(tokenizer, n_top, 0)
         lists = (column[: len(prompt)].tolist() for column in columns)
-        for token, *scores_of in zip(prompt, *lists, strict=True):
-            tokens.append(_token(tokenizer, request, offset, token, *scores_of))
-            offset += len(decoder.feed([token]))
-        found.append([tokens[0]._replace(logprob=None, top=None), *tokens[1:]])
-    return found
-
-
-def _token(
-    tokenizer: Tokenizer,
-    request: Completion,
-    offset: int,
-    token: int,
-    logprob: float,
-    top_ids: list[int],
-    top_logprobs: list[float],
-) -> Token:
-    best = zip(top_ids[: request.logprobs], top_logprobs, strict=False)
-    top = {name_of(tokenizer, i): p for i, p in best}
-    return Token(name_of(tokenizer, token), offset, logprob, top)
-
-
-def _count(used: dict[str, int], request: Completion, rows: Sequence[_Row]) -> None:
-    drawn = sum(row.n_tokens for row in rows)
-    used["prompt_tokens"] = request.prompt_tokens
-    used["completion_tokens"] = drawn
-    used["total_tokens"] = request.prompt_tokens + drawn
+        first, *rest = map(annotator.feed, prompt, *lists)
+        echoed.append([first._replace(logprob=None, top=None), *rest])
+    return echoed
 
 
 def name_of(tokenizer: Tokenizer, token: int) -> str:
-    """Returns a token's text, or OpenAI's notation for bytes that are no text by themselves."""
+    """Returns a token's text; for bytes that are no text by themselves, OpenAI's notation."""
     if token == tokenizer.bos_id:
         return "<|endoftext|>"
     data = tokenizer.decode_bytes([token])

@@ -1,33 +1,25 @@
-"""What a request to OpenAI's `/v1/completions` asks for: its JSON body, checked.
+"""The JSON body of a request to OpenAI's `/v1/completions`, validated.
 
-Requests follow https://platform.openai.com/docs/api-reference/completions. What a model of ours
-cannot honour is refused with a message, never ignored.
+See https://platform.openai.com/docs/api-reference/completions. A parameter that the model cannot
+honour is refused, never ignored.
 """
 
 import dataclasses
 import secrets
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+import pydantic
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.inference.sampler import Sampling
 
-N_TOP = 5  # OpenAI's most; always computed, so that one compiled program serves every request
+N_TOP = 5  # OpenAI's maximum; always computed, so that one compiled program serves every request
 MAX_ROWS = 16  # prompts x n of one request
-_MAX_STOP = 4
-
-# Parameters that change nothing at these values, and are refused at others.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "best_of": (None, 1),
-    "frequency_penalty": (None, 0),
-    "logit_bias": (None, {}),
-    "presence_penalty": (None, 0),
-    "suffix": (None, ""),
-}
 
 
 class APIError(Exception):
-    """What OpenAI's clients read: a status and a JSON object `error`."""
+    """An HTTP status and the JSON object `error` that OpenAI's clients read."""
 
     def __init__(
         self,
@@ -43,163 +35,149 @@ class APIError(Exception):
         self.body = {"error": {"message": message, "type": type, "param": param, "code": code}}
 
 
+def unknown_model(name: Any, served: str) -> APIError:
+    """Returns the error of a request for another model than the one that is served."""
+    message = f"The model {name!r} does not exist. This server has {served!r}."
+    return APIError(message, status=404, param="model", code="model_not_found")
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _as_list(value: Any) -> Any:
+    single = not isinstance(value, list) or (value and isinstance(value[0], int))
+    return [value] if single else value
+
+
+def _encodable(text: str) -> str:
+    text.encode()  # a lone surrogate raises UnicodeEncodeError, which is a ValueError
+    return text
+
+
+_Integer = Annotated[int, BeforeValidator(_whole)]  # JSON does not tell 2.0 from 2
+_Text = Annotated[str, AfterValidator(_encodable)]
+_NonEmpty = Annotated[str, Field(min_length=1)]
+_NonEmptyList = Field(min_length=1, fail_fast=True)
+_TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], _NonEmptyList]
+_AsList = BeforeValidator(_as_list)
+_UNSUPPORTED = "is not supported: leave it out"
+
+
+def _number(default: Any, least: int, most: int, kind: str = "an integer") -> Any:
+    description = f"must be {kind} from {least} to {most}"
+    return Field(default, ge=least, le=most, description=description)
+
+
+class Parameters(pydantic.BaseModel):
+    """The parameters of a request; a description continues the name to an error message."""
+
+    model_config = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
+
+    model: Any = None
+    prompt: Annotated[list[_Text | _TokenIds], _NonEmptyList, _AsList] = Field(
+        [""],
+        description="must be a string without lone surrogates, a list of strings, a list of token "
+        "ids, or a list of such lists",
+    )
+    max_tokens: _Integer = _number(16, 0, 2**31)
+    temperature: float = _number(1.0, 0, 2, "a number")
+    top_p: float = _number(1.0, 0, 1, "a number")
+    n: _Integer = _number(1, 1, MAX_ROWS)
+    logprobs: _Integer | None = _number(None, 0, N_TOP)
+    seed: _Integer | None = _number(None, -(2**63), 2**64)
+    stop: Annotated[list[_NonEmpty], _AsList] = Field(
+        [], max_length=4, description="must be a string or at most 4 strings, none of them empty"
+    )
+    echo: bool = Field(False, description="must be true or false")
+    stream: bool = Field(False, description="must be true or false")
+    stream_options: dict[str, bool | None] | None = Field(
+        None, description="must be an object such as {'include_usage': true}, beside stream = true"
+    )
+    user: Any = None
+    # Only values without effect are valid:
+    best_of: _Integer = Field(1, ge=1, le=1, description=_UNSUPPORTED)
+    frequency_penalty: float = Field(0, ge=0, le=0, description=_UNSUPPORTED)
+    logit_bias: dict[str, Any] = Field({}, max_length=0, description=_UNSUPPORTED)
+    presence_penalty: float = Field(0, ge=0, le=0, description=_UNSUPPORTED)
+    suffix: str = Field("", max_length=0, description=_UNSUPPORTED)
+
+
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """A request that can be answered. Rows are all prompts, each `n` times in a row."""
+    """A request that can be answered. Rows are all prompts, each repeated `parameters.n` times."""
 
-    texts: list[str]  # of each row's prompt
-    rows: list[list[int]]  # token ids of the same
+    parameters: Parameters
+    texts: list[str]  # the prompt of each row
+    rows: list[list[int]]  # its token ids
     seeds: list[int]
-    n: int
-    sampling: Sampling
-    stop: tuple[str, ...]
-    logprobs: int | None  # alternatives reported for each token; None: no log-probabilities
-    echo: bool
-    stream: bool
-    include_usage: bool
 
     @property
-    def prompt_tokens(self) -> int:
-        """Tokens of the prompts, each counted once; a text's BOS counts, too."""
-        return sum(len(row) for row in self.rows[:: self.n])
+    def sampling(self) -> Sampling:
+        """How to draw; top_p = 0 takes the most likely token."""
+        return Sampling(
+            max_new_tokens=self.parameters.max_tokens,
+            temperature=self.parameters.temperature,
+            top_k=0,
+            top_p=max(self.parameters.top_p, 1e-6),
+        )
+
+    def usage(self, n_drawn: int) -> dict[str, int]:
+        """Returns OpenAI's `usage`; each prompt is counted once, with the BOS of a text."""
+        n_prompt = sum(len(row) for row in self.rows[:: self.parameters.n])
+        counts = {"prompt_tokens": n_prompt, "completion_tokens": n_drawn}
+        return {**counts, "total_tokens": n_prompt + n_drawn}
 
 
 def parse(body: Any, *, tokenizer: Tokenizer, block_size: int, model_name: str) -> Completion:
-    """Checks the JSON body of a request.
-
-    Args:
-        body: anything that JSON can hold.
-        tokenizer: of the model.
-        block_size: tokens of the model's window; prompt and completion must fit.
-        model_name: the one model there is.
-
-    Raises:
-        APIError: naming the parameter that is wrong.
-    """
-    if not isinstance(body, Mapping):
+    """Validates a decoded JSON body; raises APIError that names the first wrong parameter."""
+    if not isinstance(body, dict):
         raise APIError("The body must be a JSON object.")
+    fields = Parameters.model_fields
     for name in body:
-        if name not in _KNOWN:
+        if name not in fields:
             raise APIError(f"Unrecognized request argument supplied: {name}", param=name)
-    for name, values in _NEUTRAL.items():
-        if body.get(name) not in values:
-            raise APIError(f"{name} is not supported: leave it out.", param=name)
-    if body.get("model") not in (None, model_name):
-        message = f"The model {body['model']!r} does not exist. Here is: {model_name!r}."
-        raise APIError(message, status=404, param="model", code="model_not_found")
+    given = {name: value for name, value in body.items() if value is not None}
+    try:
+        parameters = Parameters.model_validate(given)
+    except pydantic.ValidationError as error:
+        name = str(error.errors(include_url=False)[0]["loc"][0])
+        message = f"{name} {fields[name].description} (given: {body[name]!r:.100})."
+        raise APIError(message, param=name) from error
+    if parameters.model not in (None, model_name):
+        raise unknown_model(parameters.model, model_name)
+    if parameters.stream_options is not None and not parameters.stream:
+        description = fields["stream_options"].description
+        raise APIError(f"stream_options {description}.", param="stream_options")
 
-    n = _number(body, "n", 1, int, 1, MAX_ROWS)
-    texts, rows = _prompts(body.get("prompt"), tokenizer)
+    texts, rows = [], []
+    for prompt in parameters.prompt:
+        if isinstance(prompt, str):
+            texts.append(prompt)
+            rows.append([tokenizer.bos_id, *tokenizer.encode(prompt).tolist()])
+        elif max(prompt) < (n_ids := tokenizer.vocab_size):
+            texts.append(tokenizer.decode(prompt))
+            rows.append(prompt)
+        else:
+            message = f"prompt has token id {max(prompt)}: ids must be below {n_ids}."
+            raise APIError(message, param="prompt")
+    n = parameters.n
     if len(rows) * n > MAX_ROWS:
         raise APIError(f"{len(rows)} prompts x n = {n}: at most {MAX_ROWS} texts.", param="n")
-    max_tokens = _number(body, "max_tokens", 16, int, 0, 2**31)
     longest = max(map(len, rows))
-    if longest + max_tokens > block_size:
+    if longest + parameters.max_tokens > block_size:
         raise APIError(
             f"This model's maximum context length is {block_size} tokens, however you requested "
-            f"{longest + max_tokens} tokens ({longest} in your prompt; {max_tokens} for the "
-            f"completion). Please reduce your prompt; or completion length.",
+            f"{longest + parameters.max_tokens} tokens ({longest} in your prompt; "
+            f"{parameters.max_tokens} for the completion). Please reduce your prompt; or "
+            "completion length.",
             param="max_tokens",
             code="context_length_exceeded",
         )
-    logprobs = body.get("logprobs")
-    if logprobs is not None:
-        logprobs = _number(body, "logprobs", 0, int, 0, N_TOP)
-    stream = _flag(body, "stream")
-    options = body.get("stream_options")
-    if options is not None and not (stream and isinstance(options, Mapping)):
-        raise APIError("stream_options is an object, and goes with stream.", param="stream_options")
-    seed = _number(body, "seed", secrets.randbits(32), int, -(2**63), 2**64)
-    sampling = Sampling(
-        max_new_tokens=max_tokens,
-        temperature=_number(body, "temperature", 1.0, float, 0, 2),
-        top_k=0,
-        top_p=max(_number(body, "top_p", 1.0, float, 0, 1), 1e-6),  # 0: the most likely token
-    )
+    seed = secrets.randbits(32) if parameters.seed is None else parameters.seed
     return Completion(
+        parameters,
         texts=[text for text in texts for _ in range(n)],
         rows=[row for row in rows for _ in range(n)],
         seeds=[seed + i for _ in rows for i in range(n)],
-        n=n,
-        sampling=sampling,
-        stop=_stop(body.get("stop")),
-        logprobs=logprobs,
-        echo=_flag(body, "echo"),
-        stream=stream,
-        include_usage=_flag(options or {}, "include_usage"),
     )
-
-
-_KNOWN = {
-    *_NEUTRAL,
-    *("model", "prompt", "max_tokens", "temperature", "top_p", "n", "stream", "stream_options"),
-    *("logprobs", "echo", "stop", "seed", "user"),
-}
-
-
-def _number(
-    body: Mapping[str, Any], name: str, default: Any, kind: type, least: float, most: float
-) -> Any:
-    value = body.get(name)
-    if value is None:
-        return default
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    if not numeric or not least <= value <= most or (kind is int and value != int(value)):
-        what = "an integer" if kind is int else "a number"
-        raise APIError(f"{name} must be {what} from {least} to {most}, not {value!r}.", param=name)
-    return kind(value)
-
-
-def _flag(body: Mapping[str, Any], name: str) -> bool:
-    value = body.get(name)
-    if value not in (None, False, True) or isinstance(value, int) and not isinstance(value, bool):
-        raise APIError(f"{name} must be true or false, not {value!r}.", param=name)
-    return bool(value)
-
-
-def _stop(value: Any) -> tuple[str, ...]:
-    stop = [] if value is None else [value] if isinstance(value, str) else value
-    strings = isinstance(stop, list) and all(isinstance(s, str) and s for s in stop)
-    if not strings or len(stop) > _MAX_STOP:
-        raise APIError(
-            f"stop must be a string or at most {_MAX_STOP} strings, none of them empty.",
-            param="stop",
-        )
-    return tuple(stop)
-
-
-def _prompts(value: Any, tokenizer: Tokenizer) -> tuple[list[str], list[list[int]]]:
-    """Returns texts and token ids of a prompt in any of its four forms."""
-
-    def is_ids(x: Any) -> bool:
-        return (
-            isinstance(x, list)
-            and bool(x)
-            and all(type(i) is int and 0 <= i < tokenizer.vocab_size for i in x)
-        )
-
-    if value is None or isinstance(value, str) or is_ids(value):
-        value = [value or ""]
-    if not isinstance(value, list) or not value:
-        value = [None]
-    texts, rows = [], []
-    for prompt in value:
-        if isinstance(prompt, str):
-            try:
-                ids = tokenizer.encode(prompt).tolist()
-            except UnicodeEncodeError as e:
-                raise APIError(
-                    "prompt holds a lone surrogate, which is no text.", param="prompt"
-                ) from e
-            texts.append(prompt)
-            rows.append([tokenizer.bos_id, *ids])
-        elif is_ids(prompt):
-            texts.append(tokenizer.decode(prompt))
-            rows.append(list(prompt))
-        else:
-            raise APIError(
-                "prompt must be a string, a list of strings, a list of token ids below "
-                f"{tokenizer.vocab_size}, or a list of such lists.",
-                param="prompt",
-            )
-    return texts, rows

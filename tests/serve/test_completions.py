@@ -1,4 +1,4 @@
-"""OpenAI's completions without HTTP: what is refused, and that pieces add up."""
+"""OpenAI's completions without HTTP: which requests are refused, and that chunks add up."""
 
 import jax
 import numpy as np
@@ -8,8 +8,8 @@ from helpers import tiny_gpt
 from gptjax.inference.sampler import Drawn, Sampler
 from gptjax.model import gpt
 from gptjax.serve import completions
-from gptjax.serve.completions import complete
-from gptjax.serve.protocol import APIError, parse
+from gptjax.serve.completions import CompletionChunk, complete
+from gptjax.serve.protocol import APIError, Parameters, parse
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +25,13 @@ def parsed(tokenizer, **body):
     ("body", "param", "words"),
     [
         ({"prompts": "a"}, "prompts", "Unrecognized"),
+        ({"prompts": None}, "prompts", "Unrecognized"),
         ({"prompt": 3}, "prompt", "list of token ids"),
         ({"prompt": []}, "prompt", "list of token ids"),
         ({"prompt": ["a", 3]}, "prompt", "list of token ids"),
         ({"prompt": [1, 512]}, "prompt", "below 512"),
+        ({"prompt": [1, -1]}, "prompt", "list of token ids"),
+        ({"prompt": [1, 2.0]}, "prompt", "list of token ids"),
         ({"prompt": [True]}, "prompt", "list of token ids"),
         ({"prompt": [[1], []]}, "prompt", "list of token ids"),
         ({"prompt": "\ud800"}, "prompt", "surrogate"),
@@ -37,6 +40,7 @@ def parsed(tokenizer, **body):
         ({"max_tokens": True}, "max_tokens", "an integer"),
         ({"max_tokens": "7"}, "max_tokens", "an integer"),
         ({"max_tokens": 32}, "max_tokens", "33 tokens"),
+        ({"max_tokens": float("inf")}, "max_tokens", "an integer"),
         ({"temperature": 2.1}, "temperature", "from 0 to 2"),
         ({"temperature": float("nan")}, "temperature", "from 0 to 2"),
         ({"top_p": -0.1}, "top_p", "from 0 to 1"),
@@ -51,8 +55,10 @@ def parsed(tokenizer, **body):
         ({"stream": "yes"}, "stream", "true or false"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "stream"),
         ({"stream": True, "stream_options": []}, "stream_options", "object"),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options", "object"),
         ({"seed": 0.5}, "seed", "an integer"),
         ({"best_of": 3}, "best_of", "not supported"),
+        ({"best_of": True}, "best_of", "not supported"),
         ({"logit_bias": {"50256": -100}}, "logit_bias", "not supported"),
         ({"presence_penalty": 0.1}, "presence_penalty", "not supported"),
         ({"suffix": "x"}, "suffix", "not supported"),
@@ -62,9 +68,9 @@ def parsed(tokenizer, **body):
 def test_bad_requests_name_the_parameter(tokenizer, body, param, words):
     with pytest.raises(APIError) as error:
         parsed(tokenizer, **body)
-    found = error.value.body["error"]
-    assert found["param"] == param and words in found["message"]
-    assert found["type"] == "invalid_request_error"
+    body = error.value.body["error"]
+    assert body["param"] == param and words in body["message"]
+    assert body["type"] == "invalid_request_error"
     assert error.value.status == (404 if param == "model" else 400)
 
 
@@ -75,19 +81,24 @@ def test_a_body_is_an_object(tokenizer, body):
 
 
 def test_defaults_and_forms_of_prompts(tokenizer):
-    found = parsed(tokenizer)
-    assert found.rows == [[tokenizer.bos_id]] and found.sampling.max_new_tokens == 16
-    assert (found.sampling.temperature, found.sampling.top_p) == (1.0, 1.0)
+    request = parsed(tokenizer)
+    assert request.rows == [[tokenizer.bos_id]] and request.sampling.max_new_tokens == 16
+    assert (request.sampling.temperature, request.sampling.top_p) == (1.0, 1.0)
+    nulls = parsed(tokenizer, **dict.fromkeys(Parameters.model_fields))
+    assert nulls.parameters == request.parameters
     ids = tokenizer.encode("The end").tolist()
     assert parsed(tokenizer, prompt="The end").rows == [[tokenizer.bos_id, *ids]]
     assert parsed(tokenizer, prompt=ids).rows == [ids]
     assert parsed(tokenizer, prompt=ids, user="me").texts == ["The end"]
+    assert parsed(tokenizer, prompt=["The end", ids]).rows == [[tokenizer.bos_id, *ids], ids]
     both = parsed(tokenizer, prompt=[ids, [7]], n=2, seed=5, best_of=1, logit_bias={})
     assert both.rows == [ids, ids, [7], [7]]
     assert both.seeds == [5, 6, 5, 6]
-    assert both.prompt_tokens == len(ids) + 1
+    assert both.usage(3)["prompt_tokens"] == len(ids) + 1
     assert parsed(tokenizer, prompt=["a", "b"]).seeds[0] != parsed(tokenizer).seeds[0]  # random
-    assert parsed(tokenizer, stop="x").stop == ("x",)
+    assert parsed(tokenizer, seed=2**64).seeds == [2**64]
+    assert parsed(tokenizer, stop="x").parameters.stop == ["x"]
+    assert parsed(tokenizer, n=2.0, frequency_penalty=0.0).parameters.n == 2
     assert 0 < parsed(tokenizer, top_p=0).sampling.top_p < 1e-5
 
 
@@ -102,21 +113,18 @@ def sampler(tokenizer):
 def answered(sampler, tokenizer, **body):
     """-> (texts, tokens, finish reasons, usage)."""
     request = parsed(tokenizer, **body)
-    used = {}
-    texts = ["" for _ in request.rows]
-    tokens = [[] for _ in request.rows]
-    reasons = [None for _ in request.rows]
-    for chunk in complete(sampler, tokenizer, request, used):
-        for piece in chunk:
-            assert reasons[piece.index] is None, "a piece after the last"
-            texts[piece.index] += piece.text
-            tokens[piece.index] += piece.tokens
-            reasons[piece.index] = piece.finish_reason
-    return texts, tokens, reasons, used
+    choices = [CompletionChunk(i) for i in range(len(request.rows))]
+    for chunks in complete(sampler, tokenizer, request):
+        for chunk in chunks:
+            assert choices[chunk.index].finish_reason is None, "a chunk after the last"
+            choices[chunk.index] += chunk
+    usage = request.usage(sum(choice.n_drawn for choice in choices))
+    columns = zip(*((c.text, list(c.tokens), c.finish_reason) for c in choices), strict=True)
+    return *map(list, columns), usage
 
 
-def test_pieces_add_up(sampler, tokenizer):
-    """Offsets are where a token's text begins; what was drawn is counted, shown or not."""
+def test_chunks_add_up(sampler, tokenizer):
+    """Offsets are where a token's text begins; all drawn tokens are counted, shown or not."""
     reasons = set()
     for seed in range(3):
         body = {"prompt": "The ", "n": 8, "seed": seed * 100, "temperature": 2.0}
@@ -136,12 +144,12 @@ def test_pieces_add_up(sampler, tokenizer):
                 assert max(token.top.values()) >= token.logprob
                 if not token.text.startswith("bytes:"):
                     assert text[token.offset :].startswith(token.text)
-        # The same without log-probabilities, and again.
+        # Without log-probabilities, and repeated, the texts are the same.
         assert answered(sampler, tokenizer, **body, max_tokens=26)[0] == texts
     assert reasons == {"stop", "length"}
 
 
-def test_echo_and_nothing_to_draw(sampler, tokenizer):
+def test_echo_without_new_tokens(sampler, tokenizer):
     drawn = answered(sampler, tokenizer, prompt="The ", seed=1, max_tokens=5)[0]
     echoed = answered(sampler, tokenizer, prompt="The ", seed=1, max_tokens=5, echo=True)[0]
     assert echoed == ["The " + drawn[0]]
@@ -151,7 +159,7 @@ def test_echo_and_nothing_to_draw(sampler, tokenizer):
 
 @pytest.mark.parametrize("max_tokens", [0, 4])
 def test_echoed_tokens_are_scored_as_by_hand(sampler, tokenizer, max_tokens):
-    """lm-eval's client asks for prompts with `echo` and `logprobs`, and sums what it wants."""
+    """lm-eval's client requests `echo` and `logprobs`, and sums the scores of the continuation."""
     prompts = [[tokenizer.bos_id, *tokenizer.encode("The \u20ac").tolist()], [7]]
     body = {"prompt": prompts, "n": 2, "seed": 3, "temperature": 0, "logprobs": 3}
     body["max_tokens"] = max_tokens
@@ -168,17 +176,17 @@ def test_echoed_tokens_are_scored_as_by_hand(sampler, tokenizer, max_tokens):
         echoed, rest = tokens[i][: len(prompt)], tokens[i][len(prompt) :]
         assert (echoed[0].logprob, echoed[0].top) == (None, None)
         for t in range(1, len(prompt)):
-            here = log_probs[t - 1]
+            log_probs_V = log_probs[t - 1]
             assert echoed[t].text == completions.name_of(tokenizer, prompt[t])
-            assert echoed[t].logprob == pytest.approx(here[prompt[t]], abs=1e-5)
-            best = np.argsort(-here)[:3]
+            assert echoed[t].logprob == pytest.approx(log_probs_V[prompt[t]], abs=1e-5)
+            best = np.argsort(-log_probs_V)[:3]
             names = [completions.name_of(tokenizer, token) for token in best.tolist()]
             assert list(echoed[t].top) == names
-            assert list(echoed[t].top.values()) == pytest.approx(here[best], abs=1e-5)
+            assert list(echoed[t].top.values()) == pytest.approx(log_probs_V[best], abs=1e-5)
         decoded = [len(tokenizer.decode(prompt[:t])) for t in range(len(prompt))]
-        complete_ones = [t for t in range(len(prompt)) if not echoed[t].text.startswith("bytes:")]
-        assert len(complete_ones) < len(prompt) or i > 1  # the euro sign is three bytes
-        assert [echoed[t].offset for t in complete_ones] == [decoded[t] for t in complete_ones]
+        whole = [t for t in range(len(prompt)) if not echoed[t].text.startswith("bytes:")]
+        assert len(whole) < len(prompt) or i > 1  # the euro sign is three bytes
+        assert [echoed[t].offset for t in whole] == [decoded[t] for t in whole]
         assert rest == [t._replace(offset=t.offset + len(echo)) for t in drawn_tokens[i]]
 
 
