@@ -25,6 +25,7 @@ MODULES = {
     *("code", "runpy", "importlib", "subprocess", "yaml", "torch"),
 }
 HARMLESS = {"re.compile", "lowered.compile"}  # a pattern; a JAX program
+FIXED_COMMANDS = {"gptjax/sweep/code_version.py": ["subprocess"]}  # git rev-parse HEAD
 
 
 def found_in(tree: ast.AST) -> list[str]:
@@ -56,7 +57,8 @@ def found_in(tree: ast.AST) -> list[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
 def test_sources_run_nothing_that_they_read(path):
-    assert found_in(ast.parse(path.read_text())) == []
+    name = path.relative_to(ROOT).as_posix()
+    assert found_in(ast.parse(path.read_text())) == FIXED_COMMANDS.get(name, [])
 
 
 @pytest.mark.parametrize(

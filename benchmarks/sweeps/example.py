@@ -6,7 +6,7 @@ Run `python -m gptjax.sweep --sweep=benchmarks/sweeps/example.py`.
 from ml_collections import ConfigDict
 
 from configs import debug
-from gptjax.sweep.declare import sweep
+from gptjax.sweep import sweep
 
 
 def get_config() -> ConfigDict:

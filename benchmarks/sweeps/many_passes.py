@@ -1,14 +1,14 @@
 """The user's recipe and the best one, over and over the same tokens: equal size, three seeds.
 
 Run `python -m gptjax.sweep --sweep=benchmarks/sweeps/many_passes.py --jobs=2`. The data is a slice
-with 2.6 to 2.7 tokens a parameter, as the shard's 0.73e9 are to 275M. What came of it stands in
+with 2.6 to 2.7 tokens a parameter, as the shard's 0.73e9 are to 275M. The results are in
 benchmarks/LOG.md.
 """
 
 from ml_collections import ConfigDict
 
 from benchmarks.sweeps import small
-from gptjax.sweep.declare import Change, sweep
+from gptjax.sweep import Change, sweep
 
 
 def get_config() -> ConfigDict:

@@ -2,13 +2,13 @@
 
 Run `python -m gptjax.sweep --sweep=benchmarks/sweeps/many_passes_changes.py --jobs=2`. A model of
 0.34M parameters, so that the passes and the tokens a parameter can be about those that
-configs/rtx4070_best.py has: 8 and 2.7. What came of it stands in benchmarks/LOG.md.
+configs/rtx4070_best.py has: 8 and 2.7. The results are in benchmarks/LOG.md.
 """
 
 from ml_collections import ConfigDict
 
 from benchmarks.sweeps import small
-from gptjax.sweep.declare import Change, sweep
+from gptjax.sweep import Change, sweep
 
 
 def get_config() -> ConfigDict:

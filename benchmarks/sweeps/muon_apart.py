@@ -1,13 +1,13 @@
 """What Muon gives, apart from the warm-up and the rate that come with it: one pass, three seeds.
 
 Run `python -m gptjax.sweep --sweep=benchmarks/sweeps/muon_apart.py --jobs=2`. Each setting is the
-one before it and one change more. What came of it stands in benchmarks/LOG.md.
+one before it and one change more. The results are in benchmarks/LOG.md.
 """
 
 from ml_collections import ConfigDict
 
 from benchmarks.sweeps import small
-from gptjax.sweep.declare import Change, sweep
+from gptjax.sweep import Change, sweep
 
 
 def get_config() -> ConfigDict:

@@ -2,13 +2,13 @@
 
 Run `python -m gptjax.sweep --sweep=benchmarks/sweeps/one_pass.py`. Each setting is the one before
 it and one change more; but Muon comes with its rates and warm-up, which muon_apart.py takes apart.
-What came of it stands in benchmarks/LOG.md.
+The results are in benchmarks/LOG.md.
 """
 
 from ml_collections import ConfigDict
 
 from benchmarks.sweeps import small
-from gptjax.sweep.declare import Change, sweep
+from gptjax.sweep import Change, sweep
 
 TOKENS = 1_000_000
 

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.sweeps import small
 from configs import modern
-from gptjax.sweep.declare import Change, sweep
+from gptjax.sweep import Change, sweep
 
 TOKENS = 1_000_000
 

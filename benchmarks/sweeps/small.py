@@ -1,4 +1,4 @@
-"""The user's recipe in small, which the sweeps of this folder start from, and the best one.
+"""The user's recipe in small, the base of the sweeps in this folder, and the best one.
 
 configs/rtx4070.py with every number that does not depend on size, and what does made smaller by a
 rule: heads stay 64 wide, the warm-up stays 0.8 % of the steps, the cosine ends with the run. A step

@@ -1,1 +1,5 @@
-"""Settings x seeds, a row of results each."""
+"""Trains settings x seeds of one configuration, and keeps a row of results for each run."""
+
+from gptjax.sweep.declare import Change, sweep
+
+__all__ = ["Change", "sweep"]

@@ -1,8 +1,9 @@
-"""The runs that a sweep declares: one a setting and seed, all checked before the first starts."""
+"""The runs that a sweep declares, one for each setting and seed, validated before any starts."""
 
 import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from configs.validate import leaves, leaves_of, unknown_keys, validate
 from configs.workdir import CONFIG
 from data_pipeline.prepare import locate, prepare
 from data_pipeline.token_store import TokenStore
+from gptjax.common.workdir import CHECKPOINTS
 from gptjax.sweep.declare import Change
 from gptjax.train.data_check import validate_store
 
-# What a sweep does not need; its `common` may say otherwise.
+# Defaults of a sweep, which needs no samples and few checkpoints; `common` can change them.
 LEAN = {
     "sample.prompts": (),
     "log.tensorboard": False,
@@ -26,8 +28,8 @@ LEAN = {
     "checkpoint.keep_best": 0,
     "train.max_epochs": 1e9,  # many passes are a sweep's purpose, not an oversight
 }
-# What no result depends on: where things are, what is told and kept.
-_ASIDE = re.compile(
+# Keys that no result depends on: paths, and what is logged and kept.
+_WITHOUT_EFFECT = re.compile(
     r"(workdir|compilation_cache_dir|data\.(cache_dir|prepare_workers|prefetch_batches)|"
     r"train\.(log_interval|max_epochs|max_hours)|(checkpoint|sample|log|claims)\..*)$"
 )
@@ -43,6 +45,11 @@ class Trial:
     config: ConfigDict
 
     @property
+    def key(self) -> tuple[str, int]:
+        """Identifies its row in the table."""
+        return self.setting, self.seed
+
+    @property
     def name(self) -> str:
         """The name of its workdir."""
         return f"{self.setting}-s{self.seed}"
@@ -52,54 +59,48 @@ class Trial:
         """The folder of the run."""
         return Path(self.config.workdir)
 
+    def remove_checkpoints(self) -> None:
+        """Removes what a finished run no longer needs."""
+        shutil.rmtree(self.workdir / CHECKPOINTS, ignore_errors=True)
+
 
 def declared_trials(sweep: ConfigDict, folder: Path) -> list[Trial]:
-    """Returns the runs of a sweep, first all settings with the first seed, then with the next.
+    """Returns the runs of a sweep with workdirs in `folder`: all settings, seed after seed.
 
-    Args:
-        sweep: from `gptjax.sweep.declare.sweep`.
-        folder: of the sweep: each run gets a workdir in it.
-
-    Raises:
-        UserError: every key, value and contradiction that is wrong, of all settings, at once.
+    Raises UserError that lists every wrong key, value and contradiction of all settings.
     """
     problems = []
     if not sweep.settings or not sweep.seeds:
         problems.append("there must be at least one setting and one seed")
     if len(set(sweep.seeds)) < len(sweep.seeds):
-        problems.append(f"a seed is there twice: {list(sweep.seeds)}")
+        problems.append(f"a seed is listed twice: {list(sweep.seeds)}")
     trials = []
     for setting, change in sweep.settings.items():
         if not _NAME.fullmatch(setting):
             problems.append(f"the setting {setting!r} cannot be the name of a folder")
         for seed in sweep.seeds:
             config = base.get_config()
-            found: list[str] = []
-            for part in (_flat(sweep.base), LEAN, sweep.common, change, {"seed": seed}):
-                found += _apply(config, part)
+            of_base = dict(leaves_of(sweep.base.to_dict()))
+            own = _apply(config, [of_base, LEAN, sweep.common, change, {"seed": seed}])
             trial = Trial(setting, seed, config)
             config.workdir = str(folder / trial.name)
             try:
-                validate(config, 1)  # more devices: each run says so itself
+                validate(config, 1)  # each run checks the number of devices itself
             except UserError as error:
-                found += [line.lstrip(" -") for line in str(error).splitlines()[1:]]
+                own += _listed(error)
             if config.train.log_interval > config.train.max_iters:
-                found.append(
+                own.append(
                     f"train.log_interval = {config.train.log_interval} exceeds train.max_iters = "
-                    f"{config.train.max_iters}: no line would tell its tokens and seconds"
+                    f"{config.train.max_iters}: its tokens and seconds would not be logged"
                 )
-            problems += [f"{setting}: {problem}" for problem in found]
+            problems += [f"{setting}: {problem}" for problem in own]
             trials.append(trial)
     _refuse(problems)
     return sorted(trials, key=lambda trial: sweep.seeds.index(trial.seed))
 
 
-def _flat(config: ConfigDict) -> dict[str, Any]:
-    return dict(leaves_of(config.to_dict()))
-
-
 def _apply(config: ConfigDict, change: Change) -> list[str]:
-    """Changes `config`; returns what could not be done."""
+    """Changes `config`; returns the problems."""
     if callable(change):
         change(config)
         return []
@@ -116,49 +117,43 @@ def _apply(config: ConfigDict, change: Change) -> list[str]:
 
 
 def changes(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the leaves, of those that decide a result, that differ from configs/base.py: JSON.
+    """Returns the leaves that affect results and differ from configs/base.py, as JSON values.
 
-    A key that is added later thus changes nothing, as long as its default is what was done before.
+    A key that is added later is thus no change, if its default is the behaviour before it.
     """
     defaults = _json_leaves(base.get_config())
-    found = {
+    return {
         key: value
-        for key, value in _json_leaves(config).items()
-        if not _ASIDE.match(key) and value != defaults.get(key)
+        for key, value in sorted(_json_leaves(config).items())
+        if not _WITHOUT_EFFECT.match(key) and value != defaults.get(key)
     }
-    return {key: found[key] for key in sorted(found)}
 
 
 def _json_leaves(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
-    """Returns leaves by dotted name as JSON has them: tuples are lists there."""
+    """Returns leaves by dotted name, with lists for tuples."""
     tree = config.to_dict() if isinstance(config, ConfigDict) else config
     return dict(leaves_of(json.loads(json.dumps(tree))))
 
 
-def refuse_others(trials: list[Trial], rows: Mapping[tuple[str, int], Mapping[str, Any]]) -> None:
-    """Raises UserError where a run of the same name was made, or begun, with other values.
-
-    Args:
-        trials: of the sweep as it is declared now.
-        rows: of the table, by setting and seed.
-    """
+def refuse_changed(trials: list[Trial], rows: Mapping[tuple[str, int], Mapping[str, Any]]) -> None:
+    """Raises UserError if a run has a row, or a workdir, with other values than it has now."""
     problems = []
-    defaults = _json_leaves(base.get_config())
     for trial in trials:
-        here = changes(trial.config)
-        row = rows.get((trial.setting, trial.seed))
-        there = row and row["overrides"]
         file = trial.workdir / CONFIG
-        if there is None and file.is_file():
-            there = changes(json.loads(file.read_text()))
-        if there is not None:  # a row may name what is a default
-            there = {key: value for key, value in there.items() if value != defaults.get(key)}
-        if there is not None and there != here:
-            keys = sorted({k for k in {**there, **here} if there.get(k) != here.get(k)})
-            values = [
-                f"{k}: {there.get(k, 'default')} there, {here.get(k, 'default')} here" for k in keys
-            ]
-            problems.append(f"{trial.name} was run with {'; '.join(values)}")
+        if row := rows.get(trial.key):
+            saved = changes(row["overrides"])  # a row of an older version can name a default
+        elif file.is_file():
+            saved = changes(json.loads(file.read_text()))
+        else:
+            continue
+        current = changes(trial.config)
+        values = [
+            f"{key} = {saved.get(key, 'default')} (now {current.get(key, 'default')})"
+            for key in sorted(saved.keys() | current.keys())
+            if saved.get(key) != current.get(key)
+        ]
+        if values:
+            problems.append(f"{trial.name} was run with {', '.join(values)}")
     if problems:
         problems.append(
             "give a changed setting another name, so that both stay in the table; or remove its "
@@ -168,11 +163,7 @@ def refuse_others(trials: list[Trial], rows: Mapping[tuple[str, int], Mapping[st
 
 
 def prepare_data(trials: list[Trial]) -> None:
-    """Prepares each token store once, and checks that every run has enough data.
-
-    Raises:
-        UserError: the data is unusable, or too small for some of the runs.
-    """
+    """Prepares each token store once; raises UserError if it is too small for some of the runs."""
     stores: dict[Path, TokenStore] = {}
     problems = []
     for trial in trials:
@@ -182,11 +173,15 @@ def prepare_data(trials: list[Trial]) -> None:
         try:
             validate_store(trial.config, stores[path])
         except UserError as error:
-            problems += [f"{trial.name}: {s.lstrip(' -')}" for s in str(error).splitlines()[1:]]
+            problems += [f"{trial.name}: {problem}" for problem in _listed(error)]
     _refuse(problems)
+
+
+def _listed(error: UserError) -> list[str]:
+    return [line.lstrip(" -") for line in str(error).splitlines()[1:]]
 
 
 def _refuse(problems: list[str]) -> None:
     problems = list(dict.fromkeys(problems))  # of a setting, once for all seeds
     if problems:
-        raise UserError("the sweep cannot run as it is declared:\n  - " + "\n  - ".join(problems))
+        raise UserError("the sweep cannot run as declared:\n  - " + "\n  - ".join(problems))

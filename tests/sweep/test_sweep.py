@@ -1,4 +1,4 @@
-"""Sweeps: declared, checked, run, killed, gone on with, and summed up."""
+"""Sweeps: declared, validated, run, killed, resumed, and summarised."""
 
 import copy
 import json
@@ -18,21 +18,20 @@ from configs import base, cli, debug
 from configs.errors import UserError
 from gptjax.report import sweep_results
 from gptjax.report.page import write_report
-from gptjax.sweep import code_version, trials
-from gptjax.sweep.declare import sweep
+from gptjax.sweep import code_version, sweep, trials
 from gptjax.train import trainer
 
 ROOT = Path(__file__).parents[2]
 RNG = np.random.default_rng(0)
 
-# ---- what is declared
+# ---- declarations
 
 
 def declare(settings, *, seeds=(1, 2), common=()):
     return sweep(base=debug.get_config(), settings=settings, seeds=seeds, common=common)
 
 
-def test_trials_are_the_product_with_changes_in_turn(tmp_path):
+def test_trials_are_the_product_with_changes_in_order(tmp_path):
     def deeper(config):
         config.model.n_layer = 3
         config.optim.beta2 = 0.5
@@ -41,19 +40,19 @@ def test_trials_are_the_product_with_changes_in_turn(tmp_path):
         {"a": {}, "b": (deeper, {"optim.beta2": 0.75})},
         common={"model.n_layer": 1, "train.max_epochs": 3.0},
     )
-    found = trials.declared_trials(declared, tmp_path)
-    assert [trial.name for trial in found] == ["a-s1", "b-s1", "a-s2", "b-s2"]
-    for trial in found:
+    runs = trials.declared_trials(declared, tmp_path)
+    assert [trial.name for trial in runs] == ["a-s1", "b-s1", "a-s2", "b-s2"]
+    for trial in runs:
         config, is_b = trial.config, trial.setting == "b"
         assert config.workdir == str(tmp_path / trial.name) and config.seed == trial.seed
         assert config.model.n_layer == (3 if is_b else 1)
         assert config.optim.beta2 == (0.75 if is_b else 0.99)
         assert config.train.max_epochs == 3.0 and len(config.sample.prompts) == 0
-    assert trials.changes(found[1].config).items() >= {"model.n_layer": 3, "seed": 1}.items()
-    assert not any(key.startswith(("log", "workdir")) for key in trials.changes(found[1].config))
+    assert trials.changes(runs[1].config).items() >= {"model.n_layer": 3, "seed": 1}.items()
+    assert not any(key.startswith(("log", "workdir")) for key in trials.changes(runs[1].config))
 
 
-def test_all_that_is_wrong_is_told_at_once(tmp_path):
+def test_all_problems_are_listed_at_once(tmp_path):
     declared = declare(
         {
             "a": {"optim.learnin_rate": 1.0},
@@ -73,7 +72,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
         "b: model.n_embd = 32 must be a multiple of model.n_head = 5",
         "c: model.n_layer = 'two'",
         "'d/e' cannot be the name of a folder",
-        "a seed is there twice",
+        "a seed is listed twice",
         "f: train.log_interval = 21 exceeds train.max_iters = 20",
         "b: optim.nothing_like_it_at_all is not a key",
     ):
@@ -82,25 +81,25 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_of_that_name_with_other_values_is_refused(tmp_path):
+def test_a_run_of_that_name_with_different_values_is_refused(tmp_path):
     before, now = (
         trials.declared_trials(declare({"a": {"optim.beta2": beta2}}), tmp_path)
         for beta2 in (0.9, 0.95)
     )
     row = {"overrides": json.loads(json.dumps(trials.changes(before[0].config)))}
-    trials.refuse_others(before, {("a", 1): row})
-    row["overrides"]["eval.benchmarks"] = []  # a default, as an older version told it
-    trials.refuse_others(before, {("a", 1): row})
-    with pytest.raises(UserError, match=r"a-s1 was run with optim.beta2: 0.9 there, 0.95 here"):
-        trials.refuse_others(now, {("a", 1): row})
-    now[1].workdir.mkdir()  # begun, and no row yet
+    trials.refuse_changed(before, {("a", 1): row})
+    row["overrides"]["eval.benchmarks"] = []  # a default, which an older version wrote
+    trials.refuse_changed(before, {("a", 1): row})
+    with pytest.raises(UserError, match=r"a-s1 was run with optim.beta2 = 0.9 \(now 0.95\)"):
+        trials.refuse_changed(now, {("a", 1): row})
+    now[1].workdir.mkdir()  # started, without a row yet
     (now[1].workdir / "config.json").write_text(before[1].config.to_json())
-    trials.refuse_others(before, {})
-    with pytest.raises(UserError, match=r"a-s2 was run with optim.beta2: 0.9 there"):
-        trials.refuse_others(now, {})
+    trials.refuse_changed(before, {})
+    with pytest.raises(UserError, match=r"a-s2 was run with optim.beta2 = 0.9"):
+        trials.refuse_changed(now, {})
 
 
-# ---- what the table says
+# ---- the table and its summary
 
 
 def row(setting, seed, bits, *, tokens=1000, seconds=10.0, **other):
@@ -143,15 +142,15 @@ def test_summary_is_that_of_numpy():
     assert third[1:] == ["5 of 5", "1,000", "1.000 ± 0.0000", "10.0", "1.000 ± 0.0000"]
     assert fourth[1] == "3 of 3" and float(fourth[2]) == round(1000 * np.mean(ratios))
     for cell, scale in ((fourth[3], 1), (fourth[5], 1000 / 500 * 20 / 10)):
-        found = [float(x) for x in cell.split(" ± ")]
-        assert found == pytest.approx([scale * np.mean(ratios), scale * error], abs=6e-4)
+        printed = [float(x) for x in cell.split(" ± ")]
+        assert printed == pytest.approx([scale * np.mean(ratios), scale * error], abs=6e-4)
 
 
 def summary(rows, settings, reference):
     return sweep_results.markdown(*sweep_results.summary(rows, settings, reference))
 
 
-def test_what_is_never_reached_and_single_runs_have_no_figure():
+def test_unreached_losses_and_single_runs_have_no_figure():
     rows = [row("a", 1, [3.0, 2.0]), row("b", 2, [3.0, 2.5])]
     text = summary(rows, [], "a")
     assert "| a | 1 | 2.0000 |  |" in text and "| b | 1 | 2.5000 | – |" in text
@@ -164,7 +163,7 @@ def test_what_is_never_reached_and_single_runs_have_no_figure():
 
 
 def test_a_run_that_ended_without_a_figure_says_why(made, tmp_path):
-    """Only one that is not at its end has no row: the others would be waited for in vain."""
+    """Only a run before its last step is left without a row, to be resumed."""
     folder, _, _ = made
     workdir = tmp_path / "good-s1"
     shutil.copytree(folder / "good-s1", workdir)
@@ -190,29 +189,34 @@ def test_changes_are_those_from_the_defaults():
     assert trials.changes(config) == {"eval.benchmarks": ["a.jsonl"]}
 
 
-def test_a_row_that_was_cut_short_costs_no_other(tmp_path):
+def test_a_truncated_row_does_not_damage_others(tmp_path):
     path = tmp_path / "results.jsonl"
     sweep_results.append(path, row("a", 1, [3.0, 2.0]))
     with path.open("a") as f:
         f.write('{"sweep": "s", "setting": "b"')
     sweep_results.append(path, row("a", 2, [3.0, 2.0]))
     sweep_results.append(path, row("a", 1, [3.0, 1.5]))
-    found = sweep_results.read(path, "s")
-    assert found.keys() == {("a", 1), ("a", 2)}
-    assert found["a", 1]["bits_per_byte"] == 1.5  # the latest
+    rows = sweep_results.read(path, "s")
+    assert rows.keys() == {("a", 1), ("a", 2)}
+    assert rows["a", 1]["bits_per_byte"] == 1.5  # the latest
     assert sweep_results.read(path, "another") == sweep_results.read(tmp_path / "none", "s") == {}
 
 
-# ---- which code it was
+# ---- the version of the code
 
 
-def test_code_version(tmp_path):
+def test_code_version(tmp_path, monkeypatch):
     if (ROOT / ".git").exists():
         git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
         head = subprocess.run(git, capture_output=True, text=True)
         if head.returncode == 0:
             assert code_version.commit() == head.stdout.strip()
+    assert code_version.ROOT == ROOT
     assert code_version.commit(tmp_path) is None
+    inside = ROOT / "gptjax"  # as if installed in a folder of another project's checkout
+    assert code_version.commit(inside) is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert code_version.commit() is None
     (tmp_path / "gptjax").mkdir()
     digests = set()
     for text in ("a", "b", "a"):
@@ -221,12 +225,12 @@ def test_code_version(tmp_path):
     assert len(digests) == 2 and code_version.code_digest() not in digests
 
 
-# ---- run
+# ---- runs
 
 
 FILE = """
 from configs import debug
-from gptjax.sweep.declare import sweep
+from gptjax.sweep import sweep
 
 
 def get_config():
@@ -249,7 +253,7 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def made(debug_config, tmp_path_factory):
-    """A sweep, killed when it had a row, stopped, and run again; (folder, rows, outputs)."""
+    """A sweep, killed when it had a row, stopped, and resumed; (folder, rows, outputs)."""
     home = tmp_path_factory.mktemp("sweep")
     (home / "tiny.py").write_text(
         FILE % (str(ROOT / debug_config.data.source), debug_config.data.cache_dir)
@@ -265,14 +269,14 @@ def made(debug_config, tmp_path_factory):
     while not table.exists() and killed.poll() is None and time.monotonic() < give_up:
         time.sleep(0.01)
     assert killed.poll() is None, "it ended before it could be killed"
-    os.killpg(killed.pid, signal.SIGKILL)  # and the run that is under way
+    os.killpg(killed.pid, signal.SIGKILL)  # and its current run
     killed.wait()
     first = table.read_text()
     before = time.time()
     stopped = subprocess.Popen(command, **arguments)
     while stopped.poll() is None and time.monotonic() < give_up:
         if any(log.stat().st_mtime > before for log in folder.glob("*/log.txt")):
-            stopped.terminate()  # a run is under way
+            stopped.terminate()  # a run has started
             break
         time.sleep(0.01)
     assert stopped.wait(timeout=200) == 0
@@ -287,7 +291,7 @@ def made(debug_config, tmp_path_factory):
     return folder, rows, outputs
 
 
-def test_each_run_has_a_row_whatever_happened(made):
+def test_each_run_has_a_row_despite_kills(made):
     folder, rows, outputs = made
     assert [output.returncode for output in outputs] == [0, 0, 0], outputs[0].stderr
     assert sorted((r["setting"], r["seed"]) for r in rows[:4]) == [
@@ -312,17 +316,17 @@ def test_each_run_has_a_row_whatever_happened(made):
     assert "difference to bad" in outputs[1].stdout
 
 
-def test_a_row_says_what_the_same_run_alone_comes_to(made, debug_config, tmp_path):
+def test_a_row_has_the_results_of_the_same_run_alone(made, debug_config, tmp_path):
     _, rows, _ = made
     config = copy.deepcopy(debug_config)
     config.workdir = str(tmp_path / "alone")
     config.optim.beta2, config.seed = 0.95, 2
     trainer.train_and_evaluate(config)
     lines = [json.loads(s) for s in (tmp_path / "alone/metrics.jsonl").read_text().splitlines()]
-    found = next(r for r in rows if (r["setting"], r["seed"]) == ("good", 2))
-    assert found["bits_per_byte"] == pytest.approx(lines[-1]["val/bits_per_byte"], rel=1e-5)
-    assert found["val_loss"] == pytest.approx(lines[-1]["val/loss"], rel=1e-5)
-    assert found["passes"] == pytest.approx(lines[-2]["data/epoch"])
+    row = next(r for r in rows if (r["setting"], r["seed"]) == ("good", 2))
+    assert row["bits_per_byte"] == pytest.approx(lines[-1]["val/bits_per_byte"], rel=1e-5)
+    assert row["val_loss"] == pytest.approx(lines[-1]["val/loss"], rel=1e-5)
+    assert row["passes"] == pytest.approx(lines[-2]["data/epoch"])
 
 
 def test_report_draws_a_sweep(made):
@@ -334,7 +338,7 @@ def test_report_draws_a_sweep(made):
     assert groups["good-s1"] == groups["good-s2"] != groups["bad-s1"] == groups["bad-s2"]
 
 
-def test_a_file_that_is_not_there(capsys):
+def test_a_missing_sweep_file(capsys):
     with pytest.raises(SystemExit):
         cli._parse(["sweep", "--sweep=none.py"])
     assert "--sweep=none.py is no file (here are: " in capsys.readouterr().err
