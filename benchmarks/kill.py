@@ -1,11 +1,11 @@
-"""Kills a run again and again, at random moments, and compares its end with an unbroken run's.
+"""Kills a run repeatedly at random moments and compares its result with an uninterrupted run's.
 
     python -m benchmarks.kill --kills=200
 
-Each process trains configs/debug.py with an evaluation and a checkpoint every other step, and gets
-a SIGKILL after a random time, or some time after some line of its log: while it starts, compiles,
-steps, evaluates, saves or cleans up. Afterwards parameters, optimizer state, data position, val
-losses and all lines of metrics must have the bits of a run that was left alone.
+Each process trains configs/debug.py with an evaluation and a checkpoint every other step. SIGKILL
+comes after a random time, or some time after a line of its log: while it starts, compiles, steps,
+evaluates, saves or cleans up. In the end parameters, optimizer state, data position, val losses and
+all lines of metrics must be bit-identical to those of the uninterrupted run.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 
-# Lines of the log, and what a process does in the moments after them.
+# Lines of the log, and what a process does after each.
 _MOMENTS = (
     ("Plan for", "restoring or initialising"),
     ("Continuing from", "compiling the step"),
@@ -33,16 +33,16 @@ _MOMENTS = (
     ("val loss", "saving, cleaning up, stepping"),
     ("Sample:", "at the end"),
 )
-_TIMED = ("time", "perf/", "data/wait_frac")  # what depends on the time of day
-_START = "run/start_step"  # a line of each start: how often a run was killed
+_TIMED = ("time", "perf/", "data/wait_frac")  # metrics that depend on the time
+_START = "run/start_step"  # logged at each start, so it depends on the kills
 
-# Processes are forked from one that has imported everything, and started no thread.
+# Processes are forked from a server that has imported everything and has no threads.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["gptjax.main", "gptjax.metrics.tensorboard"])
 
 
 def _train(arguments: Sequence[str], cache: str, log: str) -> None:
-    """The program gptjax.main with these arguments, in a process of its own."""
+    """Runs gptjax.main with these arguments; the target of a new process."""
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -57,17 +57,10 @@ def _train(arguments: Sequence[str], cache: str, log: str) -> None:
 
 
 class KilledRun:
-    """A run in a workdir, of which processes are started and killed."""
+    """A run of which processes are started and killed."""
 
     def __init__(self, folder: Path, cache_dir: str, *, steps: int, seed: int):
-        """Starts nothing yet.
-
-        Args:
-            folder: for the workdirs and for what is compiled.
-            cache_dir: with the prepared store of configs/debug.py, else it is prepared there.
-            steps: optimizer steps of the run.
-            seed: of the moments.
-        """
+        """Puts workdirs and compilation caches in `folder`; token stores are in `cache_dir`."""
         self._folder = folder
         self._random = random.Random(seed)
         self._arguments = (
@@ -75,7 +68,7 @@ class KilledRun:
             f"--config.data.cache_dir={cache_dir}",
             f"--config.train.max_iters={steps}",
             f"--config.optim.lr_decay_iters={steps}",
-            "--config.train.log_interval=3",  # some windows are cut by checkpoints
+            "--config.train.log_interval=3",  # checkpoints fall into some of the windows
             "--config.eval.eval_interval=2",
             "--config.model.dropout=0.1",
             "--config.log.tensorboard=True",
@@ -83,7 +76,7 @@ class KilledRun:
         )
         self.log = folder / "log"  # of the last process
         self.kills: collections.Counter[str] = collections.Counter()
-        self.seconds = 0.0  # of the last process that ended by itself
+        self.seconds = 0.0  # of the last process that was not killed
 
     def process(self, name: str, cache: str) -> Any:
         """Starts a process of the run in workdir `name`; it logs to `self.log`."""
@@ -96,7 +89,7 @@ class KilledRun:
         return process
 
     def finish(self, name: str, cache: str) -> None:
-        """Runs a process to its end, which must be a good one."""
+        """Runs a process to its end; raises AssertionError if it fails."""
         start = time.monotonic()
         process = self.process(name, cache)
         process.join()
@@ -108,7 +101,7 @@ class KilledRun:
             raise AssertionError(f"status {process.exitcode}:\n{self.log.read_text()}")
 
     def kill_once(self, name: str, cache: str) -> bool:
-        """Starts a process and kills it at some moment; returns False if it ended before that."""
+        """Starts a process and kills it at some moment; returns False if it ended earlier."""
         word = None
         delay = self._random.uniform(0, self.seconds)
         if self._random.random() < 0.6:
@@ -129,14 +122,14 @@ class KilledRun:
         self.kills[doing] += 1
         return True
 
-    def evidence(self, name: str) -> dict[str, Any]:
-        """Returns what must agree: digests of arrays, progress, lines of metrics."""
+    def results(self, name: str) -> dict[str, Any]:
+        """Returns the contents of the checkpoints, metrics and samples, which must be the same."""
         workdir = self._folder / name
         checkpoints = workdir / "checkpoints"
-        left = sorted(p.name for p in checkpoints.iterdir())
+        steps = sorted(p.name for p in checkpoints.iterdir())
         return {
-            "checkpoints": left,
-            "contents": {step: read_checkpoint(checkpoints / step) for step in left},
+            "checkpoints": steps,
+            "contents": {step: read_checkpoint(checkpoints / step) for step in steps},
             "lines": read_lines(workdir),
             "events": read_events(workdir / "tb"),
             "samples": {p.name: p.read_text() for p in (workdir / "samples").iterdir()},
@@ -144,11 +137,11 @@ class KilledRun:
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Returns the bytes of each array by item and name, and the progress without its clocks."""
+    """Returns the bytes of each array by item and name, and the progress without durations."""
     from gptjax.checkpoint import storage
 
     arrays, meta = storage.read(folder)
-    digests = {
+    contents = {
         f"{item}/{name}": array.tobytes()
         for item, named in arrays.items()
         for name, array in named.items()
@@ -156,11 +149,11 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
     progress = dict(meta["progress"])
     del progress["trained_seconds"]
     progress["window"] = progress["window"]["steps"]
-    return digests, {"step": meta["step"], "val_loss": meta["val_loss"], **progress}
+    return contents, {"step": meta["step"], "val_loss": meta["val_loss"], **progress}
 
 
 def read_lines(workdir: Path) -> list[dict[str, Any]]:
-    """Returns the lines of metrics.jsonl but for starts, and what depends on the time of day."""
+    """Returns the lines of metrics.jsonl without starts and without metrics that depend on time."""
     texts = (workdir / "metrics.jsonl").read_text().splitlines()
     lines = [json.loads(text) for text in texts if _START not in text]
     return [{k: v for k, v in line.items() if not k.startswith(_TIMED)} for line in lines]
@@ -172,7 +165,7 @@ def read_events(folder: Path) -> list[tuple[int, str, float]]:
 
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-    found: list[tuple[int, str, float]] = []
+    scalars: list[tuple[int, str, float]] = []
     for path in sorted(folder.glob("*tfevents*")):
         data, at = path.read_bytes(), 0
         while at < len(data):
@@ -180,19 +173,20 @@ def read_events(folder: Path) -> list[tuple[int, str, float]]:
             event = Event.FromString(data[at + 12 : at + 12 + size])
             at += 16 + size
             if event.session_log.status == SessionLog.START:
-                found = [scalar for scalar in found if scalar[0] < event.step]
-            found += [
+                scalars = [scalar for scalar in scalars if scalar[0] < event.step]
+            scalars += [
                 (event.step, value.tag, value.simple_value)
                 for value in event.summary.value
                 if not value.tag.startswith((*_TIMED, _START))
             ]
-    return found
+    return scalars
 
 
 def compare(run: KilledRun) -> None:
-    """Raises AssertionError where the killed run differs from the unbroken one."""
-    if found := _differences(run.evidence("whole"), run.evidence("killed"), "the killed run"):
-        raise AssertionError(f"{len(found)} differences, the first:\n" + "\n".join(found[:20]))
+    """Raises AssertionError if the killed run differs from the uninterrupted one."""
+    different = _differences(run.results("whole"), run.results("killed"), "the killed run")
+    if different:
+        raise AssertionError(f"{len(different)} differences:\n" + "\n".join(different[:20]))
 
 
 def _differences(whole: Any, killed: Any, place: str) -> list[str]:
@@ -205,13 +199,13 @@ def _differences(whole: Any, killed: Any, place: str) -> list[str]:
 
 
 def kill_many(run: KilledRun, kills: int, report: Callable[[int], None] | None = None) -> int:
-    """Kills processes until `kills` have died, starting over where a run ends; returns the runs.
+    """Kills `kills` processes, of a new run whenever one is finished; returns the number of runs.
 
-    Each run that came to its end is compared with the unbroken one. What is compiled is lost with
-    every tenth run, so that some die compiling.
+    Each finished run is compared with the uninterrupted one. Every tenth run starts with an empty
+    compilation cache, so that some processes are killed while they compile.
     """
-    run.finish("again", "compiled")
-    run.finish("whole", "compiled")  # its life is that of processes that need not compile
+    run.finish("first", "compiled")  # fills the cache
+    run.finish("whole", "compiled")  # sets `seconds` to the duration without compilation
     runs = 0
     while sum(run.kills.values()) < kills or (run._folder / "killed").exists():
         cache = f"compiled-{runs // 10}"
