@@ -31,7 +31,7 @@ CASES = {
 
 
 def compile_case(
-    target: devices.Target, *, attention: str, remat: str, loss_chunk: int, batch_size: int
+    device: devices.Device, *, attention: str, remat: str, loss_chunk: int, batch_size: int
 ) -> compile_step.CompiledStep:
     """Compiles one cell of the table."""
     config = rtx4070_110m.get_config()
@@ -40,11 +40,11 @@ def compile_case(
     config.train.batch_size, config.train.gradient_accumulation_steps = batch_size, 1
     jax.clear_caches()  # or the programs of all cells stay in memory
     model_config = GPTConfig.from_config(config, config.tokenizer.vocab_size)
-    return compile_step.compile_step(config, model_config, target)
+    return compile_step.compile_step(config, model_config, device)
 
 
 def main(_: list[str]) -> None:
-    target = devices.find(flags.FLAGS.target)
+    device = devices.find(flags.FLAGS.target)
     batch_sizes = sorted({b for cells in CASES.values() for b in cells})
     rows = []
     for (attention, remat, loss_chunk), elsewhere in CASES.items():
@@ -54,7 +54,7 @@ def main(_: list[str]) -> None:
                 row.append("")
                 continue
             step = compile_case(
-                target,
+                device,
                 attention=attention,
                 remat=remat,
                 loss_chunk=loss_chunk,
@@ -63,11 +63,11 @@ def main(_: list[str]) -> None:
             result = {"attention": attention, "remat": remat, "loss_chunk": loss_chunk}
             result |= {"batch_size": batch_size, "gib": round(step.total / _GIB, 3)}
             result |= {"elsewhere": elsewhere[batch_size], "rematerialized": step.n_rematerialized}
-            print(json.dumps({"benchmark": "memory_table", "target": target.name, **result}))
+            print(json.dumps({"benchmark": "memory_table", "target": device.name, **result}))
             star = "*" if step.n_rematerialized else ""
             row.append(f"{step.total / _GIB:.1f}{star} ({elsewhere[batch_size]})")
         rows.append(row)
-    print(f"\n| {target.device_kind}, GiB | " + " | ".join(f"B={b}" for b in batch_sizes) + " |")
+    print(f"\n| {device.kind}, GiB | " + " | ".join(f"B={b}" for b in batch_sizes) + " |")
     print("| --- |" + " --- |" * len(batch_sizes))
     for row in rows:
         print("| " + " | ".join(row) + " |")

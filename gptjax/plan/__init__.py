@@ -1,1 +1,1 @@
-"""What a run will need, before it starts: parameters, memory, FLOPs, time."""
+"""Needs of a run before it starts: `planner.make_plan`; `check.refuse_unfit` in training."""

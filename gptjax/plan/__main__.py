@@ -1,15 +1,15 @@
-"""What a run will be, before it starts; and does it fit?
+"""Prints the parameters, data, compute, memory and time of a run before it starts.
 
     python -m gptjax.plan --config=configs/rtx4070.py --target=rtx4070 --compile
 
-prints parameters, data, compute, memory and time, and ends with status 1 where the run does not
-fit. Memory is estimated, in seconds; with --compile it is read off the compiled step, in a minute,
-for a card that is not here with the extra `target`. Training prints the short form before each run.
+exits with status 1 if the run does not fit. Memory is estimated, in seconds; with --compile it is
+that of the compiled step, in a minute (for a card that this machine lacks, with the extra
+`target`).
 
     python -m gptjax.plan --suggest --days=5 --target=rtx4070
 
-proposes the size of the model, the batch and the steps for the data and the time that there are.
-Without --config, both are about configs/rtx4070_best.py.
+proposes the size of the model, the batch and the steps for the given data and time. The default
+--config is configs/rtx4070_best.py.
 """
 
 import sys
@@ -31,20 +31,19 @@ def main(
     days: float | None = None,
     tflops: float | None = None,
 ) -> None:
-    """Prints the plan in full, or sizes for so many `days`; status 1 where the run does not fit."""
-    if target_name != devices.LOCAL:  # a GPU that is here has nothing to do with it
+    """Prints the plan in full, or sizes for that many `days`; status 1 if the run does not fit."""
+    if target_name != devices.LOCAL:  # leave a GPU of this machine alone
         jax.config.update("jax_platforms", "cpu")
-    target = devices.find(target_name)
-    validate(config, target.n_devices)
+    device = devices.find(target_name)
+    validate(config, device.count)
     data = planner.find_data(config)
     if days is not None:
-        speed, origin = suggest.sustained_flops(config, target, tflops)
-        found, best = suggest.suggest(config, target, data, days=days, flops_per_sec=speed)
-        words = f"{speed / 1e12:.3g} TFLOP/s ({origin})"
-        print(suggest.describe(found, best, days=days, speed=words))
+        speed, origin = suggest.sustained_flops(config, device, tflops)
+        suggestions, best = suggest.suggest(config, device, data, days=days, flops_per_sec=speed)
+        speed_text = f"{speed / 1e12:.3g} TFLOP/s ({origin})"
+        print(suggest.describe(suggestions, best, days=days, speed=speed_text))
         return
-    vocab_size = config.tokenizer.vocab_size
-    plan = planner.make_plan(config, target, data, vocab_size=vocab_size, compile_step=compile_step)
+    plan = planner.make_plan(config, device, data, compile_step=compile_step)
     print(render.describe(plan, full=True))
     if not plan.fits:
         sys.exit(1)
@@ -52,9 +51,9 @@ def main(
 
 if __name__ == "__main__":
     define_config(default="rtx4070_best.py")
-    flags.declare_key_flag("config")  # so that --help tells of it
+    flags.declare_key_flag("config")  # so that --help lists it
     flags.DEFINE_string(
-        "target", devices.LOCAL, f"Where it is to run: local, or one of {', '.join(devices.CARDS)}."
+        "target", devices.LOCAL, f"Device of the run: local, or one of {', '.join(devices.CARDS)}."
     )
     flags.DEFINE_bool("compile", False, "Read memory off the compiled step, in a minute.")
     flags.DEFINE_bool("suggest", False, "Propose model size, batch and steps for --days instead.")

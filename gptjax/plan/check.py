@@ -1,4 +1,4 @@
-"""Refuses a run that cannot fit, before anything is done."""
+"""The plan as training uses it: a refusal before any work, and a short form for the log."""
 
 import dataclasses
 
@@ -11,32 +11,24 @@ from gptjax.plan.planner import Data, Plan
 
 
 def refuse_unfit(config: ConfigDict) -> Plan:
-    """Plans a run on the devices of this machine, its data not yet known.
+    """Plans a run on the devices of this machine, its data not yet read.
 
-    An estimate that is clear of the budget by more than its tolerance decides; otherwise the step
-    is compiled.
+    The step is compiled only if the estimate is within its tolerance of the memory budget.
 
     Raises:
-        UserError: the run cannot fit; says which batch size does. Nothing was done yet.
+        UserError: the run cannot fit; the message names a batch size that does.
     """
-    target = devices.local()
-    vocab_size = config.tokenizer.vocab_size
-    plan = planner.make_plan(config, target, Data(None, None, "not read"), vocab_size=vocab_size)
-    if (
-        plan.peak_bytes * (1 - memory.TOLERANCE)
-        <= target.budget_bytes
-        < plan.peak_bytes * (1 + memory.TOLERANCE)
-    ):
-        plan = planner.make_plan(
-            config, target, plan.data, vocab_size=vocab_size, compile_step=True
-        )
+    device, data = devices.local(), Data(None, None, "not read")
+    plan = planner.make_plan(config, device, data)
+    low, high = (plan.peak_bytes * (1 + sign * memory.TOLERANCE) for sign in (-1, 1))
+    if low <= device.budget_bytes < high:
+        plan = planner.make_plan(config, device, data, compile_step=True)
     if not plan.fits:
         raise UserError(render.refusal(plan))
     return plan
 
 
 def short_form(plan: Plan, store: TokenStore) -> str:
-    """Returns what training prints before step 0."""
-    return render.describe(
-        dataclasses.replace(plan, data=planner.stored(plan.config, store)), full=False
-    )
+    """Returns the text that training logs before step 0."""
+    plan = dataclasses.replace(plan, data=planner.stored(plan.config, store))
+    return render.describe(plan, full=False)

@@ -1,8 +1,8 @@
-"""Compiles the train step for a card that need not be here, and reads off what it needs.
+"""Compiles the train step ahead of time, also for a card that this machine lacks.
 
-XLA needs a description of the card and the compiler plugin of JAX for CUDA, but no GPU and no
-driver: the optional extra `target`. Library calls are chosen without measuring, so the program may
-differ in details from the one that the card itself would tune; its buffers are the same kind.
+For such a card XLA needs its description and JAX's compiler plugin for CUDA (the extra `target`),
+but no GPU and no driver. Kernels are chosen without autotuning, so the program can differ in
+details from the one that the card itself would run.
 """
 
 import dataclasses
@@ -18,16 +18,15 @@ from ml_collections import ConfigDict
 
 from configs.errors import UserError
 from gptjax.model.config import GPTConfig
-from gptjax.plan import hlo_traffic
-from gptjax.plan.devices import CARDS, Card, Target
-from gptjax.plan.step_cost import abstract_step, cudnn_assumed
+from gptjax.plan import hlo_traffic, step_cost
+from gptjax.plan.devices import CARDS, Card, Device
 from gptjax.step.sharding import make_mesh
 
-# Instructions that XLA's rematerialization has made, by the name it gives them.
+# The names of instructions that XLA's rematerialization pass has added.
 _REMATERIALIZED = re.compile(r"^\s*(?:ROOT )?%?[\w.-]*\.remat\d*[\w.]* =", re.MULTILINE)
 
-# By compute capability, from the tables of NVIDIA's CUDA programming guide: threads and shared
-# memory of a multiprocessor, shared memory that one block may ask for, and float32 units.
+# By compute capability, from NVIDIA's CUDA programming guide: threads and shared memory of a
+# multiprocessor, the shared memory that one block can opt in to, float32 units.
 _CHIPS = {
     (8, 0): (2048, 167936, 166912, 64),
     (8, 6): (1536, 102400, 101376, 128),
@@ -38,15 +37,15 @@ _CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
-    """What a compiled train step needs of one device, in bytes, and what it moves."""
+    """Memory and traffic of a compiled train step on one device, in bytes."""
 
     arguments: int
     outputs: int
     temporaries: int
-    aliased: int  # outputs that take the place of donated arguments
-    bytes_moved: int  # between the chip and its memory in a step, were there no cache
-    n_rematerialized: int  # instructions that XLA computes twice because memory is short
-    seconds: float  # that compiling took
+    aliased: int  # outputs that reuse the buffers of donated arguments
+    bytes_moved: int  # memory traffic of a step, without a cache
+    n_rematerialized: int  # instructions that XLA recomputes because memory is short
+    seconds: float  # compile time
 
     @property
     def total(self) -> int:
@@ -54,23 +53,20 @@ class CompiledStep:
         return self.arguments + self.outputs + self.temporaries - self.aliased
 
 
-def compile_step(config: ConfigDict, model_config: GPTConfig, target: Target) -> CompiledStep:
-    """Compiles the train step of `config` for `target`; runs nothing.
+def compile_step(config: ConfigDict, model_config: GPTConfig, device: Device) -> CompiledStep:
+    """Compiles the train step of `config` for `device`; runs nothing.
 
     Raises:
-        UserError: the compiler for that card is not installed, or refuses the program.
+        UserError: the compiler for that card is not installed, or rejects the program.
     """
-    mesh = make_mesh(config.mesh.fsdp) if target.is_local else _card_mesh(CARDS[target.name])
+    mesh = make_mesh(config.mesh.fsdp) if device.is_local else _card_mesh(CARDS[device.name])
     start = time.monotonic()
-    steps, state, batch = abstract_step(config, model_config, mesh)
-    with cudnn_assumed():
-        lowered = steps.train_step.lower(state, batch)
+    traced, _ = step_cost.trace_step(config, model_config, mesh)
     try:
-        compiled = lowered.compile()
+        compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(
-            f"XLA cannot compile this step for {target.device_kind}: {_first_line(error)}"
-        ) from error
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"XLA cannot compile this step for {device.kind}: {reason}") from error
     memory: Any = compiled.memory_analysis()
     text = compiled.as_text() or ""
     return CompiledStep(
@@ -85,17 +81,16 @@ def compile_step(config: ConfigDict, model_config: GPTConfig, target: Target) ->
 
 
 def _card_mesh(card: Card) -> Mesh:
-    """Returns a mesh of one such card."""
     try:
         import jax_cuda12_plugin  # noqa: F401
     except ImportError as error:
         raise UserError(
-            "compiling for a card that is not here needs JAX's compiler for CUDA: install the "
-            "extra `target` (pip install 'gptjax[target]'; no GPU is needed), or leave --compile "
-            "out."
+            "compiling for a card that this machine lacks needs JAX's compiler for CUDA: install "
+            "the extra `target` (pip install 'gptjax[target]'; no GPU is needed), or leave "
+            "--compile out."
         ) from error
     topology = topologies.get_topology_desc(
-        platform="cuda", target_config=describe(card), topology="1x1x1"
+        platform="cuda", target_config=_target_config(card), topology="1x1x1"
     )
     return Mesh(
         np.array(topology.devices).reshape(1, 1),
@@ -104,7 +99,7 @@ def _card_mesh(card: Card) -> Mesh:
     )
 
 
-def describe(card: Card) -> str:
+def _target_config(card: Card) -> str:
     """Returns the card as XLA's `GpuTargetConfigProto`, in protobuf's text format."""
     threads, shared, shared_optin, fpus = _CHIPS[card.compute_capability]
     major, minor = card.compute_capability
@@ -137,7 +132,3 @@ dnn_version_info {{ major: 9 minor: 8 patch: 0 }}
 runtime_version {{ major: 12 minor: 9 patch: 0 }}
 device_description_str: "{card.device_kind}"
 """
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -1,4 +1,4 @@
-"""Devices that a run may be planned for: cards by name, or whatever JAX finds on this machine."""
+"""Devices that a run can be planned for: graphics cards by name, or those of this machine."""
 
 import dataclasses
 import difflib
@@ -11,15 +11,15 @@ import jax
 from configs.errors import UserError
 
 LOCAL = "local"
-# The newer name first. JAX reads them when it starts, and takes that share of the card.
+# The share of a card that JAX reserves when it starts; the newer name has precedence.
 _MEM_FRACTION = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 _DEFAULT_MEM_FRACTION = 0.75
 
 
 class Card(NamedTuple):
-    """What its maker says of a card, and what a compiler wants to know of its chip."""
+    """Data sheet of a graphics card."""
 
-    device_kind: str  # `Device.device_kind`
+    device_kind: str  # of `jax.Device`
     memory_mib: int
     bandwidth_gb_s: float
     peak_tflops: float  # dense bfloat16, accumulated in float32
@@ -31,7 +31,7 @@ class Card(NamedTuple):
 
 # From NVIDIA's architecture whitepapers (GeForce, at boost clock) and data sheets (without
 # sparsity); memory as nvidia-smi shows it. Laptop, SUPER, Ti and PCIe versions differ by up to a
-# half: kinds are compared whole, and a device that is not listed has no peak, for a guess is worse.
+# half, so only an exact device kind matches, and a device that is not listed has no known peak.
 CARDS = {
     "rtx3060-12gb": Card("NVIDIA GeForce RTX 3060", 12288, 360, 25.5, (8, 6), 28, 1.777, 3),
     "rtx3090": Card("NVIDIA GeForce RTX 3090", 24576, 936.2, 71, (8, 6), 82, 1.695, 6),
@@ -52,29 +52,38 @@ CARDS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
-    """Devices to plan for."""
+class Device:
+    """The devices of a run, all of one kind."""
 
     name: str  # a key of CARDS, or LOCAL
-    platform: str  # gpu or cpu (or what else JAX runs on)
-    device_kind: str
-    n_devices: int
-    budget_bytes: int  # what a program may use, of each device
-    budget_reason: str  # where that number comes from
-    peak_flops: float | None  # bfloat16, of one device; None where it is not known
-    bandwidth: float | None  # bytes a second, of one device; None where it is not known
+    platform: str  # of JAX: gpu, cpu, ...
+    kind: str
+    count: int
+    budget_bytes: int  # memory of each that a program can use
+    budget_reason: str  # origin of that number
 
     @property
     def is_local(self) -> bool:
-        """Whether these are the devices that JAX sees here, not a card by name."""
+        """Whether these are the devices of this machine, not a card by name."""
         return self.name == LOCAL
 
+    @property
+    def peak_flops(self) -> float | None:
+        """Peak bfloat16 FLOP/s of one device; None if unknown."""
+        return peak_flops(self.kind)
 
-def find(name: str) -> Target:
-    """Returns the target of that name; LOCAL means the devices of this machine.
+    @property
+    def bandwidth(self) -> float | None:
+        """Memory bandwidth of one device, bytes per second; None if unknown."""
+        card = _card_of_kind(self.kind)
+        return None if card is None else card.bandwidth_gb_s * 1e9
+
+
+def find(name: str) -> Device:
+    """Returns the card of that name, or for LOCAL the devices of this machine.
 
     Raises:
-        UserError: no target is called so.
+        UserError: there is no card of that name.
     """
     if name == LOCAL:
         return local()
@@ -82,63 +91,43 @@ def find(name: str) -> Target:
         nearest = difflib.get_close_matches(name, CARDS, n=1)
         hint = f" (did you mean {nearest[0]}?)" if nearest else ""
         raise UserError(
-            f"--target={name}: no card is known by that name{hint}. Known are {', '.join(CARDS)}; "
-            f"{LOCAL} is the device of this machine."
+            f"--target={name}: unknown card{hint}. Choose one of {', '.join(CARDS)}, or {LOCAL} "
+            f"for the devices of this machine."
         )
-    card = CARDS[name]
-    fraction = _mem_fraction()
-    gib = card.memory_mib / 1024
-    return Target(
+    card, fraction = CARDS[name], _mem_fraction()
+    return Device(
         name=name,
         platform="gpu",
-        device_kind=card.device_kind,
-        n_devices=1,
+        kind=card.device_kind,
+        count=1,
         budget_bytes=int(fraction * card.memory_mib * 2**20),
-        budget_reason=f"{fraction:.0%} of {gib:.2f} GiB, which JAX takes",
-        peak_flops=card.peak_tflops * 1e12,
-        bandwidth=card.bandwidth_gb_s * 1e9,
+        budget_reason=f"{fraction:.0%} of {card.memory_mib / 1024:.2f} GiB, which JAX takes",
     )
 
 
-def local() -> Target:
-    """Returns the devices that JAX sees on this machine, and starts it where it has not started."""
+def local() -> Device:
+    """Returns the devices of this machine; starts JAX's backend."""
     device = jax.devices()[0]
-    card = _card_of(device.device_kind)
-    if device.platform == "cpu":
-        # Each of several CPU devices is a share of the same memory.
+    if device.platform == "cpu":  # several CPU devices share the memory of the host
         budget = _available_host_bytes() // jax.local_device_count()
         reason = "of host memory is available"
     else:
         budget = device.memory_stats()["bytes_limit"]
         reason = "which JAX has taken of the card"
-    return Target(
-        name=LOCAL,
-        platform=device.platform,
-        device_kind=device.device_kind,
-        n_devices=jax.device_count(),
-        budget_bytes=budget,
-        budget_reason=reason,
-        peak_flops=None if card is None else card.peak_tflops * 1e12,
-        bandwidth=None if card is None else card.bandwidth_gb_s * 1e9,
-    )
+    return Device(LOCAL, device.platform, device.device_kind, jax.device_count(), budget, reason)
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Returns the peak bfloat16 FLOP/s of one device, or None where it is not known."""
-    card = _card_of(device_kind)
+    """Returns the peak bfloat16 FLOP/s of one device, or None if unknown."""
+    card = _card_of_kind(device_kind)
     return None if card is None else card.peak_tflops * 1e12
 
 
-def _card_of(device_kind: str) -> Card | None:
+def _card_of_kind(device_kind: str) -> Card | None:
     return next((card for card in CARDS.values() if card.device_kind == device_kind), None)
 
 
 def _mem_fraction() -> float:
-    """Returns the share of a card that JAX takes, as its environment variables say.
-
-    Raises:
-        UserError: a variable holds no share.
-    """
     for variable in _MEM_FRACTION:
         if text := os.environ.get(variable):
             try:
@@ -152,7 +141,7 @@ def _mem_fraction() -> float:
 
 
 def _available_host_bytes() -> int:
-    """Returns the memory that a new program may use here, by the kernel and by the cgroup."""
+    """Returns the host memory available to a new program, within the limit of the cgroup."""
     meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if meminfo.is_file():  # Linux

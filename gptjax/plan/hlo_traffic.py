@@ -1,9 +1,9 @@
-"""Bytes that a compiled XLA program reads and writes, by its text.
+"""Bytes that a compiled XLA program reads and writes, counted in its text.
 
-XLA's own cost analysis counts the body of a loop once and calls of libraries not at all. Here each
-instruction of the optimized program reads its operands and writes its result, a loop as often as it
-turns. A fusion that takes a slice of an operand reads the slice, one that updates an array in place
-writes the update. What stays in a cache between two instructions is counted all the same.
+XLA's own cost analysis counts a loop body once and library calls not at all. Here each instruction
+of the optimized program reads its operands and writes its result, in each iteration of its loop. A
+fusion that slices an operand reads the slice, one that updates an array in place writes the update.
+Caches are ignored.
 """
 
 import math
@@ -35,15 +35,15 @@ class _Instruction:
     attributes: str
 
     def called(self, attribute: str) -> list[str]:
-        found = re.search(rf"{attribute}=\{{?([^}}\s]*%[\w.-]+(?:, %[\w.-]+)*)", self.attributes)
-        return _NAME.findall(found[1]) if found else []
+        match = re.search(rf"{attribute}=\{{?([^}}\s]*%[\w.-]+(?:, %[\w.-]+)*)", self.attributes)
+        return _NAME.findall(match[1]) if match else []
 
 
 def bytes_moved(text: str) -> int:
-    """Returns the bytes of one run of the program `text`, as `Compiled.as_text()` gives it.
+    """Returns the bytes moved by one run of a program, given `Compiled.as_text()`.
 
-    Of a conditional, the branch that moves least counts: of gradient accumulation, all micro-steps
-    but the last.
+    Of a conditional, the branch that moves least counts: in gradient accumulation the one taken by
+    all micro-steps but the last.
     """
     computations: dict[str, dict[str, _Instruction]] = {}
     entry = ""
@@ -53,12 +53,10 @@ def bytes_moved(text: str) -> int:
             entry = header[2] if header[1] else entry
         elif match := _INSTRUCTION.match(line):
             name, type_text, opcode, rest = match.groups()
-            operands, _, attributes = rest.partition(")")
-            instructions[name] = _Instruction(
-                name, _size(type_text), opcode, _NAME.findall(operands), rest
-            )
+            operands = _NAME.findall(rest.partition(")")[0])
+            instructions[name] = _Instruction(name, _size(type_text), opcode, operands, rest)
     if not entry:
-        raise ValueError("this is not the text of an HLO module")
+        raise ValueError("the text is not an HLO module")
     return _traffic(computations, entry)
 
 
@@ -75,9 +73,8 @@ def _traffic(computations: dict[str, dict[str, _Instruction]], name: str) -> int
                 (body,) = instruction.called("body")
                 total += (int(trips[1]) if trips else 1) * _traffic(computations, body)
             case "conditional":
-                branches = instruction.called("branch_computations")
-                branches += instruction.called("true_computation")
-                branches += instruction.called("false_computation")
+                kinds = ("branch_computations", "true_computation", "false_computation")
+                branches = [name for kind in kinds for name in instruction.called(kind)]
                 total += min(_traffic(computations, branch) for branch in branches)
             case "call":
                 (callee,) = instruction.called("to_apply")
@@ -96,12 +93,12 @@ def _traffic(computations: dict[str, dict[str, _Instruction]], name: str) -> int
 
 def _fusion(body: dict[str, _Instruction], result_size: int, operand_sizes: list[int]) -> int:
     def uses(name: str) -> list[tuple[_Instruction, int]]:
-        found = []
+        users = []
         for user in body.values():
             if name in user.operands:
-                through = user.opcode == "bitcast"
-                found += uses(user.name) if through else [(user, user.operands.index(name))]
-        return found
+                is_bitcast = user.opcode == "bitcast"
+                users += uses(user.name) if is_bitcast else [(user, user.operands.index(name))]
+        return users
 
     total = result_size
     for instruction in body.values():

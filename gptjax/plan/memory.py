@@ -12,116 +12,99 @@ from gptjax.model.config import GPTConfig
 from gptjax.model.flops import count_params
 from gptjax.plan.step_cost import StepCost
 
-# What the backward pass of one layer works on, by what it computes again: arrays [B, T, D] of the
-# compute dtype, and a share of the gradients' bytes. What attention adds: more such arrays, or
-# float32 scores [B, N, T, T] where it builds them. From XLA's buffer assignments for sm_89 (jax
-# 0.10.2), with which tests/test_memory.py compares.
+# Memory of one layer's backward pass, by `remat`: arrays [B, T, D] of the compute dtype, and part
+# of the gradients' bytes. Attention adds more such arrays, or float32 scores [B, N, T, T].
+# From XLA's buffer assignments for sm_89 (jax 0.10.2): see tests/plan/test_memory.py.
 _LAYER_ARRAYS = {"none": 18, "dots": 24, "full": 17}
-_FULL_TURNED_HEADS, _FULL_GATE = 5, 2.5  # besides, in `full`: float32 queries and keys; SwiGLU
+_FULL_TURNED_HEADS, _FULL_GATE = 5, 2.5  # more in `full`: float32 queries and keys; SwiGLU
 _LAYER_GRADIENTS = {"none": 0, "dots": 0, "full": 0.45}
 _ATTENTION_ARRAYS = {"cudnn": 0, "pallas": 0, "chunked": 22, "xla": 0}
 _XLA_SCORES = {"none": 2.4, "dots": 2.4, "full": 2.0}
 
-# Under accumulation Muon's work hangs on a condition, whose branches do not share memory with what
-# is around them: this many copies of the matrices more.
+# Under accumulation Muon runs in a conditional, whose branches share no memory with what is around
+# them: this many more copies of the matrices.
 _MUON_COPIES = 2.6
 
-# A compiled figure may lie this far from the estimate, to either side.
-TOLERANCE = 0.1
+TOLERANCE = 0.1  # relative error of the estimate, to either side of the compiled figure
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
     """Bytes of one device at the peak of a step."""
 
-    state: int  # parameters, what the optimizer keeps of them, accumulated gradients, average
+    state: int  # parameters, optimizer state, accumulated gradients, moving average
     batch: int  # token ids and masks of a step
-    kept: int  # what the layers keep for the backward pass
-    work: int  # gradients and temporaries at the fullest moment
+    kept: int  # activations saved for the backward pass
+    work: int  # gradients and temporaries
 
     @property
     def total(self) -> int:
-        """Their sum."""
+        """Peak memory."""
         return self.state + self.batch + self.kept + self.work
 
 
 def estimate(config: ConfigDict, model_config: GPTConfig, cost: StepCost, n_devices: int) -> Memory:
-    """Returns what one device needs, within TOLERANCE of what XLA assigns for an NVIDIA card.
+    """Returns the memory of one device, within TOLERANCE of what XLA assigns for an NVIDIA card.
 
-    A micro-step is fullest either in the loss, or in the backward pass of its first layers, when
-    all gradients are there; a small batch in the update. XLA may do with less where it runs short,
-    by computing more things again.
-
-    Args:
-        config: a validated configuration.
-        model_config: the model's shape.
-        cost: `step_cost.measure` of the same configuration.
-        n_devices: the batch is split over all, the state over `mesh.fsdp` of them.
+    The peak of a micro-step is either in the loss, or in the backward pass of the first layers,
+    when all gradients exist; with a small batch in the update. `cost` is of the same configuration;
+    the batch is split over all devices, the state over `mesh.fsdp` of them.
     """
-    train, fsdp = config.train, config.mesh.fsdp
+    train = config.train
     micro_steps = train.gradient_accumulation_steps
     n_params, n_hidden = count_params(model_config)
     itemsize = jnp.dtype(model_config.compute_dtype).itemsize
     rows = train.batch_size / n_devices
     tokens = rows * model_config.block_size
-    array_BTD = tokens * model_config.n_embd * itemsize
+    activation = tokens * model_config.n_embd * itemsize  # bytes of an array [B, T, D]
     head = model_config.vocab_size * model_config.n_embd * itemsize
     gradients = 4 * n_params
 
     chunk = config.model.loss_chunk / n_devices or tokens
     in_chunks = chunk < tokens
     logits = 4 * chunk * model_config.vocab_size  # float32, and their gradient
-    loss = 2 * logits + (2 if in_chunks else 1) * head + (4.5 if in_chunks else 2) * array_BTD
+    loss = 2 * logits + (2 if in_chunks else 1) * head + (4.5 if in_chunks else 2) * activation
 
     arrays: float = _LAYER_ARRAYS[model_config.remat] + _ATTENTION_ARRAYS[model_config.attention]
-    if model_config.remat == "full":  # fullest in the attention, or in the rest of the layer
+    if model_config.remat == "full":  # the peak is in attention, or in the rest of the layer
         heads = _FULL_TURNED_HEADS * (model_config.qk_norm or model_config.position == "rope")
         gate = _FULL_GATE * (model_config.mlp == "swiglu")
         arrays = max(arrays, _LAYER_ARRAYS["full"] + heads + gate)
-    backward = (1 + _LAYER_GRADIENTS[model_config.remat]) * gradients + arrays * array_BTD
+    backward = (1 + _LAYER_GRADIENTS[model_config.remat]) * gradients + arrays * activation
     if model_config.attention == "xla":
-        backward += (
-            _XLA_SCORES[model_config.remat]
-            * 4
-            * rows
-            * model_config.n_head
-            * model_config.block_size**2
-        )
+        scores = 4 * rows * model_config.n_head * model_config.block_size**2
+        backward += _XLA_SCORES[model_config.remat] * scores
 
-    # Without accumulation the whole of gradients and updates is there at once.
+    # Without accumulation all gradients and updates exist at once.
     update = (2.4 if micro_steps == 1 else 1.5) * gradients
     if config.optim.optimizer == "muon" and micro_steps > 1:
         update += _MUON_COPIES * 4 * n_hidden
     kept = cost.kept_bytes / n_devices
     bytes_per_token = 4 + 4 + 1 + (8 if config.data.document_mask else 0)
     return Memory(
-        state=cost.state_bytes // fsdp,
+        state=cost.state_bytes // config.mesh.fsdp,
         batch=round(micro_steps * tokens * bytes_per_token),
         kept=round(kept),
         work=round(max(loss, backward, update - kept)),
     )
 
 
-def batch_step(config: ConfigDict, n_devices: int) -> int:
-    """Returns the number whose multiples are the batch sizes that `config` allows."""
-    step = n_devices
-    if config.model.loss_chunk > 0:
-        step = math.lcm(
-            step,
-            config.model.loss_chunk // math.gcd(config.model.loss_chunk, config.model.block_size),
-        )
-    return step
+def batch_step(model: ConfigDict, n_devices: int) -> int:
+    """Returns the number of which a batch size must be a multiple, given `config.model`."""
+    if model.loss_chunk == 0:
+        return n_devices
+    return math.lcm(n_devices, model.loss_chunk // math.gcd(model.loss_chunk, model.block_size))
 
 
 def with_batch_size(config: ConfigDict, batch_size: int) -> ConfigDict:
-    """Returns a copy of `config` with another `train.batch_size`."""
+    """Returns a copy of `config` with that `train.batch_size`."""
     config = copy.deepcopy(config)
     config.train.batch_size = batch_size
     return config
 
 
 def largest_batch(fits: Callable[[int], bool], step: int) -> int:
-    """Returns the largest multiple of `step` that fits, 0 if none does; all below it fit, too."""
+    """Returns the largest multiple of `step` that fits, 0 if none; `fits` must be monotonic."""
     low, high = 0, step
     while fits(high):
         low, high = high, 2 * high

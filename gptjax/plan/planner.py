@@ -1,4 +1,4 @@
-"""The figures of a run before it starts: size, data, compute, memory, time on a target."""
+"""The figures of a run before it starts: size, data, compute, memory, time on a device."""
 
 import copy
 import dataclasses
@@ -21,41 +21,41 @@ from gptjax.model.flops import count_params, flops_per_token
 from gptjax.plan import compile_step as compiler
 from gptjax.plan import memory, step_cost
 from gptjax.plan.compile_step import CompiledStep
-from gptjax.plan.devices import Target
+from gptjax.plan.devices import Device
 from gptjax.plan.memory import Memory
 from gptjax.plan.step_cost import StepCost
 
-# Bytes a token of SentencePiece BPE by log2 of its pieces: up to 8,192 measured on the bundled
-# shard, above it what GPT-2's 50,257 pieces make of English web text.
+# Bytes per token of SentencePiece BPE by log2 of its pieces: up to 8,192 measured on the bundled
+# shard, above that GPT-2's 50,257 pieces on English web text.
 _LOG2_PIECES, _BYTES_PER_TOKEN = (9, 11, 13, 15, 16), (1.9, 3.1, 4.1, 4.5, 4.65)
-_MAX_COMPILATIONS = 6  # of the search for the largest batch; one or two, as a rule
+_MAX_COMPILATIONS = 6  # of the search for the largest batch; usually one or two
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Tokens of the source, BOS included; None where they are not known."""
+    """Tokens of the source, BOS included; None if unknown."""
 
     train_tokens: int | None
     val_tokens: int | None
-    origin: str  # how they are known
+    origin: str  # of the figures; or why they are unknown
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The size of a run; every figure follows from the configuration, the data and the target."""
+    """The size of a run, which follows from the configuration, the data and the device."""
 
-    config: ConfigDict  # with everything that was `auto` as it is on the target
+    config: ConfigDict  # with `auto` resolved for the device
     model_config: GPTConfig
-    target: Target
+    device: Device
     data: Data
     n_params: int
     n_params_non_embedding: int
-    flops_per_token: int  # of the model; what is computed again is not counted
-    cost: StepCost  # of one optimizer step, what is computed again included
+    flops_per_token: int  # of the model, without recomputation
+    cost: StepCost  # of one optimizer step, with recomputation
     estimate: Memory
     compiled: CompiledStep | None  # None: memory is estimated
     largest_batch: int  # rows of a micro-step that fit
-    measured_tokens_per_sec: float | None  # by this very workdir so far, on this machine
+    measured_tokens_per_sec: float | None  # by the run in this workdir, on this machine
 
     @property
     def tokens_per_step(self) -> int:
@@ -70,7 +70,7 @@ class Plan:
 
     @property
     def passes(self) -> float | None:
-        """How often the run reads its training split."""
+        """Epochs of the training split; None if its size is unknown."""
         return self.tokens / self.data.train_tokens if self.data.train_tokens else None
 
     @property
@@ -80,100 +80,93 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether a step fits into the budget of the target."""
-        return self.peak_bytes <= self.target.budget_bytes
+        """Whether a step fits into the memory budget of the device."""
+        return self.peak_bytes <= self.device.budget_bytes
 
     @property
     def step_seconds(self) -> tuple[float, float, float] | None:
-        """Roofline of an optimizer step: all arithmetic, all traffic, each operation at its bound.
+        """Roofline of an optimizer step: arithmetic, traffic, each operation at its own bound.
 
-        None where peak or bandwidth are not known.
+        None if the peak or the bandwidth of the device is unknown.
         """
-        peak, bandwidth = self.target.peak_flops, self.target.bandwidth
+        peak, bandwidth = self.device.peak_flops, self.device.bandwidth
         if peak is None or bandwidth is None:
             return None
-        n = self.target.n_devices
-        peak, bandwidth = n * peak, n * bandwidth
-        return (
-            self.cost.flops / peak,
-            self.cost.bytes / bandwidth,
-            self.cost.seconds(peak, bandwidth),
-        )
+        peak, bandwidth = self.device.count * peak, self.device.count * bandwidth
+        best = self.cost.seconds(peak, bandwidth)
+        return self.cost.flops / peak, self.cost.bytes / bandwidth, best
 
     def seconds_at(self, mfu: float) -> float | None:
-        """Returns the duration of the run at a share of the peak; None where that is not known."""
-        if self.target.peak_flops is None:
+        """Returns the duration of the run at a share of the peak; None if that is unknown."""
+        if self.device.peak_flops is None:
             return None
         flops = self.tokens * self.flops_per_token
-        return flops / (mfu * self.target.peak_flops * self.target.n_devices)
+        return flops / (mfu * self.device.peak_flops * self.device.count)
 
 
 def make_plan(
-    config: ConfigDict, target: Target, data: Data, *, vocab_size: int, compile_step: bool = False
+    config: ConfigDict, device: Device, data: Data, *, compile_step: bool = False
 ) -> Plan:
-    """Returns the plan of a run; allocates nothing on a device.
+    """Returns the plan of a run of a validated configuration; allocates nothing on a device.
 
-    Args:
-        config: a validated configuration.
-        target: where it is to run.
-        data: what it trains on.
-        vocab_size: of its tokenizer.
-        compile_step: read memory off the compiled step instead of estimating it.
+    Memory is estimated, or with `compile_step` read off the compiled step.
 
     Raises:
-        UserError: the step cannot be compiled for the target.
+        UserError: the step cannot be compiled for the device.
     """
-    config = on_target(config, target)
-    model_config = GPTConfig.from_config(config, vocab_size)
+    config = resolve_auto(config, device)
+    model_config = GPTConfig.from_config(config, config.tokenizer.vocab_size)
     n_params, n_params_non_embedding = count_params(model_config)
-    cost = step_cost.measure(config, model_config)
-    estimate_at = _estimator(config, model_config, cost, target.n_devices)
-    compiled = compiler.compile_step(config, model_config, target) if compile_step else None
-    batch_size, step = config.train.batch_size, memory.batch_step(config, target.n_devices)
-    largest = memory.largest_batch(lambda b: estimate_at(b).total <= target.budget_bytes, step)
-    if compiled is not None:
-        largest = _largest_compiled(config, model_config, target, compiled, estimate_at)
+    cost = step_cost.analyze(config, model_config)
+    estimate_at = _estimator(config, model_config, cost, device.count)
+    compiled = None
+    if compile_step:
+        compiled = compiler.compile_step(config, model_config, device)
+        largest = _largest_compiled(config, model_config, device, compiled, estimate_at)
+    else:
+        step = memory.batch_step(config.model, device.count)
+        largest = memory.largest_batch(lambda b: estimate_at(b).total <= device.budget_bytes, step)
     return Plan(
         config=config,
         model_config=model_config,
-        target=target,
+        device=device,
         data=data,
         n_params=n_params,
         n_params_non_embedding=n_params_non_embedding,
         flops_per_token=flops_per_token(model_config),
         cost=cost,
-        estimate=estimate_at(batch_size),
+        estimate=estimate_at(config.train.batch_size),
         compiled=compiled,
         largest_batch=largest,
-        measured_tokens_per_sec=measured(Path(config.workdir)) if target.is_local else None,
+        measured_tokens_per_sec=(
+            measured_tokens_per_sec(Path(config.workdir)) if device.is_local else None
+        ),
     )
 
 
-def on_target(config: ConfigDict, target: Target) -> ConfigDict:
-    """Returns a copy of `config` in which `auto` is what it becomes on a card that is not here."""
+def resolve_auto(config: ConfigDict, device: Device) -> ConfigDict:
+    """Returns a copy of `config` with `auto` resolved for a card that this machine lacks."""
     config = copy.deepcopy(config)
-    if target.is_local:
+    if device.is_local:
         return config
-    settings = config.model
-    if settings.compute_dtype == "auto":
-        settings.compute_dtype = "bfloat16"
-    if settings.attention == "auto":
-        width = settings.n_embd // settings.n_head
-        cudnn = settings.compute_dtype == "bfloat16" and width % 8 == 0 and width <= 128
+    model = config.model
+    if model.compute_dtype == "auto":
+        model.compute_dtype = "bfloat16"
+    if model.attention == "auto":
+        width = model.n_embd // model.n_head
+        cudnn = model.compute_dtype == "bfloat16" and width % 8 == 0 and width <= 128
         names = attention.candidates(config.data.document_mask)
-        settings.attention = next(name for name in names if name != "cudnn" or cudnn)
+        model.attention = next(name for name in names if name != "cudnn" or cudnn)
     return config
 
 
 def _estimator(
     config: ConfigDict, model_config: GPTConfig, cost: StepCost, n_devices: int
 ) -> Callable[[int], Memory]:
-    """Returns batch size -> Memory; what layers keep grows with the batch by the same each row."""
+    """Returns batch size -> Memory; saved activations are linear in the batch size."""
     rows = config.train.batch_size
-    kept_of_twice = step_cost.measure(
-        memory.with_batch_size(config, 2 * rows), model_config
-    ).kept_bytes
-    per_row = (kept_of_twice - cost.kept_bytes) / rows
+    twice = step_cost.analyze(memory.with_batch_size(config, 2 * rows), model_config)
+    per_row = (twice.kept_bytes - cost.kept_bytes) / rows
 
     def estimate_at(batch_size: int) -> Memory:
         kept = round(cost.kept_bytes + (batch_size - rows) * per_row)
@@ -190,37 +183,37 @@ def _estimator(
 def _largest_compiled(
     config: ConfigDict,
     model_config: GPTConfig,
-    target: Target,
+    device: Device,
     compiled: CompiledStep,
     estimate_at: Callable[[int], Memory],
 ) -> int:
-    """Returns the largest batch size whose compiled step fits and recomputes nothing unasked.
+    """Returns the largest batch size whose compiled step fits without XLA's rematerialization.
 
-    The estimate tells where to look; each compilation mends it.
+    The estimate proposes a batch size; each compilation corrects the estimate.
     """
-    step = memory.batch_step(config, target.n_devices)
+    step = memory.batch_step(config.model, device.count)
     batch_size, fitting, too_large, ratio = config.train.batch_size, 0, sys.maxsize, 1.0
     for _ in range(_MAX_COMPILATIONS):
-        if compiled.n_rematerialized or compiled.total > target.budget_bytes:
+        if compiled.n_rematerialized or compiled.total > device.budget_bytes:
             too_large = min(too_large, batch_size)
         else:
             fitting = max(fitting, batch_size)
-        if not compiled.n_rematerialized:  # otherwise the step was made to need less
+        if not compiled.n_rematerialized:  # rematerialization makes a step need less
             ratio = compiled.total / estimate_at(batch_size).total
-        scaled_budget = target.budget_bytes / ratio
-        promising = memory.largest_batch(lambda b: estimate_at(b).total <= scaled_budget, step)  # noqa: B023
-        if promising >= too_large:  # the estimate has misled: halve what is left
-            promising = (fitting + too_large) // (2 * step) * step
-        if promising <= fitting:
+        scaled_budget = device.budget_bytes / ratio
+        proposed = memory.largest_batch(lambda b: estimate_at(b).total <= scaled_budget, step)  # noqa: B023
+        if proposed >= too_large:  # the estimate is too low: bisect
+            proposed = (fitting + too_large) // (2 * step) * step
+        if proposed <= fitting:
             break
-        batch_size = promising
+        batch_size = proposed
         resized = memory.with_batch_size(config, batch_size)
-        compiled = compiler.compile_step(resized, model_config, target)
+        compiled = compiler.compile_step(resized, model_config, device)
     return fitting
 
 
 def find_data(config: ConfigDict) -> Data:
-    """Returns what is known of the data of `config` without preparing it."""
+    """Returns the size of the data of `config` without preparing it."""
     expected = config.claims.expected_tokens
     try:
         store_path, shards = locate(config)
@@ -252,8 +245,8 @@ def _split(config: ConfigDict, tokens: int, origin: str) -> Data:
     return Data(train_tokens, val_tokens, origin)
 
 
-def measured(workdir: Path) -> float | None:
-    """Returns the tokens per second of the run's last line of metrics, None without one."""
+def measured_tokens_per_sec(workdir: Path) -> float | None:
+    """Returns the last throughput in the metrics of a run; None if there is none."""
     name = "perf/tokens_per_sec"
     lines, _ = read_metrics(workdir)
     return next((line[name] for line in reversed(lines) if name in line), None)

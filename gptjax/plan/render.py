@@ -1,42 +1,64 @@
-"""A plan in words: the summary, claims beside what is so, warnings with remedies."""
+"""The text of a plan: summary, claims beside actual figures, warnings with remedies."""
 
 from data_pipeline.progress import format_seconds
 from gptjax.plan.planner import Plan
 from gptjax.plan.scaling_law import effective_tokens
 
 _GIB = 2**30
-_MFUS = (0.3, 0.4, 0.5)  # shares of the peak to reckon with: what steps of this size may reach
-_LITTLE_TO_SPARE = 0.5 * _GIB  # drivers and libraries differ by a few hundred MB
+_ASSUMED_MFUS = (0.3, 0.4, 0.5)
+_MIN_SPARE_BYTES = 0.5 * _GIB  # drivers and libraries differ by a few hundred MB
 _LONG_RUN_DAYS = 10
 
 
 def describe(plan: Plan, *, full: bool) -> str:
-    """Returns the summary, warnings last; `full` adds roofline, memory by kind, claims."""
-    where = f"{plan.target.n_devices} x {plan.target.device_kind}"
-    if not plan.target.is_local:
+    """Returns the summary, warnings last; `full` adds roofline, parts of memory, claims."""
+    device, train, model_config = plan.device, plan.config.train, plan.model_config
+    where = f"{device.count} x {device.kind}"
+    if not device.is_local:
         where += " (by name: nothing was run there)"
+    passes = "passes not known" if plan.passes is None else f"{plan.passes:.1f} passes"
+    recomputing = plan.cost.flops / (plan.tokens_per_step * plan.flops_per_token)
     rows = [
         (
             "parameters",
             f"{plan.n_params:,} ({plan.n_params_non_embedding:,} without embeddings)",
         ),
         ("data", _data(plan)),
-        ("a step", _step(plan)),
-        ("the run", _run(plan)),
+        (
+            "a step",
+            f"{plan.tokens_per_step:,} tokens: {train.gradient_accumulation_steps} micro-steps of "
+            f"{train.batch_size} x {model_config.block_size:,}",
+        ),
+        (
+            "the run",
+            f"{train.max_iters:,} steps, {plan.tokens:,} tokens: {passes} over the data, "
+            f"{plan.tokens / plan.n_params:.1f} tokens a parameter",
+        ),
         *([("worth", _worth(plan))] if full and plan.passes else []),
-        ("compute", _compute(plan)),
+        (
+            "compute",
+            f"{plan.flops_per_token / 1e6:,.1f} MFLOPs a token, "
+            f"{plan.tokens * plan.flops_per_token:.2e} FLOPs in all, "
+            f"in {model_config.compute_dtype}; attention {model_config.attention}, "
+            f"remat {model_config.remat}: a step does {recomputing:.2f} times that",
+        ),
         ("memory", _memory(plan)),
-        *([("", _memory_by_kind(plan))] if full else []),
-        *([("roofline", _roofline(plan))] if full else []),
+        *([("", _parts_of_memory(plan)), ("roofline", _roofline(plan))] if full else []),
         ("time", _time(plan)),
     ]
-    width = max(len(name) for name, _ in rows)
-    lines = [f"  {name:<{width}}  {text}" for name, text in rows]
+    lines = [f"Plan for {where}:", *_aligned(rows)]
     if full and (claims := _claims(plan)):
-        width = max(len(claimed) for claimed, _ in claims)
-        lines += ["Claimed of this run, and what is so:"]
-        lines += [f"  {claimed:<{width}}  {so}" for claimed, so in claims]
-    return "\n".join([f"Plan for {where}:", *lines, *(f"  WARNING: {w}" for w in warnings(plan))])
+        lines += ["Claimed of this run, and what is so:", *_aligned(claims)]
+    return "\n".join([*lines, *(f"  WARNING: {warning}" for warning in warnings(plan))])
+
+
+def _aligned(rows: list[tuple[str, str]]) -> list[str]:
+    width = max(len(name) for name, _ in rows)
+    return [f"  {name:<{width}}  {text}" for name, text in rows]
+
+
+def _gib(n_bytes: int) -> str:
+    return f"{n_bytes / _GIB:.2f}"
 
 
 def _data(plan: Plan) -> str:
@@ -46,22 +68,6 @@ def _data(plan: Plan) -> str:
     return (
         f"{data.train_tokens:,} tokens to train on, {data.val_tokens:,} for validation, "
         f"{data.origin}"
-    )
-
-
-def _step(plan: Plan) -> str:
-    train = plan.config.train
-    return (
-        f"{plan.tokens_per_step:,} tokens: {train.gradient_accumulation_steps} micro-steps of "
-        f"{train.batch_size} x {plan.model_config.block_size:,}"
-    )
-
-
-def _run(plan: Plan) -> str:
-    passes = "passes not known" if plan.passes is None else f"{plan.passes:.1f} passes"
-    return (
-        f"{plan.config.train.max_iters:,} steps, {plan.tokens:,} tokens: {passes} over the data, "
-        f"{plan.tokens / plan.n_params:.1f} tokens a parameter"
     )
 
 
@@ -75,63 +81,52 @@ def _worth(plan: Plan) -> str:
     )
 
 
-def _compute(plan: Plan) -> str:
-    again = plan.cost.flops / (plan.tokens_per_step * plan.flops_per_token)
-    return (
-        f"{plan.flops_per_token / 1e6:,.1f} MFLOPs a token, "
-        f"{plan.tokens * plan.flops_per_token:.2e} FLOPs in all, "
-        f"in {plan.model_config.compute_dtype}; attention {plan.model_config.attention}, "
-        f"remat {plan.model_config.remat}: a step does {again:.2f} times that"
-    )
-
-
 def _memory(plan: Plan) -> str:
-    target = plan.target
-    if plan.compiled is None:
-        how = "estimated"
-    else:
-        how = f"compiled in {plan.compiled.seconds:.0f} s"
-    spare = target.budget_bytes - plan.peak_bytes
-    verdict = f"{spare / _GIB:.2f} GiB to spare" if plan.fits else "DOES NOT FIT"
+    budget = plan.device.budget_bytes
+    how = "estimated" if plan.compiled is None else f"compiled in {plan.compiled.seconds:.0f} s"
+    verdict = f"{_gib(budget - plan.peak_bytes)} GiB to spare" if plan.fits else "DOES NOT FIT"
     return (
-        f"{plan.peak_bytes / _GIB:.2f} GiB ({how}) of {target.budget_bytes / _GIB:.2f} GiB "
-        f"({target.budget_reason}): {verdict}; largest batch_size that fits: {plan.largest_batch}"
+        f"{_gib(plan.peak_bytes)} GiB ({how}) of {_gib(budget)} GiB "
+        f"({plan.device.budget_reason}): {verdict}; largest batch_size that fits: "
+        f"{plan.largest_batch}"
     )
 
 
-def _memory_by_kind(plan: Plan) -> str:
-    parts = plan.estimate
-    by_kind = (
-        f"estimated: {parts.state / _GIB:.2f} parameters and optimizer, {parts.kept / _GIB:.2f} "
-        f"kept for the backward pass, {parts.work / _GIB:.2f} gradients and temporaries"
+def _parts_of_memory(plan: Plan) -> str:
+    parts, compiled = plan.estimate, plan.compiled
+    estimated = (
+        f"estimated: {_gib(parts.state)} parameters and optimizer, {_gib(parts.kept)} kept for the "
+        f"backward pass, {_gib(parts.work)} gradients and temporaries"
     )
-    if plan.compiled is None:
-        return by_kind
-    compiled = plan.compiled
+    if compiled is None:
+        return estimated
     return (
         f"{compiled.arguments / _GIB:.3f} arguments + {compiled.outputs / _GIB:.3f} outputs + "
         f"{compiled.temporaries / _GIB:.3f} temporaries - {compiled.aliased / _GIB:.3f} aliased; "
-        f"{by_kind} ({parts.total / _GIB:.2f})"
+        f"{estimated} ({_gib(parts.total)})"
     )
 
 
 def _roofline(plan: Plan) -> str:
-    peak, bandwidth = plan.target.peak_flops, plan.target.bandwidth
+    peak, bandwidth = plan.device.peak_flops, plan.device.bandwidth
     if plan.step_seconds is None or peak is None or bandwidth is None:
         return "peak and bandwidth not known"
     arithmetic, traffic, at_best = plan.step_seconds
-    bound = "arithmetic" if arithmetic >= traffic else "memory traffic"
+
+    def bound(traffic: float) -> str:
+        return "arithmetic" if arithmetic >= traffic else "memory traffic"
+
     text = (
         f"an optimizer step needs {arithmetic:.2f} s of arithmetic at {peak / 1e12:.1f} TFLOP/s "
         f"and at least {traffic:.2f} s of memory traffic at {bandwidth / 1e9:,.0f} GB/s (matmuls "
-        f"and updates alone): {bound} bounds it; {at_best:.2f} s with each matmul at its own bound"
+        f"and updates alone): {bound(traffic)} bounds it; {at_best:.2f} s with each matmul at its "
+        f"own bound"
     )
     if plan.compiled is not None:
         compiled = plan.compiled.bytes_moved / bandwidth  # the program of one device
-        bound = "arithmetic" if arithmetic >= compiled else "memory traffic"
         text += (
             f". As compiled, {plan.compiled.bytes_moved / 1e9:,.0f} GB go through memory, less "
-            f"what a cache saves: {compiled:.2f} s, so that {bound} bounds it"
+            f"what a cache saves: {compiled:.2f} s, so that {bound(compiled)} bounds it"
         )
     return text
 
@@ -141,13 +136,14 @@ def _time(plan: Plan) -> str:
     if at_peak is None:
         parts = ["peak FLOP/s not known: no estimate of time"]
     else:
-        shares = ", ".join(f"{format_seconds(at_peak / mfu)} at {mfu:.0%}" for mfu in _MFUS)
+        shares = ", ".join(f"{format_seconds(at_peak / mfu)} at {mfu:.0%}" for mfu in _ASSUMED_MFUS)
         parts = [f"{format_seconds(at_peak)} at the peak; {shares} of it (assumed)"]
     if (rate := plan.measured_tokens_per_sec) is not None:
-        measured = f"{format_seconds(plan.tokens / rate)} at the {rate:,.0f} tokens/s"
-        if at_peak is not None:
-            measured += f" ({at_peak * rate / plan.tokens:.1%} of the peak)"
-        parts.append(f"{measured} that {plan.config.workdir} measured")
+        share = f" ({at_peak * rate / plan.tokens:.1%} of the peak)" if at_peak is not None else ""
+        parts.append(
+            f"{format_seconds(plan.tokens / rate)} at the {rate:,.0f} tokens/s{share} that "
+            f"{plan.config.workdir} measured"
+        )
     return "; ".join(parts)
 
 
@@ -186,98 +182,94 @@ def _batch_verdict(plan: Plan) -> str:
     model = plan.config.model
     return (
         f"{'so' if plan.fits else 'not so'}, {plan.peak_bytes / _GIB:.2f} of "
-        f"{plan.target.budget_bytes / _GIB:.2f} GiB, with attention {plan.model_config.attention}, "
+        f"{plan.device.budget_bytes / _GIB:.2f} GiB, with attention {plan.model_config.attention}, "
         f"remat {model.remat}, loss_chunk {model.loss_chunk:,}"
     )
 
 
 def warnings(plan: Plan) -> list[str]:
-    """Returns what the owner of the run should know before it takes days, with remedies."""
-    train, data = plan.config.train, plan.data
-    cosine = plan.config.optim.schedule == "cosine"
+    """Returns what to know before a long run, with remedies."""
+    train, data, optim = plan.config.train, plan.data, plan.config.optim
+    cosine = optim.schedule == "cosine"
     length = "train.max_iters" + (" and optim.lr_decay_iters" if cosine else "")
-    found = []
+    texts = []
     if not plan.fits:
-        found.append(refusal(plan))
-    elif plan.target.budget_bytes - plan.peak_bytes < _LITTLE_TO_SPARE:
-        found.append(
+        texts.append(refusal(plan))
+    elif plan.device.budget_bytes - plan.peak_bytes < _MIN_SPARE_BYTES:
+        texts.append(
             "less than 0.5 GiB to spare: a driver or a library that takes more can end the run. "
             f"Lower train.batch_size, or recompute more ({_remedies(plan)})."
         )
     if plan.compiled is not None and plan.compiled.n_rematerialized:
-        found.append(
-            f"memory is so short that XLA computes {plan.compiled.n_rematerialized} things twice, "
-            f"unasked and not the cheapest. Take batch_size {plan.largest_batch}, or "
+        texts.append(
+            f"memory is so short that XLA recomputes {plan.compiled.n_rematerialized} instructions "
+            f"of its own choice, not the cheapest. Set train.batch_size={plan.largest_batch}, or "
             f"{_remedies(plan)}."
         )
     if plan.passes is not None and plan.passes > train.max_epochs:
         assert data.train_tokens is not None
         steps = int(train.max_epochs * data.train_tokens / plan.tokens_per_step)
-        found.append(
+        texts.append(
             f"this run reads its {data.train_tokens:,} tokens {plan.passes:.0f} times. Repeated "
             f"data is worth nearly as much as new data for about 4 passes and ever less after "
             f"(Muennighoff et al. 2023). {max(steps, 1):,} steps ({length}) would be "
             f"{train.max_epochs:g} passes, where this warning begins (train.max_epochs)."
         )
     if data.val_tokens is not None and data.val_tokens < 100_000:
-        found.append(
-            f"the validation split has {data.val_tokens:,} tokens only, so its loss is noisy: "
+        texts.append(
+            f"the validation split has only {data.val_tokens:,} tokens, so its loss is noisy: "
             f"raise data.val_fraction."
         )
     seconds = plan.seconds_at(0.4)
     if seconds is not None and seconds > _LONG_RUN_DAYS * 86400:
         steps = int(train.max_iters * 5 * 86400 / seconds)
-        found.append(
+        texts.append(
             f"{seconds / 86400:.0f} days at 40 % of the peak. Five days are about {steps:,} steps: "
             f"set {length}, so that the learning rate reaches its floor."
         )
-    if cosine and plan.config.optim.lr_decay_iters > train.max_iters:
-        found.append(
+    if cosine and optim.lr_decay_iters > train.max_iters:
+        texts.append(
             f"the learning rate reaches its floor after optim.lr_decay_iters = "
-            f"{plan.config.optim.lr_decay_iters:,} steps, but the run ends after "
-            f"{train.max_iters:,} (train.max_iters): set both alike."
+            f"{optim.lr_decay_iters:,} steps, but the run ends after {train.max_iters:,} "
+            f"(train.max_iters): set both to the same number."
         )
-    if plan.target.platform == "gpu" and plan.model_config.compute_dtype == "float32":
-        found.append(
-            "float32 on a GPU leaves its tensor cores idle: model.compute_dtype=bfloat16 is "
+    if plan.device.platform == "gpu" and plan.model_config.compute_dtype == "float32":
+        texts.append(
+            "float32 leaves the tensor cores of a GPU idle: model.compute_dtype=bfloat16 is "
             "several times faster."
         )
-    return found
+    return texts
 
 
 def refusal(plan: Plan) -> str:
-    """Returns why a run cannot fit, and what would."""
-    how = "needs" if plan.compiled is not None else "needs, by estimate,"
-    fits = f"train.batch_size={plan.largest_batch} fits"
+    """Returns why a run cannot fit, and settings that do."""
+    needs = "needs" if plan.compiled is not None else "needs, by estimate,"
     if plan.largest_batch:
-        accumulation = -(
-            -plan.tokens_per_step // (plan.largest_batch * plan.model_config.block_size)
-        )
-        fits += (
-            f" (with train.gradient_accumulation_steps={accumulation} a step keeps its "
+        rows = plan.tokens_per_step // plan.model_config.block_size
+        fits = (
+            f"train.batch_size={plan.largest_batch} fits (with "
+            f"train.gradient_accumulation_steps={-(-rows // plan.largest_batch)} a step keeps its "
             f"{plan.tokens_per_step:,} tokens, or nearly)"
         )
     else:
         fits = "no batch size fits"
     return (
-        f"train.batch_size = {plan.config.train.batch_size} {how} {plan.peak_bytes / _GIB:.2f} GiB "
-        f"of {plan.target.device_kind}, and the budget is "
-        f"{plan.target.budget_bytes / _GIB:.2f} GiB ({plan.target.budget_reason}). "
-        f"{fits}. Or {_remedies(plan)}."
+        f"train.batch_size = {plan.config.train.batch_size} {needs} {_gib(plan.peak_bytes)} GiB "
+        f"of {plan.device.kind}, and the budget is {_gib(plan.device.budget_bytes)} GiB "
+        f"({plan.device.budget_reason}). {fits}. Or {_remedies(plan)}."
     )
 
 
 def _remedies(plan: Plan) -> str:
-    """Returns the settings, not yet made, that need less memory."""
+    """Returns the settings left that would need less memory."""
     model = plan.config.model
-    remedies = []
-    if model.loss_chunk == 0:
-        remedies.append("model.loss_chunk=2048 (logits never whole)")
-    if plan.model_config.attention == "xla":
-        remedies.append("model.attention=auto (scores never T x T)")
-    if model.remat != "full":
-        then = "dots" if model.remat == "none" else "full"
-        remedies.append(f"model.remat={then} (computes more again)")
-    if plan.target.platform == "gpu":
-        remedies.append("give JAX more of the card (XLA_PYTHON_CLIENT_MEM_FRACTION=0.9)")
-    return ", or ".join(remedies) if remedies else "take a smaller model"
+    remat = {"none": "dots", "dots": "full"}.get(model.remat)
+    remedies = {
+        "model.loss_chunk=2048 (logits never whole)": model.loss_chunk == 0,
+        "model.attention=auto (scores never T x T)": plan.model_config.attention == "xla",
+        f"model.remat={remat} (recomputes more)": remat is not None,
+        "give JAX more of the card (XLA_PYTHON_CLIENT_MEM_FRACTION=0.9)": (
+            plan.device.platform == "gpu"
+        ),
+    }
+    return ", or ".join(text for text, left in remedies.items() if left) or "take a smaller model"

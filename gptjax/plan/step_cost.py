@@ -1,4 +1,4 @@
-"""What a train step computes, moves and keeps, read off its jaxpr; nothing is compiled."""
+"""Arithmetic, memory traffic and saved activations of a train step, counted in its jaxpr."""
 
 import contextlib
 import dataclasses
@@ -8,18 +8,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src.cudnn import fused_attention_stablehlo
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.sharding import Mesh
+from jax.stages import Traced
 from ml_collections import ConfigDict
 
 from gptjax.model.config import GPTConfig
 from gptjax.step.sharding import make_mesh
 from gptjax.step.train_step import StepFunctions
 
-# JAX asks cuDNN for its version when attention is traced; a program that is only planned is told
-# this one, which has all that we use.
-_CUDNN_VERSION = 91000
+_CUDNN_VERSION = 91000  # assumed without a GPU; has all that attention uses
 _KERNELS = ("pallas_call", "dot_product_attention_fwd_wrapper", "dot_product_attention_bwd_wrapper")
 
 
@@ -28,7 +26,7 @@ class Operation:
     """A matmul or an attention kernel of the step."""
 
     name: str
-    count: int  # how often a step runs it
+    count: int  # runs per step
     flops: int  # of one run
     bytes: int  # of one run: operands read once, results written once
 
@@ -38,31 +36,29 @@ class StepCost:
     """One optimizer step on one device; elementwise work counts as fused into its neighbours."""
 
     operations: tuple[Operation, ...]
-    update_bytes: int  # gradients accumulated, parameters, optimizer and average updated
-    kept_bytes: int  # what the layers of a micro-step keep for its backward pass
-    state_bytes: int  # parameters, what the optimizer keeps of them, accumulated gradients, average
+    update_bytes: int  # traffic of gradient accumulation and of the update of the state
+    kept_bytes: int  # activations that the layers of a micro-step save for its backward pass
+    state_bytes: int  # parameters, optimizer state, accumulated gradients, moving average
 
     @property
     def flops(self) -> int:
-        """FLOPs of the matmuls, what the backward pass computes again included."""
+        """FLOPs of the matmuls, recomputation in the backward pass included."""
         return sum(op.count * op.flops for op in self.operations)
 
     @property
     def bytes(self) -> int:
-        """Bytes between the chip and its memory, were nothing read twice and nothing spilt."""
+        """Memory traffic if nothing were read twice and nothing spilled."""
         return self.update_bytes + sum(op.count * op.bytes for op in self.operations)
 
     def seconds(self, peak_flops: float, bandwidth: float) -> float:
-        """Returns the time of a step whose every operation reaches the nearer of its two roofs."""
+        """Returns the time of a step in which each operation runs at the lower of its two roofs."""
         return self.update_bytes / bandwidth + sum(
             op.count * max(op.flops / peak_flops, op.bytes / bandwidth) for op in self.operations
         )
 
 
-def abstract_step(
-    config: ConfigDict, model_config: GPTConfig, mesh: Mesh
-) -> tuple[StepFunctions, Any, dict[str, jax.ShapeDtypeStruct]]:
-    """Returns the functions of a run and the shapes of a state and a batch, placed on `mesh`."""
+def trace_step(config: ConfigDict, model_config: GPTConfig, mesh: Mesh) -> tuple[Traced, Any]:
+    """Returns the traced train step, and the shapes of the state it takes; allocates nothing."""
     steps = StepFunctions(config, model_config, np.zeros(model_config.vocab_size, np.int32), mesh)
     state = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -77,15 +73,18 @@ def abstract_step(
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=steps.batch_sharding)
         for name, dtype in dtypes.items()
     }
-    return steps, state, batch
+    with _cudnn_assumed(model_config.attention):
+        return steps.train_step.trace(state, batch), state
 
 
 @contextlib.contextmanager
-def cudnn_assumed() -> Iterator[None]:
-    """Lets cuDNN's attention be traced and compiled where there is no GPU."""
-    if jax.default_backend() == "gpu":
+def _cudnn_assumed(attention: str) -> Iterator[None]:
+    """Lets cuDNN's attention be traced without a GPU: JAX asks cuDNN for its version then."""
+    if attention != "cudnn" or jax.default_backend() == "gpu":
         yield
         return
+    from jax._src.cudnn import fused_attention_stablehlo  # private: imported only if needed
+
     check = fused_attention_stablehlo.check_cudnn_version
     fused_attention_stablehlo.check_cudnn_version = lambda: _CUDNN_VERSION
     try:
@@ -94,18 +93,15 @@ def cudnn_assumed() -> Iterator[None]:
         fused_attention_stablehlo.check_cudnn_version = check
 
 
-def measure(config: ConfigDict, model_config: GPTConfig) -> StepCost:
-    """Returns the cost of one optimizer step of `config`, all its rows on one device."""
-    model_config = dataclasses.replace(
-        model_config, scan_unroll=1
-    )  # so that the layers are one scan
-    steps, state, batch = abstract_step(config, model_config, make_mesh(1, jax.devices()[:1]))
-    with cudnn_assumed():
-        jaxpr = steps.train_step.trace(state, batch).jaxpr.jaxpr
+def analyze(config: ConfigDict, model_config: GPTConfig) -> StepCost:
+    """Returns the cost of one optimizer step of `config` with all rows on one device."""
+    model_config = dataclasses.replace(model_config, scan_unroll=1)  # one scan over the layers
+    traced, state = trace_step(config, model_config, make_mesh(1, jax.devices()[:1]))
+    jaxpr = traced.jaxpr.jaxpr
     micro_steps = config.train.gradient_accumulation_steps
     param_bytes, state_bytes = (_size(jax.tree.leaves(tree)) for tree in (state.params, state))
     # An update reads a gradient, and reads and writes all of the state. MultiSteps reads a gradient
-    # and the sum so far, and writes the sum, which is not touched again then.
+    # and the running sum, and writes the sum, which the update then does not touch again.
     accumulated = param_bytes if micro_steps > 1 else 0
     update_bytes = param_bytes + 2 * (state_bytes - accumulated) + 3 * micro_steps * accumulated
     return StepCost(
@@ -129,17 +125,17 @@ def _operations(jaxpr: Jaxpr, count: int) -> Iterator[Operation]:
             yield Operation(name, count, _kernel_flops(eqn), bytes_moved)
         else:
             times = eqn.params["length"] if name == "scan" else 1
-            # What hangs on a condition is done once a step: Muon's matmuls, at the last micro-step.
+            # A conditional runs once a step: Muon's matmuls, at the last micro-step.
             runs = 1 if name == "cond" else count * times
             for inner in jaxprs_in_params(eqn.params):
                 yield from _operations(inner, runs)
 
 
 def _kernel_flops(eqn: JaxprEqn) -> int:
-    """Returns the FLOPs of a flash-attention kernel, which skips the half that causality hides.
+    """Returns the FLOPs of a flash-attention kernel, which skips the masked half.
 
-    Forward two matmuls of T x T x H for each row and head, backward five (Dao et al. 2022); what
-    only prepares the backward pass gives no array [B, T, heads, H], as queries and keys are.
+    Forward two matmuls of T x T x H for each row and head, backward five (Dao et al. 2022); a
+    kernel that only prepares the backward pass returns no array [B, T, heads, H].
     """
     batch, length, heads, width = _shape(eqn.invars[0])
     shapes = [_shape(out) for out in eqn.outvars]
@@ -149,7 +145,7 @@ def _kernel_flops(eqn: JaxprEqn) -> int:
 
 
 def _kept(jaxpr: Jaxpr, n_layer: int) -> int:
-    """Returns the bytes that the forward scan over layers stacks up beside its carry."""
+    """Returns the bytes that the forward scan over the layers stacks beside its carry."""
     for scan in _scans(jaxpr):
         is_forward = scan.params["length"] == n_layer and not scan.params["reverse"]
         if is_forward and any(True for _ in _operations(scan.params["jaxpr"].jaxpr, 1)):

@@ -1,4 +1,4 @@
-"""Cards, and what they are looked up by."""
+"""Known cards: their data sheets, budgets and names."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def test_the_peak_is_that_of_its_tensor_cores(name):
         ("NVIDIA H100 80GB HBM3", 989),
     ],
 )
-def test_peak_flops_is_that_of_the_very_device(kind, tflops):
+def test_peak_flops_of_the_exact_device(kind, tflops):
     assert peak_flops(kind) == tflops * 1e12
 
 
@@ -42,11 +42,11 @@ def test_peak_flops_is_that_of_the_very_device(kind, tflops):
         "NVIDIA H100 PCIe",
     ],
 )
-def test_a_device_that_is_not_listed_has_no_peak(kind):
+def test_an_unlisted_device_has_no_known_peak(kind):
     assert peak_flops(kind) is None
 
 
-def test_a_card_has_the_share_of_its_memory_that_jax_takes(monkeypatch):
+def test_the_budget_of_a_card_is_the_share_that_jax_reserves(monkeypatch):
     for variable in devices._MEM_FRACTION:
         monkeypatch.delenv(variable, raising=False)
     assert devices.find("rtx4070").budget_bytes / 2**30 == pytest.approx(8.99, abs=0.005)
@@ -55,19 +55,19 @@ def test_a_card_has_the_share_of_its_memory_that_jax_takes(monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["0", "1.5", "75%"])
-def test_a_share_that_is_none_is_told(monkeypatch, text):
+def test_an_invalid_memory_fraction_is_refused(monkeypatch, text):
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", text)
     with pytest.raises(UserError, match="XLA_PYTHON_CLIENT_MEM_FRACTION"):
         devices.find("rtx3090")
 
 
-def test_an_unknown_card_is_told_its_nearest():
+def test_an_unknown_card_is_refused_with_the_nearest_name():
     with pytest.raises(UserError, match=r"did you mean rtx4070\?"):
         devices.find("rtx-4070")
 
 
 def test_the_local_cpu_has_memory_but_no_known_peak():
-    target = devices.find("local")
-    assert target.platform == "cpu" and target.is_local
-    assert 2**28 < target.budget_bytes < 2**44
-    assert target.peak_flops is None and target.bandwidth is None
+    device = devices.find("local")
+    assert device.platform == "cpu" and device.is_local
+    assert 2**28 < device.budget_bytes < 2**44
+    assert device.peak_flops is None and device.bandwidth is None

@@ -24,7 +24,7 @@ def test_a_matmul_reads_both_operands_and_writes_the_result():
     assert bytes_moved(text) == 3 * SQUARE
 
 
-def test_a_loop_counts_as_often_as_it_turns():
+def test_a_loop_counts_in_each_iteration():
     def repeated(n):
         return lambda x, y: jax.lax.scan(lambda c, _: (jnp.tanh(c) * y, None), x, length=n)[0]
 
@@ -37,12 +37,12 @@ def test_a_loop_over_stacked_arrays_reads_and_writes_slices():
         return jax.lax.scan(lambda c, x: (c + x, jnp.sin(c)), c, xs)[1]
 
     text = compiled(cumulated, (32, 256, 256), (256, 256))
-    per_turn = bytes_moved(text) / 32 / SQUARE
+    per_iteration = bytes_moved(text) / 32 / SQUARE
     # Reads c and x, writes c + x; reads c, writes sin c; a compiler may copy c once or twice more.
-    # Were whole stacks counted, it would be more than 64.
-    assert 3 <= per_turn <= 10
+    # With whole stacks it would be more than 64.
+    assert 3 <= per_iteration <= 10
 
 
-def test_text_that_is_no_program():
+def test_text_that_is_not_a_program_is_refused():
     with pytest.raises(ValueError, match="HLO"):
         bytes_moved("hello")

@@ -1,4 +1,4 @@
-"""The plan of a run: its figures, its words, and what it refuses."""
+"""The plan of a run: figures, text, and refusals."""
 
 import copy
 import dataclasses
@@ -24,9 +24,7 @@ GIB = 2**30
 @pytest.fixture(scope="module")
 def recipe():
     config = rtx4070.get_config()
-    return planner.make_plan(
-        config, devices.find("rtx4070"), planner.find_data(config), vocab_size=32_768
-    )
+    return planner.make_plan(config, devices.find("rtx4070"), planner.find_data(config))
 
 
 def test_figures_of_the_recipe(recipe):
@@ -53,17 +51,17 @@ def estimate_at(recipe):
 def test_the_recipe_fits_and_so_does_the_largest_batch_but_no_more(recipe, estimate_at):
     assert recipe.fits and recipe.peak_bytes == estimate_at(12).total
     largest = recipe.largest_batch
-    assert estimate_at(largest).total <= recipe.target.budget_bytes < estimate_at(largest + 1).total
+    assert estimate_at(largest).total <= recipe.device.budget_bytes < estimate_at(largest + 1).total
 
 
-def test_another_batch_size_is_estimated_as_if_one_had_started_from_it(recipe, estimate_at):
+def test_estimates_for_another_batch_size_equal_an_estimate_from_scratch(recipe, estimate_at):
     config = copy.deepcopy(recipe.config)
     config.train.batch_size = 20
-    cost = step_cost.measure(config, recipe.model_config)
+    cost = step_cost.analyze(config, recipe.model_config)
     assert estimate_at(20) == memory.estimate(config, recipe.model_config, cost, 1)
 
 
-def test_claims_stand_beside_what_is_so(recipe):
+def test_claims_are_listed_beside_actual_figures(recipe):
     text = render.describe(recipe, full=True)
     for claimed, so in (
         ("110M parameters", "55.1M"),
@@ -76,7 +74,7 @@ def test_claims_stand_beside_what_is_so(recipe):
         assert line.split(claimed)[1].strip().startswith(so)
 
 
-def test_what_is_not_claimed_is_not_answered(recipe):
+def test_without_claims_there_is_no_section_of_them(recipe):
     config = copy.deepcopy(recipe.config)
     config.claims = base.get_config().claims
     text = render.describe(dataclasses.replace(recipe, config=config), full=True)
@@ -85,13 +83,13 @@ def test_what_is_not_claimed_is_not_answered(recipe):
 
 def test_bfloat16_and_cudnn_are_what_auto_becomes_on_a_card():
     config = base.get_config()
-    target = devices.find("rtx3090")
-    found = planner.on_target(config, target).model
-    assert (found.compute_dtype, found.attention) == ("bfloat16", "cudnn")
+    device = devices.find("rtx3090")
+    model = planner.resolve_auto(config, device).model
+    assert (model.compute_dtype, model.attention) == ("bfloat16", "cudnn")
     config.data.document_mask = True
-    assert planner.on_target(config, target).model.attention == "pallas"
+    assert planner.resolve_auto(config, device).model.attention == "pallas"
     config.data.document_mask, config.model.compute_dtype = False, "float32"
-    assert planner.on_target(config, target).model.attention == "pallas"
+    assert planner.resolve_auto(config, device).model.attention == "pallas"
     assert config.model.attention == "auto"  # the configuration itself is left alone
 
 
@@ -102,12 +100,12 @@ class FakeCompiler:
         self.batch_sizes = []
         monkeypatch.setattr(planner.compiler, "compile_step", self)
 
-    def __call__(self, config, model_config, target):
+    def __call__(self, config, model_config, device):
         batch_size = config.train.batch_size
         self.batch_sizes.append(batch_size)
         total = GIB + batch_size * GIB // 10
-        squeezed = int(batch_size > 85)
-        return CompiledStep(total, 0, 0, 0, bytes_moved=0, n_rematerialized=squeezed, seconds=1.0)
+        n = int(batch_size > 85)
+        return CompiledStep(total, 0, 0, 0, bytes_moved=0, n_rematerialized=n, seconds=1.0)
 
 
 @pytest.mark.parametrize(("budget_gib", "largest"), [(5, 40), (9, 80), (12, 84), (0.9, 0)])
@@ -115,19 +113,19 @@ def test_compiled_figures_overrule_the_estimate(
     monkeypatch, recipe, estimate_at, budget_gib, largest
 ):
     compiler = FakeCompiler(monkeypatch)
-    target = dataclasses.replace(recipe.target, budget_bytes=int(budget_gib * GIB))
-    first = compiler(recipe.config, recipe.model_config, target)
-    found = planner._largest_compiled(
-        recipe.config, recipe.model_config, target, first, estimate_at
+    device = dataclasses.replace(recipe.device, budget_bytes=int(budget_gib * GIB))
+    first = compiler(recipe.config, recipe.model_config, device)
+    batch_size = planner._largest_compiled(
+        recipe.config, recipe.model_config, device, first, estimate_at
     )
-    assert largest - 4 <= found <= largest
+    assert largest - 4 <= batch_size <= largest
     assert len(compiler.batch_sizes) <= 1 + planner._MAX_COMPILATIONS
 
 
-def test_compiled_steps_that_were_squeezed_in_are_told(recipe):
+def test_rematerialization_by_xla_is_a_warning(recipe):
     compiled = CompiledStep(8 * GIB, 0, 0, 0, bytes_moved=0, n_rematerialized=7, seconds=1.0)
-    found = render.warnings(dataclasses.replace(recipe, compiled=compiled))
-    assert any("computes 7 things twice" in warning for warning in found)
+    warnings = render.warnings(dataclasses.replace(recipe, compiled=compiled))
+    assert any("recomputes 7 instructions" in warning for warning in warnings)
 
 
 def test_a_run_that_cannot_fit_is_refused_with_the_batch_that_does(
@@ -137,8 +135,8 @@ def test_a_run_that_cannot_fit_is_refused_with_the_batch_that_does(
     local = devices.local()
 
     def with_budget(budget):
-        target = dataclasses.replace(local, budget_bytes=int(budget))
-        monkeypatch.setattr(devices, "local", lambda: target)
+        device = dataclasses.replace(local, budget_bytes=int(budget))
+        monkeypatch.setattr(devices, "local", lambda: device)
 
     with_budget(2 * needed)
     assert refuse_unfit(debug_config).compiled is None
@@ -156,8 +154,8 @@ def test_a_run_that_cannot_fit_is_refused_with_the_batch_that_does(
 def test_a_close_call_is_decided_by_compiling(monkeypatch, debug_config):
     local = devices.local()
     needed = refuse_unfit(debug_config).peak_bytes
-    target = dataclasses.replace(local, budget_bytes=needed)
-    monkeypatch.setattr(devices, "local", lambda: target)
+    device = dataclasses.replace(local, budget_bytes=needed)
+    monkeypatch.setattr(devices, "local", lambda: device)
     FakeCompiler(monkeypatch)  # says 1.4 GiB
     with pytest.raises(UserError, match="needs 1.40 GiB"):
         refuse_unfit(debug_config)
@@ -179,7 +177,7 @@ def test_data_of_a_source_that_is_not_prepared_is_estimated(debug_config, store,
     assert not (tmp_path / "stores").exists()  # nothing was prepared
 
 
-def test_data_that_is_not_there_is_not_known(tmp_path):
+def test_the_size_of_missing_data_is_unknown(tmp_path):
     config = base.get_config()
     config.data.source = str(tmp_path / "none.parquet")
     data = planner.find_data(config)
@@ -195,18 +193,18 @@ def test_warnings(recipe):
     assert "data.val_fraction" in text and "optim.lr_decay_iters" in text
     assert "max_epochs" not in text
     tight = dataclasses.replace(
-        recipe, estimate=Memory(recipe.target.budget_bytes - GIB // 4, 0, 0, 0)
+        recipe, estimate=Memory(recipe.device.budget_bytes - GIB // 4, 0, 0, 0)
     )
     assert any("0.5 GiB to spare" in w for w in render.warnings(tight))
 
 
-def test_what_the_workdir_measured(tmp_path, recipe):
+def test_throughput_measured_in_the_workdir(tmp_path, recipe):
     lines = [{"step": 1, "perf/tokens_per_sec": 1.0}, {"step": 2, "perf/tokens_per_sec": 4e4}]
     lines += [{"step": 2, "val/loss": 3.0}]
     text = "\n".join(map(json.dumps, lines)) + '\n{"step": 3, "perf/to'
     (tmp_path / "metrics.jsonl").write_text(text)
-    assert planner.measured(tmp_path) == 4e4
-    assert planner.measured(tmp_path / "elsewhere") is None
+    assert planner.measured_tokens_per_sec(tmp_path) == 4e4
+    assert planner.measured_tokens_per_sec(tmp_path / "elsewhere") is None
     measured = dataclasses.replace(recipe, measured_tokens_per_sec=4e4)
     assert "40,000 tokens/s (27.6% of the peak)" in render.describe(measured, full=False)
 

@@ -1,7 +1,9 @@
-"""What a step costs, against closed forms and XLA's own count."""
+"""The cost of a step against closed forms and XLA's own count."""
 
+import ast
 import copy
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -39,7 +41,7 @@ MODERN = {"norm": "rmsnorm", "position": "rope", "qk_norm": True, "mlp": "swiglu
 def test_flops_without_recomputation_are_the_models(settings):
     config, model_config = small(**settings)
     expected = tokens_of(config) * flops_per_token(model_config)
-    assert step_cost.measure(config, model_config).flops == expected
+    assert step_cost.analyze(config, model_config).flops == expected
 
 
 @pytest.mark.parametrize("settings", [{}, {**MODERN, "n_kv_head": 2}])
@@ -47,10 +49,8 @@ def test_flops_per_token_is_what_xla_counts(settings):
     """Unrolled, for XLA counts the body of a loop once; it counts elementwise work, too."""
     config, model_config = small(scan_unroll=3, **settings)
     config.train.gradient_accumulation_steps = 1
-    steps, state, batch = step_cost.abstract_step(
-        config, model_config, make_mesh(1, jax.devices()[:1])
-    )
-    counted = steps.train_step.lower(state, batch).cost_analysis()["flops"] / tokens_of(config)
+    traced, _ = step_cost.trace_step(config, model_config, make_mesh(1, jax.devices()[:1]))
+    counted = traced.lower().cost_analysis()["flops"] / tokens_of(config)
     elementwise = counted / flops_per_token(model_config) - 1
     assert 0 < elementwise < 0.06
 
@@ -58,9 +58,9 @@ def test_flops_per_token_is_what_xla_counts(settings):
 def test_muon_orthogonalises_once_a_step_and_keeps_one_momentum():
     config, model_config = small()
     n_params, _ = count_params(model_config)
-    plain = step_cost.measure(config, model_config)
+    plain = step_cost.analyze(config, model_config)
     config.optim.optimizer, config.optim.ema_decay = "muon", 0.999
-    cost = step_cost.measure(config, model_config)
+    cost = step_cost.analyze(config, model_config)
 
     def orthogonalising(d_in, d_out):  # five times: Gram matrix, its square, their product with X
         a, b = sorted((d_in, d_out))
@@ -79,18 +79,18 @@ def test_muon_orthogonalises_once_a_step_and_keeps_one_momentum():
 
 def test_recomputing_blocks_adds_a_forward_pass_of_them():
     config, model_config = small()
-    plain = step_cost.measure(config, model_config).flops
-    again = step_cost.measure(config, dataclasses.replace(model_config, remat="full")).flops
+    plain = step_cost.analyze(config, model_config).flops
+    again = step_cost.analyze(config, dataclasses.replace(model_config, remat="full")).flops
     head = 6 * model_config.vocab_size * model_config.n_embd * tokens_of(config)
-    # The last matmul of a block need not be computed again: nothing of the backward pass reads it.
+    # The last matmul of a block is not recomputed: the backward pass does not read its result.
     unread = 2 * 4 * model_config.n_embd**2 * model_config.n_layer * tokens_of(config)
     assert again - plain == (plain - head) / 3 - unread
 
 
 def test_dots_computes_no_projection_again():
     config, model_config = small(attention="cudnn", compute_dtype="bfloat16")
-    plain = step_cost.measure(config, model_config).flops
-    again = step_cost.measure(config, dataclasses.replace(model_config, remat="dots")).flops
+    plain = step_cost.analyze(config, model_config).flops
+    again = step_cost.analyze(config, dataclasses.replace(model_config, remat="dots")).flops
     forward_attention = (
         2 * model_config.n_layer * model_config.n_embd * model_config.block_size * tokens_of(config)
     )
@@ -109,15 +109,15 @@ def test_flash_attention_does_seven_matmuls_of_which_causality_hides_half(attent
         - 12 * model_config.n_layer * model_config.n_embd * model_config.block_size
     )
     expected = tokens_of(config) * (linear + attention_flops)
-    assert step_cost.measure(config, model_config).flops == expected
+    assert step_cost.analyze(config, model_config).flops == expected
 
 
-def test_what_layers_keep_for_the_backward_pass():
-    """Recomputing all, a layer keeps its input only."""
+def test_activations_saved_for_the_backward_pass():
+    """With full recomputation a layer saves only its input."""
     config, model_config = small(remat="full", compute_dtype="bfloat16")
     rows = config.train.batch_size
     expected = model_config.n_layer * rows * model_config.block_size * model_config.n_embd * 2
-    assert step_cost.measure(config, model_config).kept_bytes == expected
+    assert step_cost.analyze(config, model_config).kept_bytes == expected
 
 
 def test_roofline_takes_the_nearer_roof_of_each_operation():
@@ -133,5 +133,12 @@ def test_bytes_of_a_matmul_are_operands_and_result():
         return jax.lax.scan(lambda c, _: (c @ b, None), a, length=4)[0]
 
     shapes = jax.ShapeDtypeStruct((8, 16), np.float32), jax.ShapeDtypeStruct((16, 16), np.float32)
-    (found,) = step_cost._operations(jax.make_jaxpr(matmul)(*shapes).jaxpr, 1)
-    assert found == Operation("dot_general", 4, 2 * 8 * 16 * 16, 4 * (8 * 16 + 16 * 16 + 8 * 16))
+    (operation,) = step_cost._operations(jax.make_jaxpr(matmul)(*shapes).jaxpr, 1)
+    n_bytes = 4 * (8 * 16 + 16 * 16 + 8 * 16)
+    assert operation == Operation("dot_general", 4, 2 * 8 * 16 * 16, n_bytes)
+
+
+def test_importing_the_plan_imports_no_private_module_of_jax():
+    for path in Path(step_cost.__file__).parent.glob("*.py"):
+        imports = [x for x in ast.parse(path.read_text()).body if isinstance(x, ast.ImportFrom)]
+        assert not any((x.module or "").startswith("jax._src") for x in imports), path

@@ -1,4 +1,4 @@
-"""Sizes for the time there is: the law against its own paper, the search against trying all."""
+"""Suggested sizes: the law against its paper, the search against an exhaustive one."""
 
 import copy
 import math
@@ -18,19 +18,19 @@ from gptjax.plan.scaling_law import effective_params, effective_tokens
 def test_effective_tokens():
     assert effective_tokens(100, 0.5) == 50
     assert effective_tokens(100, 1) == 100
-    # Up to 4 passes nearly as good as new; 15.39 repetitions give 1 - 1/e of all there is to gain.
+    # Up to 4 passes nearly as good as new; 15.39 repetitions give 1 - 1/e of the possible gain.
     assert effective_tokens(100, 4) == pytest.approx(400, rel=0.1)
     assert effective_tokens(100, 1 + 15.39) == pytest.approx(100 + 1539 * (1 - 1 / math.e))
     assert effective_tokens(100, 1e6) == pytest.approx(1639)
 
 
 def test_effective_params():
-    called_for = scaling_law.PARAMS_PER_TOKEN * 1e9
-    assert called_for == pytest.approx(0.051e9, rel=0.01)  # the paper's, 20 tokens a parameter
+    optimal = scaling_law.PARAMS_PER_TOKEN * 1e9
+    assert optimal == pytest.approx(0.051e9, rel=0.01)  # the paper's, 20 tokens a parameter
     assert effective_params(1e6, 1e9) == 1e6
-    assert effective_params(called_for, 1e9) == pytest.approx(called_for)
-    assert effective_params(6.31 * called_for, 1e9) == pytest.approx(
-        called_for * (1 + 5.31 * (1 - 1 / math.e))
+    assert effective_params(optimal, 1e9) == pytest.approx(optimal)
+    assert effective_params(6.31 * optimal, 1e9) == pytest.approx(
+        optimal * (1 + 5.31 * (1 - 1 / math.e))
     )
 
 
@@ -41,7 +41,7 @@ def test_one_pass_is_the_law_of_hoffmann_and_others():
     assert scaling_law.loss(n_params, 2 * tokens, 0.5) == pytest.approx(expected)
 
 
-def test_five_days_of_the_card_call_for_the_size_that_the_law_is_known_to_give():
+def test_five_days_of_the_card_give_the_known_optimum_of_the_law():
     # 250-290M parameters at 13-16 passes for 0.73e9 tokens and the compute of 18-25e9 tokens at
     # 124M parameters (found by others with the paper's code).
     unique = 0.73e9
@@ -60,13 +60,13 @@ def recipe():
 
 
 @pytest.fixture(scope="module")
-def found(recipe):
-    target, data = devices.find("rtx4070"), planner.find_data(recipe)
-    return suggest.suggest(recipe, target, data, days=5, flops_per_sec=0.4 * 58.3e12)
+def suggested(recipe):
+    device, data = devices.find("rtx4070"), planner.find_data(recipe)
+    return suggest.suggest(recipe, device, data, days=5, flops_per_sec=0.4 * 58.3e12)
 
 
-def test_the_best_is_the_best_of_all_depths(recipe, found):
-    suggestions, best = found
+def test_the_best_is_the_best_of_all_depths(recipe, suggested):
+    suggestions, best = suggested
     losses = {}
     for n_layer in range(2, 49):
         width, depth_params = 64 * n_layer, 12 * n_layer * (64 * n_layer) ** 2
@@ -82,8 +82,8 @@ def test_the_best_is_the_best_of_all_depths(recipe, found):
     )
 
 
-def test_what_is_suggested_takes_its_time_keeps_the_step_and_fits(recipe, found):
-    for suggestion in found[0]:
+def test_suggestions_use_the_time_keep_the_tokens_per_step_and_fit(recipe, suggested):
+    for suggestion in suggested[0]:
         plan = suggestion.plan
         assert plan.seconds_at(0.4) == pytest.approx(5 * 86400, rel=1e-3)
         assert plan.tokens_per_step == 491_520
@@ -93,8 +93,8 @@ def test_what_is_suggested_takes_its_time_keeps_the_step_and_fits(recipe, found)
         assert optim.warmup_iters <= max_iters // 10 and optim.wsd_decay_iters <= max_iters // 5
 
 
-def test_the_flags_make_what_is_suggested(recipe, found):
-    suggestions, best = found
+def test_the_flags_configure_the_best_suggestion(recipe, suggested):
+    suggestions, best = suggested
     text = suggest.describe(suggestions, best, days=5, speed="23 TFLOP/s")
     config = copy.deepcopy(recipe)
     for line in text.splitlines():
@@ -112,11 +112,11 @@ def test_the_flags_make_what_is_suggested(recipe, found):
     assert sum(line.lstrip().startswith("->") for line in text.splitlines()) == 1
 
 
-def test_the_best_recipe_is_as_good_as_what_is_suggested():
+def test_the_best_recipe_is_as_good_as_the_suggestion():
     config = rtx4070_best.get_config()
-    target, data = devices.find("rtx4070"), planner.find_data(config)
+    device, data = devices.find("rtx4070"), planner.find_data(config)
     suggestions, best = suggest.suggest(
-        config, target, data, days=config.claims.days, flops_per_sec=0.4 * 58.3e12
+        config, device, data, days=config.claims.days, flops_per_sec=0.4 * 58.3e12
     )
     (own,) = [s for s in suggestions if s.plan.model_config.n_layer == config.model.n_layer]
     assert (
@@ -141,7 +141,7 @@ def test_grouped_heads_and_a_width_of_its_own_keep_their_proportions(recipe):
     assert flags["model.mlp_dim"] == shapes[5].model.mlp_dim
 
 
-def test_speed_is_told_or_measured_or_assumed_or_else_asked_for(debug_config, tmp_path):
+def test_speed_is_given_measured_or_assumed_or_else_asked_for(debug_config, tmp_path):
     config = copy.deepcopy(debug_config)
     config.workdir = str(tmp_path)
     card, local = devices.find("rtx4070"), devices.local()
@@ -156,11 +156,11 @@ def test_speed_is_told_or_measured_or_assumed_or_else_asked_for(debug_config, tm
     assert "measured" in origin
 
 
-def test_what_cannot_be_suggested_is_refused(recipe):
-    target, data = devices.find("rtx4070"), Data(10**9, 10**6, "told")
+def test_impossible_requests_are_refused(recipe):
+    device, data = devices.find("rtx4070"), Data(10**9, 10**6, "given")
     with pytest.raises(UserError, match="--days"):
-        suggest.suggest(recipe, target, data, days=0, flops_per_sec=1e12)
+        suggest.suggest(recipe, device, data, days=0, flops_per_sec=1e12)
     with pytest.raises(UserError, match="known"):
-        suggest.suggest(recipe, target, Data(None, None, "no file"), days=1, flops_per_sec=1e12)
+        suggest.suggest(recipe, device, Data(None, None, "no file"), days=1, flops_per_sec=1e12)
     with pytest.raises(UserError, match="no size fits"):
-        suggest.suggest(recipe, target, data, days=1e-9, flops_per_sec=1e12)
+        suggest.suggest(recipe, device, data, days=1e-9, flops_per_sec=1e12)
