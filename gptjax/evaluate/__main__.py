@@ -1,10 +1,10 @@
-"""Measures a run's model: the validation split, other text, benchmarks from local files.
+"""Evaluates a run's best checkpoint: validation split, other text, benchmarks from local files.
 
     python -m gptjax.evaluate --workdir=runs/quickstart
     python -m gptjax.evaluate --workdir=runs/quickstart --noval --text=other.parquet
     python -m gptjax.evaluate --workdir=runs/quickstart --noval --benchmarks=eval --limit=300
 
-Results are printed and kept in workdir/eval/STEP.json.
+Results are printed and saved in workdir/eval/STEP.json.
 """
 
 import json
@@ -26,18 +26,18 @@ from gptjax.model.flops import count_params
 
 
 def save(path: Path, results: dict[str, Any]) -> None:
-    """Writes results to a JSON file, over those of an earlier call that have the same names."""
-    kept: dict[str, Any] = {}
+    """Merges results into a JSON file, in place of earlier ones of the same names."""
+    saved: dict[str, Any] = {}
     if path.is_file():
         try:
-            kept = json.loads(path.read_text())
+            saved = json.loads(path.read_text())
         except ValueError as error:
             raise UserError(f"{path} is damaged ({error}). Move it away and run again.") from error
     for name, value in results.items():
-        nested = isinstance(value, dict) and isinstance(kept.get(name), dict)
-        kept[name] = {**kept[name], **value} if nested else value
+        nested = isinstance(value, dict) and isinstance(saved.get(name), dict)
+        saved[name] = {**saved[name], **value} if nested else value
     path.parent.mkdir(exist_ok=True)
-    write_atomically(path, (json.dumps(kept, indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps(saved, indent=1) + "\n").encode())
 
 
 def _line(name: str, values: dict[str, Any]) -> str:
@@ -58,10 +58,10 @@ def _main(_: list[str]) -> None:
     files = benchmarks.find_files([Path(p) for p in values.benchmarks])
     texts = [Path(p) for p in values.text]
     run = load_run(workdir)
-    n_params, _n_rest = count_params(run.model_config)
+    n_params = count_params(run.model_config)[0]
     print(f"{workdir}, step {run.step:,}: {n_params:,} parameters", flush=True)
     path = workdir / EVALUATIONS / f"{run.step}.json"
-    save(path, {"step": run.step, "n_params": n_params})  # before hours are spent
+    save(path, {"step": run.step, "n_params": n_params})  # fails early if it cannot be written
     if values.val:
         result = evaluate_documents(run, validation_documents(run), "val")
         print(_line("val", result), flush=True)
@@ -77,23 +77,23 @@ def _main(_: list[str]) -> None:
         scores = benchmarks.Suite(run.tokenizer, files, limit).run(scorer, progress=True)
         print("\n" + text_table(scores, workdir.name), flush=True)
         save(path, {"benchmarks": scores})
-    print(f"\nKept in {path}.")
+    print(f"\nSaved in {path}.")
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
-    flags.DEFINE_bool("val", True, "Measure the whole validation split.")
+    flags.DEFINE_bool("val", True, "Evaluate the whole validation split.")
     flags.DEFINE_list("text", [], "Parquet files of other text, with columns text and id.")
     flags.DEFINE_list(
         "benchmarks",
         [],
-        "JSON-lines files, plain or .gz, or folders of them, known by their names.",
+        "JSON-lines files, plain or .gz, or folders of them, recognised by their names.",
     )
     flags.DEFINE_integer(
         "limit",
         None,
         "At most so many items of each benchmark (of each paradigm of BLiMP) and documents of each "
-        "--text, drawn at random, always the same ones.",
+        "--text, a random sample that is the same each time.",
         lower_bound=1,
     )
     app.run(lambda argv: call(_main, argv))

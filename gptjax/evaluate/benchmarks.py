@@ -25,59 +25,58 @@ _SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
 def find_files(paths: Sequence[Path]) -> dict[str, list[Path]]:
-    """Returns the files of each benchmark, which is recognised by the file's name or its folders'.
+    """Returns the files of each benchmark, recognised by the name of the file or of its folders.
 
-    Args:
-        paths: files, and folders that are searched through for *.jsonl and *.jsonl.gz.
+    Folders are searched for *.jsonl and *.jsonl.gz.
 
     Raises:
-        UserError: if a path does not exist or is no known benchmark, a folder holds none, or
-            several files (other than BLiMP's paradigms) are of the same one.
+        UserError: a path does not exist or names no benchmark, a folder holds none, or several
+            files (other than BLiMP's paradigms) belong to the same one.
     """
-    found, wrong = _find(paths)
-    if wrong:
-        raise UserError("--benchmarks: " + "\n".join(wrong))
-    return found
+    files_by_task, errors = _find(paths)
+    if errors:
+        raise UserError("--benchmarks: " + "\n".join(errors))
+    return files_by_task
 
 
 def problems(paths: Sequence[Path]) -> list[str]:
-    """Returns all that is wrong with `paths` (see `find_files`) and with what the files hold."""
-    found, wrong = _find(paths)
-    for name, files in found.items():
+    """Returns all problems of `paths` (see `find_files`) and of the content of the files."""
+    files_by_task, errors = _find(paths)
+    for name, files in files_by_task.items():
         for file in files:
             try:
                 read_items(TASKS[name], [file])
             except UserError as error:
-                wrong.append(str(error))
-    return wrong
+                errors.append(str(error))
+    return errors
 
 
 def _find(paths: Sequence[Path]) -> tuple[dict[str, list[Path]], list[str]]:
-    """Returns the files of each benchmark, and what is wrong with `paths`."""
-    found: dict[str, list[Path]] = collections.defaultdict(list)
-    wrong = []
+    """Returns the files of each benchmark, and the problems of `paths`."""
+    files_by_task: dict[str, list[Path]] = collections.defaultdict(list)
+    errors = []
     for path in paths:
         if not path.exists():
-            wrong.append(f"there is no file or folder {path}.")
+            errors.append(f"there is no file or folder {path}.")
             continue
         files = [path] if path.is_file() else sorted(_json_lines_in(path))
         above = path.absolute().parent.parent if path.is_file() else path.absolute().parent
         known = [(f, n) for f in files if (n := recognise(f.absolute().relative_to(above)))]
         for file, name in known:
-            found[name].append(file)
+            files_by_task[name].append(file)
         if not known:
-            what = "names no" if path.is_file() else "holds no file whose path names a"
-            wrong.append(
-                f"{path} {what} benchmark that is known: {', '.join(TASKS)}. Files end in "
+            reason = "names no" if path.is_file() else "holds no file whose path names a"
+            errors.append(
+                f"{path} {reason} known benchmark: {', '.join(TASKS)}. Files end in "
                 f"{' or '.join(_SUFFIXES)}, such as hellaswag_val.jsonl."
             )
-    for name, files in found.items():
+    for name, files in files_by_task.items():
         if name != "blimp" and len(files) > 1:
-            wrong.append(
+            errors.append(
                 f"{len(files)} files are of {name}: {', '.join(map(str, files))}. Name the one to "
                 f"use, such as {files[0]}."
             )
-    return {name: found[name] for name in TASKS if name in found}, wrong
+    return {name: files_by_task[name] for name in TASKS if name in files_by_task}, errors
 
 
 def _json_lines_in(folder: Path) -> Iterator[Path]:
@@ -85,7 +84,7 @@ def _json_lines_in(folder: Path) -> Iterator[Path]:
 
 
 def recognise(path: Path) -> str | None:
-    """Returns the benchmark that a path names: in its file name, or else in the nearest folder."""
+    """Returns the benchmark named by the file, or else by the nearest folder."""
     for part in reversed(path.parts):
         for name, task in TASKS.items():
             if re.search(task.pattern, part.lower()):
@@ -94,10 +93,10 @@ def recognise(path: Path) -> str | None:
 
 
 def read_items(task: Task, files: Sequence[Path], limit: int | None = None) -> list[Item]:
-    """Returns the items of a benchmark, or `limit` of them (of each group), always the same ones.
+    """Returns the items of a benchmark, or a fixed sample of `limit` items of each group.
 
     Raises:
-        UserError: if a file cannot be read, or a line has another layout.
+        UserError: a file cannot be read, or a line has an unknown layout.
     """
     items = [item for path in files for item in _parse_lines(task, path)]
     if limit is None:
@@ -114,12 +113,12 @@ def _parse_lines(task: Task, path: Path) -> Iterator[Item]:
     try:
         opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
         with opened as file:
-            lines = file.read().decode().split("\n")  # splitlines() knows more ends of lines
+            lines = file.read().decode().split("\n")  # splitlines() splits at more characters
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path} cannot be read ({error}). Is the file whole? Download it again."
+            f"{path} cannot be read ({error}): it may be incomplete. Download it again."
         ) from error
-    n = 0
+    is_empty = True
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -128,12 +127,12 @@ def _parse_lines(task: Task, path: Path) -> Iterator[Item]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(
-                f"{path}, line {number}: this is no item of {task.name} ({reason}). One JSON "
-                f"object a line is expected, with {task.layout}."
+                f"{path}, line {number}: not an item of {task.name} ({reason}). Expected is one "
+                f"JSON object per line, with {task.layout}."
             ) from error
-        n += 1
+        is_empty = False
         yield item
-    if not n:
+    if is_empty:
         raise UserError(f"{path} holds no items.")
 
 
@@ -145,11 +144,11 @@ class Outcome:
     scores: tuple[Score, ...]
 
     def value(self, metric: str) -> float:
-        """Returns what this item adds to a metric; for perplexity, the negative log-likelihood."""
+        """Returns this item's term of a metric; for perplexity, the negative log-likelihood."""
         log_likelihoods = np.array([score.log_likelihood for score in self.scores])
         if metric == "perplexity":
             return -float(log_likelihoods[0])
-        if len(self.scores) == 1:  # no choice: the most likely text, or not
+        if len(self.scores) == 1:  # an open question
             return float(self.scores[0].is_greedy)
         if metric == "acc_norm":
             log_likelihoods = log_likelihoods / np.array(self.item.lengths, float)
@@ -159,9 +158,9 @@ class Outcome:
 def summarise(outcomes: Sequence[Outcome], metrics: Sequence[str]) -> dict[str, Any]:
     """Returns `n`, `chance` (None for an open question) and each metric with its standard error.
 
-    Standard errors are over items: s / sqrt(n), s with n - 1, as in lm-eval. That of a perplexity,
-    exp(mean), is exp(mean) s / sqrt(n) to first order; lm-eval draws bootstrap samples instead.
-    None where there is one item only.
+    Standard errors are over items: s / sqrt(n), s with n - 1, as in lm-eval; None for one item.
+    That of a perplexity, exp(mean), is exp(mean) s / sqrt(n) to first order, where lm-eval draws
+    bootstrap samples.
     """
     n_choices = [len(outcome.scores) for outcome in outcomes]
     chance = None if min(n_choices) == 1 else math.fsum(1 / n for n in n_choices) / len(n_choices)
@@ -181,22 +180,17 @@ class Suite:
     def __init__(
         self, tokenizer: Tokenizer, files: Mapping[str, Sequence[Path]], limit: int | None = None
     ):
-        """Reads the files.
-
-        Args:
-            tokenizer: the one the models were trained with.
-            files: from `find_files`.
-            limit: items of each benchmark or paradigm, at most; None for all.
+        """Reads the files of `find_files`, at most `limit` items of each benchmark or paradigm.
 
         Raises:
-            UserError: if any of the files cannot be used.
+            UserError: one of the files cannot be used.
         """
         self.items = {name: read_items(TASKS[name], of, limit) for name, of in files.items()}
         self._tokenizer = tokenizer
         self._requests: dict[str, list[Request]] = {}
 
     def score(self, name: str, scorer: Scorer, *, progress: bool = False) -> list[Outcome]:
-        """Returns each item of the benchmark `name` with its scores."""
+        """Returns the items of the benchmark `name` with their scores."""
         items = self.items[name]
         if name not in self._requests:
             pairs = [pair for item in items for pair in item.requests]
@@ -208,10 +202,6 @@ class Suite:
         """Returns the results of each benchmark; of BLiMP also of each paradigm, as `blimp/NAME`.
 
         BLiMP's own accuracy is the mean of its paradigms'.
-
-        Args:
-            scorer: of the model.
-            progress: whether it is shown.
         """
         results: Results = {}
         for name in self.items:
@@ -222,14 +212,14 @@ class Suite:
                 groups[outcome.item.group].append(outcome)
             results[name] = summarise(outcomes, metrics)
             if name == "blimp":
-                parts = {f"{name}/{g}": summarise(of, metrics) for g, of in sorted(groups.items())}
-                results[name] |= _mean_of(list(parts.values()))
+                parts = {f"{name}/{g}": summarise(o, metrics) for g, o in sorted(groups.items())}
+                results[name] |= _mean_accuracy(list(parts.values()))
                 results |= parts
         return results
 
 
-def _mean_of(parts: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Returns the mean accuracy of independent groups that weigh the same."""
+def _mean_accuracy(parts: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Returns the unweighted mean over independent groups."""
     stderrs = [part["acc_stderr"] for part in parts]
     return {
         "acc": math.fsum(part["acc"] for part in parts) / len(parts),

@@ -1,7 +1,7 @@
-"""Benchmark items in their published layouts, turned into requests as lm-eval 0.4.13 words them.
+"""Benchmark items in their published layouts, turned into requests with lm-eval 0.4.13's wording.
 
-Each parser takes one line of a JSON-lines file, in the layout of the data set's authors or of its
-copy on Hugging Face, and returns an `Item`.
+A parser takes one record of a JSON-lines file, in the layout of the data set's authors or of its
+copy on Hugging Face.
 """
 
 import dataclasses
@@ -28,9 +28,9 @@ class Task:
 
     name: str
     pattern: str  # regular expression for the paths of its files, in lower case
-    parse: Callable[[Record], Item]  # KeyError, ValueError, ... where a line has another layout
+    parse: Callable[[Record], Item]  # KeyError, ValueError, ... for an unknown layout
     metrics: tuple[str, ...]  # acc, acc_norm or perplexity
-    layout: str  # for errors
+    layout: str  # for error messages
 
 
 def _multiple_choice(context: str, choices: list[str], gold: int) -> Item:
@@ -43,7 +43,7 @@ def _multiple_choice(context: str, choices: list[str], gold: int) -> Item:
 
 
 def _hellaswag(record: Record) -> Item:
-    """Activity label and context, then an ending; marks of WikiHow's layout are taken out."""
+    """Activity label and context, then an ending; WikiHow's markup is removed."""
 
     def clean(text: str) -> str:
         text = text.strip().replace(" [title]", ". ")
@@ -55,7 +55,7 @@ def _hellaswag(record: Record) -> Item:
 
 
 def _lambada(record: Record) -> Item:
-    """The last word of a passage, which is greedy or not. Words end at spaces, not at newlines."""
+    """The last word of a passage; only spaces separate words."""
     text = record.get("text") or f"{record['context']} {record['target']}"
     context, space, word = text.rpartition(" ")
     if not (context and word):
@@ -91,7 +91,7 @@ def _openbookqa(record: Record) -> Item:
 
 
 def _winogrande(record: Record) -> Item:
-    """The blank is filled either way, and what follows it is scored (Trinh and Le 2018)."""
+    """The text behind the blank is scored, for each way to fill it (Trinh and Le 2018)."""
     before, blank, after = record["sentence"].partition("_")
     if not (blank and after.strip()):
         raise ValueError("the sentence has no blank (_) with text behind it")
@@ -101,7 +101,7 @@ def _winogrande(record: Record) -> Item:
 
 
 def _blimp(record: Record) -> Item:
-    """A sentence against a minimally different one that is not acceptable; both whole."""
+    """An acceptable sentence against a minimally different one that is not; both whole."""
     good = record.get("sentence_good") or record["good"]
     bad = record.get("sentence_bad") or record["bad"]
     group = record.get("UID") or record["uid"]

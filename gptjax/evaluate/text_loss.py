@@ -1,13 +1,4 @@
-"""Measures a model: loss and bits per byte on text, and benchmarks.
-
-    python -m gptjax.evaluate --workdir=runs/quickstart
-    python -m gptjax.evaluate --workdir=runs/quickstart --noval --text=other.parquet
-    python -m gptjax.evaluate --workdir=runs/quickstart --noval --benchmarks=eval --limit=300
-
-The best checkpoint is measured, on the whole validation split, on parquet files of other text, or
-on benchmarks from local files (tasks.py knows their layouts). Results are printed and kept in
- workdir/eval/STEP.json, where a later call replaces what it measured anew.
-"""
+"""Loss and bits per byte over documents: the validation split, or a parquet file of other text."""
 
 import math
 from pathlib import Path
@@ -35,16 +26,12 @@ class Texts:
     def __init__(
         self, path: Path, tokenizer: Tokenizer, limit: int | None = None, name: str | None = None
     ):
-        """Reads and encodes the file.
+        """Reads and encodes a file with FineWeb's string columns `text` and `id`.
 
-        Args:
-            path: a parquet file with the string columns `text` and `id`, as FineWeb has them.
-            tokenizer: the one the model was trained with.
-            limit: documents, drawn from all over the file, always the same ones; None for all.
-            name: for lines of progress; without it there are none.
+        With `limit`, a fixed random sample of its documents; with a `name`, progress is shown.
 
         Raises:
-            UserError: if there is no such file, or it cannot be used.
+            UserError: there is no such file, or it cannot be used.
         """
         if not path.is_file():
             raise UserError(f"--text: there is no file {path}.")
@@ -76,27 +63,18 @@ class Texts:
         return self._documents[doc][start:stop]
 
     def doc_id(self, doc: int) -> str:
-        """Returns where document `doc` comes from, as `file.parquet:row` (rows count from 0)."""
+        """Returns the origin of document `doc`, as `file.parquet:row` (rows count from 0)."""
         return self._ids[doc]
 
 
 def evaluate_documents(
     run: LoadedModel, documents: Documents, name: str | None = None
 ) -> dict[str, Any]:
-    """Returns the loss over every token of some documents, each of them once.
+    """Returns `loss` (nats per token), `perplexity`, `bits_per_byte`, and counts.
 
-    Tokens are seen as in training: documents laid end to end and cut into rows. The standard
-    errors are over documents, each with all its tokens in whatever rows, and so hold for other
-    documents of that kind; a target is of the document it belongs to, BOS of the one it opens.
-
-    Args:
-        run: the model.
-        documents: a split of a store, or `Texts`.
-        name: for lines of progress; without it there are none.
-
-    Returns:
-        `loss` (nats per token), `perplexity` and `bits_per_byte`, each with its `_stderr` (None for
-        a single document); `n_documents`, `n_tokens`, `n_bytes`.
+    Rows are packed as in training, and each token counts once. Each figure has a `_stderr` over
+    documents (None for a single one): a target belongs to its document, BOS to the one it opens.
+    The counts are `n_documents`, `n_tokens` and `n_bytes`. With a `name`, progress is shown.
     """
     rows = evaluation_rows(
         documents,
@@ -140,7 +118,7 @@ def evaluate_documents(
 
 
 def _batch(rows: PackedRows, start: int, size: int) -> dict[str, np.ndarray]:
-    """Returns rows start, start + 1, ... of the first epoch; those past its end are masked out."""
+    """Returns rows start, start + 1, ... of the first epoch; rows past its end are masked."""
     packed_rows = [rows[g % rows.rows_per_epoch] for g in range(start, start + size)]
     arrays = {
         name: np.stack([getattr(row, name) for row in packed_rows])
@@ -155,27 +133,26 @@ def _owners(rows: PackedRows, g: int, n_targets: int) -> np.ndarray:
     """Returns the document of each target of row `g`: target i is the row's token i + 1."""
     spans = rows.spans(g)
     owners = np.repeat([s.document for s in spans], [s.stop - s.start for s in spans])
-    # The BOS that closes the line belongs to no document after it: it ends the last one.
+    # The final BOS counts for the last document.
     return np.append(owners[1:], owners[-1])[:n_targets]
 
 
 def validation_documents(run: LoadedModel) -> Documents:
-    """Returns the validation split that the run did not train on.
+    """Returns the validation split of a run.
 
     Raises:
-        UserError: if the data can no longer be had, or is not what the run was trained on.
+        UserError: the data is missing, or is not that of the run.
     """
     try:
         store = TokenStore.open(prepare(run.config))
     except UserError as error:
         raise UserError(
-            f"the validation split cannot be had: {error}\nWithout it: --noval, and text of your "
-            f"own (--text=FILE.parquet) or benchmarks (--benchmarks=FOLDER)."
+            f"the validation split is not available: {error}\nEvaluate without it: --noval, with "
+            f"other text (--text=FILE.parquet) or benchmarks (--benchmarks=FOLDER)."
         ) from error
     if store.tokenizer.hash != run.tokenizer.hash:
         raise UserError(
-            f"{run.config.data.source} is not what this run was trained on: its token store has "
-            f"another tokenizer. Put the run's own data back, or leave the validation split out "
-            f"with --noval."
+            f"{run.config.data.source} is not the data of this run: its token store has another "
+            f"tokenizer. Restore the run's own data, or leave the validation split out: --noval."
         )
     return store.split("val")

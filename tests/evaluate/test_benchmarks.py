@@ -115,7 +115,7 @@ def test_a_continuation_longer_than_the_model_sees_is_scored_whole(model_config,
     assert score.log_likelihood == pytest.approx(expected, rel=2e-6)
 
 
-def test_order_and_company_do_not_matter(model_config, params):
+def test_scores_do_not_depend_on_order_or_batch(model_config, params):
     requests = random_requests(model_config, 40, seed=2)
     scorer = Scorer(model_config, params)
     order = np.random.default_rng(3).permutation(len(requests))
@@ -134,9 +134,7 @@ def test_any_lengths_compile_five_times(model_config, params):
     requests = [([1] * a, [2] * b) for a in range(1, 2 * T, 3) for b in (1, 2, 7, T, 3 * T)]
     scorer.score(requests)
     assert scoring.token_scores._cache_size() == 5
-    Scorer(model_config, params).score(
-        requests[:9]
-    )  # as a hook during training would, again and again
+    Scorer(model_config, params).score(requests[:9])  # as a callback during training does
     assert scoring.token_scores._cache_size() == 5
 
 
@@ -336,14 +334,14 @@ def test_a_limit_draws_the_same_items_each_time_of_each_paradigm(tmp_path):
         (b"\n", "holds no items"),
     ],
 )
-def test_bad_lines_are_named(tmp_path, content, words):
+def test_bad_lines_are_reported(tmp_path, content, words):
     path = tmp_path / "lambada.jsonl"
     path.write_bytes(content)
     with pytest.raises(UserError, match=words):
         read_items(TASKS["lambada"], [path])
 
 
-def test_damaged_and_unlabelled_files_are_told(tmp_path):
+def test_damaged_and_unlabelled_files_are_refused(tmp_path):
     path = write(tmp_path / "lambada.jsonl.gz", lambada(50))
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(UserError, match="cannot be read"):
@@ -357,7 +355,7 @@ def test_damaged_and_unlabelled_files_are_told(tmp_path):
         read_items(TASKS["piqa"], [write(tmp_path / "piqa.jsonl", [record])])
 
 
-def test_files_are_known_by_their_names(tmp_path):
+def test_files_are_recognised_by_their_names(tmp_path):
     names = {
         "hellaswag": ["hellaswag_val.jsonl"],
         "lambada": ["lambada_openai_test.jsonl.gz"],
@@ -379,7 +377,7 @@ def test_files_are_known_by_their_names(tmp_path):
     assert find_files(some) == {name: paths[name] for name in ("winogrande", "blimp")}
 
 
-def test_files_that_cannot_be_told_apart_are_refused(tmp_path):
+def test_unknown_and_ambiguous_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="no file or folder"):
         find_files([tmp_path / "none"])
     other = write(tmp_path / "sets" / "other.jsonl", [{}])
@@ -392,11 +390,11 @@ def test_files_that_cannot_be_told_apart_are_refused(tmp_path):
         find_files([other.parent])
 
 
-def test_all_problems_of_files_are_told_at_once(tmp_path):
+def test_all_problems_of_files_are_listed_at_once(tmp_path):
     good = write(tmp_path / "piqa.jsonl", [{"goal": "g", "sol1": "a", "sol2": "b", "label": 1}])
     bad = write(tmp_path / "lambada.jsonl", [{"text": "one"}])
-    told = problems([tmp_path / "none", tmp_path / "other.jsonl", good, bad])
-    assert [t.split(str(tmp_path))[1].split(" ")[0].strip(".,") for t in told] == [
+    listed = problems([tmp_path / "none", tmp_path / "other.jsonl", good, bad])
+    assert [t.split(str(tmp_path))[1].split(" ")[0].strip(".,") for t in listed] == [
         "/none",
         "/other.jsonl",
         "/lambada.jsonl",
@@ -482,7 +480,7 @@ def test_a_suite_encodes_once_and_scores_silently(
     assert capsys.readouterr() == ("", "") and not caplog.records
 
 
-def test_progress_tells_rate_and_time_left(model_config, params, caplog, monkeypatch):
+def test_progress_shows_rate_and_time_left(model_config, params, caplog, monkeypatch):
     monkeypatch.setattr(progress, "_LOG_SECONDS", 0.0)
     caplog.set_level("INFO", "gptjax")
     n = scoring.rows_per_batch(2) + 1
@@ -529,7 +527,7 @@ def test_the_table_has_other_models_sources_and_paradigms(model_config, params, 
 # --- the adapter, where lm-eval is missing ---
 
 
-def test_a_missing_extra_is_named(monkeypatch):
+def test_a_missing_extra_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "gptjax.lm_eval_adapter", raising=False)
     with pytest.raises(UserError, match=r"pip install 'gptjax\[lmeval\]'"):

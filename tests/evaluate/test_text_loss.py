@@ -66,7 +66,7 @@ def test_ratio_of_exact_proportions_has_no_error():
 
 
 def test_ratio_standard_error_is_the_spread_of_repeated_samples():
-    """Documents of very different lengths, drawn 4,000 times: the formula knows their spread."""
+    """Documents of very different lengths, drawn 4,000 times: the formula gives their spread."""
     rng = np.random.default_rng(0)
     ratios, stderrs = [], []
     for _ in range(4000):
@@ -135,7 +135,7 @@ def test_every_token_and_byte_of_the_split_counts_once(run, store):
 
 @pytest.mark.parametrize("document_mask", [False, True])
 def test_the_whole_split_is_what_training_sees_of_it(run, store, document_mask):
-    """The evaluation during training is another path: its own step, batches and sums."""
+    """The evaluation during training has its own step, batches and sums."""
     config = copy.deepcopy(run.config)
     config.data.document_mask = document_mask
     config.eval.eval_iters = 10**6
@@ -170,11 +170,11 @@ def write(path, texts, row_group_size=3, **columns):
 
 def test_text_of_a_file_is_read_whole(tmp_path, store):
     texts = ["One.", "Two\n\nlines, \u2581 and 漢字", None, "", "Four " * 50]
-    found = Texts(write(tmp_path / "a.parquet", texts), store.tokenizer)
-    read = [found.read(d, 0, found.doc_lengths[d]) for d in range(found.n_docs)]
+    documents = Texts(write(tmp_path / "a.parquet", texts), store.tokenizer)
+    read = [documents.read(d, 0, documents.doc_lengths[d]) for d in range(documents.n_docs)]
     assert [ids[0] for ids in read] == [store.tokenizer.bos_id] * 3
     assert [store.tokenizer.decode(ids) for ids in read] == [texts[0], texts[1], texts[4]]
-    assert found.n_tokens == sum(map(len, read))
+    assert documents.n_tokens == sum(map(len, read))
 
 
 def test_the_same_documents_from_a_file_have_the_same_loss(tmp_path, run, store):
@@ -234,7 +234,7 @@ def program(*arguments):
     )
 
 
-def test_the_program_measures_and_keeps_results(workdir, tmp_path):
+def test_the_program_prints_and_saves_results(workdir, tmp_path):
     lines = [{"good": f"It is {i}.", "bad": f"It are {i}.", "uid": "be"} for i in range(9)]
     (tmp_path / "blimp.jsonl").write_text("\n".join(map(json.dumps, lines)))
     text = write(tmp_path / "a.parquet", [f"Some text, number {i}." for i in range(9)])
@@ -242,21 +242,21 @@ def test_the_program_measures_and_keeps_results(workdir, tmp_path):
     result = program(f"--workdir={workdir}", *arguments)
     assert result.returncode == 0, result.stderr
     loaded = load_run(workdir)
-    kept = json.loads((workdir / "eval" / "0.json").read_text())
-    assert kept["val"] == evaluate_documents(loaded, validation_documents(loaded))
-    assert kept["text"][str(text)]["n_documents"] == 5
-    assert kept["benchmarks"]["blimp/be"]["n"] == 5
-    assert f"{kept['val']['loss']:.4f} ± {kept['val']['loss_stderr']:.4f}" in result.stdout
+    saved = json.loads((workdir / "eval" / "0.json").read_text())
+    assert saved["val"] == evaluate_documents(loaded, validation_documents(loaded))
+    assert saved["text"][str(text)]["n_documents"] == 5
+    assert saved["benchmarks"]["blimp/be"]["n"] == 5
+    assert f"{saved['val']['loss']:.4f} ± {saved['val']['loss_stderr']:.4f}" in result.stdout
     assert "blimp acc" in result.stdout and "GPT-2 124M" in result.stdout
 
     again = program(f"--workdir={workdir}", "--noval", f"--benchmarks={tmp_path}")
     assert again.returncode == 0, again.stderr
     renewed = json.loads((workdir / "eval" / "0.json").read_text())
-    assert renewed["benchmarks"]["blimp"]["n"] == 9  # anew
-    assert (renewed["val"], renewed["text"]) == (kept["val"], kept["text"])
+    assert renewed["benchmarks"]["blimp"]["n"] == 9  # evaluated again
+    assert (renewed["val"], renewed["text"]) == (saved["val"], saved["text"])
 
 
-def test_the_program_tells_mistakes_before_work(workdir, tmp_path):
+def test_the_program_reports_mistakes_before_work(workdir, tmp_path):
     for arguments, words in (
         ((f"--workdir={tmp_path}",), "no config.json"),
         ((f"--workdir={workdir}", "--benchmarks=none"), "no file or folder none"),
@@ -266,21 +266,21 @@ def test_the_program_tells_mistakes_before_work(workdir, tmp_path):
         assert "Traceback" not in result.stderr
 
 
-def test_data_that_is_gone_is_told_with_what_can_be_measured_without(run, tmp_path):
+def test_missing_data_is_reported_with_alternatives(run, tmp_path):
     config = copy.deepcopy(run.config)
     config.data.source = str(tmp_path / "none.parquet")
     with pytest.raises(UserError, match=r"(?s)no file or folder .*none\.parquet.*--noval"):
         validation_documents(run._replace(config=config))
 
 
-def test_data_that_the_run_was_not_trained_on_is_refused(run, store):
+def test_data_of_another_run_is_refused(run, store):
     config = copy.deepcopy(run.config)
     config.tokenizer.vocab_size = 500
     with pytest.raises(UserError, match="--noval"):
         validation_documents(run._replace(config=config))
 
 
-def test_a_damaged_results_file_is_told(tmp_path):
+def test_a_damaged_results_file_is_reported(tmp_path):
     (tmp_path / "0.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         __main__.save(tmp_path / "0.json", {"step": 0})
