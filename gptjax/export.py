@@ -1,4 +1,4 @@
-"""A run's model in other programs' formats: for Hugging Face's `transformers`, or for llama.cpp.
+"""Exports a run's model for Hugging Face's `transformers`, or for llama.cpp.
 
 python -m gptjax.export --workdir=runs/quickstart --format=hf --out=exported
 python -m gptjax.export --workdir=runs/quickstart --format=gguf --out=quickstart.gguf
@@ -18,27 +18,21 @@ from configs.errors import UserError
 from data_pipeline.files import fsync_folder, write_atomically
 from data_pipeline.token_store import TOKENIZER
 from gptjax.compat import gguf_file, hf_tokenizer, hf_weights
+from gptjax.compat.extra import require
 from gptjax.inference.load import load_run
 
 
 def export_hf(workdir: Path, out: Path) -> None:
-    """Writes the folder `out`, which AutoModelForCausalLM and AutoTokenizer load.
+    """Writes the best checkpoint of a run as a folder for Hugging Face's Auto classes.
 
-    It also holds our own tokenizer.model, by which `gptjax.import_hf` takes the folder back.
-
-    Args:
-        workdir: a run's folder; its best checkpoint is taken.
-        out: does not exist yet.
+    The folder also holds our own tokenizer.model, so that `gptjax.import_hf` can import it.
 
     Raises:
         UserError: `out` exists, the workdir has no checkpoint, or a package is missing.
     """
-    try:
-        from safetensors.numpy import save
-    except ImportError as error:
-        raise _missing("safetensors") from error
+    save = require("safetensors.numpy").save
     with _new(out) as folder:
-        _, config, params, tokenizer, _step = load_run(workdir)
+        _, config, params, tokenizer, _ = load_run(workdir)
         folder.mkdir()
         tensors = hf_weights.to_hf(config, params, tokenizer.vocab_size)
         weights = save(tensors, metadata={"format": "pt"})
@@ -55,26 +49,16 @@ def export_hf(workdir: Path, out: Path) -> None:
 
 
 def export_gguf(workdir: Path, out: Path) -> None:
-    """Writes the file `out` for llama.cpp; arguments and errors are those of `export_hf`."""
-    try:
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise _missing("gguf") from error
+    """Writes the file `out` for llama.cpp; errors are those of `export_hf`."""
+    require("gguf")
     with _new(out) as path:
-        _, config, params, tokenizer, _step = load_run(workdir)
+        _, config, params, tokenizer, _ = load_run(workdir)
         gguf_file.write(path, config, params, tokenizer, name=workdir.name)
-
-
-def _missing(package: str) -> UserError:
-    return UserError(
-        f"this needs the package {package}, which is not installed: install the extra "
-        f"(pip install 'gptjax[export]')."
-    )
 
 
 @contextlib.contextmanager
 def _new(out: Path) -> Iterator[Path]:
-    """Gives a temporary path that becomes `out`, on the disk whole or not at all."""
+    """Yields a temporary path that is renamed to `out` on success, and else removed."""
     if out.exists():
         raise UserError(f"{out} exists: remove it, or choose another --out. Nothing was changed.")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -92,13 +76,13 @@ def _new(out: Path) -> Iterator[Path]:
 
 def _main(_: list[str]) -> None:
     values = flags.FLAGS
-    out = Path(values.out)
-    {"hf": export_hf, "gguf": export_gguf}[values.format](Path(values.workdir), out)
-    print(f"wrote {out}")
+    export = export_hf if values.format == "hf" else export_gguf
+    export(Path(values.workdir), Path(values.out))
+    print(f"wrote {values.out}")
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
     flags.DEFINE_enum("format", "hf", ["hf", "gguf"], "hf: a folder; gguf: a file for llama.cpp.")
-    flags.DEFINE_string("out", None, "What is written; must not exist yet.", required=True)
+    flags.DEFINE_string("out", None, "Path to write; must not exist yet.", required=True)
     app.run(lambda argv: call(_main, argv))

@@ -7,7 +7,6 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import app, flags
 
@@ -19,7 +18,7 @@ from gptjax.inference.sampler import Sampler, Sampling
 
 
 def _in_turn(pieces: Iterable[tuple[int, str]], prompts: Sequence[str]) -> Iterator[str]:
-    """Yields the texts one after the other, the first as it is drawn."""
+    """Yields the texts one after the other, the first while it is drawn."""
     waiting = list(prompts)
     yield waiting[0]
     for i, piece in pieces:
@@ -36,17 +35,16 @@ def _main(_: list[str]) -> None:
     if not 0 < values.top_p <= 1:
         raise UserError(f"--top_p={values.top_p} must be in (0, 1].")
     if "" in values.stop:
-        raise UserError("--stop= is empty: every text would end before it began.")
-    _, model_config, params, tokenizer, _step = load_run(Path(values.workdir))
-    names = (field.name for field in dataclasses.fields(Sampling))
-    how: dict[str, Any] = {name: values[name].value for name in names}
+        raise UserError("--stop= is empty: every text would end before its first character.")
+    run = load_run(Path(values.workdir))
+    sampling = Sampling(**{f.name: getattr(values, f.name) for f in dataclasses.fields(Sampling)})
     prompts = [prompt for prompt in values.prompt for _ in range(values.num_samples)]
     seeds = [values.seed + i for _ in values.prompt for i in range(values.num_samples)]
     pieces = continue_texts(
-        Sampler(model_config, params),
-        tokenizer,
+        Sampler(run.model_config, run.params),
+        run.tokenizer,
         prompts,
-        Sampling(**how),
+        sampling,
         seeds=seeds,
         stop=values.stop,
     )

@@ -1,4 +1,4 @@
-"""A GPT-2 or Qwen3 of Hugging Face becomes a workdir: to evaluate, to sample, and to train from.
+"""Imports a GPT-2 or Qwen3 of Hugging Face as a workdir: to evaluate, sample, and train from.
 
 python -m gptjax.import_hf --source=gpt2 --workdir=runs/gpt2
 python -m gptjax.generate --workdir=runs/gpt2
@@ -27,28 +27,25 @@ from data_pipeline.tokenizer import Tokenizer
 from gptjax.checkpoint import manager
 from gptjax.common.workdir import save_config
 from gptjax.compat import hf_weights
+from gptjax.compat.extra import require
 from gptjax.model import gpt
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import Params
 
-_TOKENIZERS = ((TOKENIZER,), ("tokenizer.json",))  # ours first: an export of ours has both
+_TOKENIZERS = (TOKENIZER, "tokenizer.json")  # gptjax.export writes both: ours has precedence
 _VOCAB_AND_MERGES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
 
 def import_hf(source: Path, workdir: Path) -> ConfigDict:
-    """Makes a workdir with the checkpoint 0; returns its configuration.
+    """Creates a workdir with checkpoint 0 from the folder `source`; returns its configuration.
 
     The configuration is that of configs/base.py with the model's shape, and `init_from` and
-    `tokenizer.file` name the new workdir: a run with it, in a workdir of its own, goes on from the
+    `tokenizer.file` name the new workdir: a run with it, in a workdir of its own, starts from the
     model.
 
-    Args:
-        source: folder of the checkpoint.
-        workdir: must not exist yet.
-
     Raises:
-        UserError: the source is neither GPT-2 nor Qwen3, computes something else or lacks a file,
-            or the workdir exists; nothing is made.
+        UserError: the source is not a supported GPT-2 or Qwen3 or lacks a file, or the workdir
+            exists; nothing is created.
     """
     if workdir.exists():
         raise UserError(f"{workdir} exists: choose another --workdir. Nothing was changed.")
@@ -57,21 +54,21 @@ def import_hf(source: Path, workdir: Path) -> ConfigDict:
     tokenizer = Tokenizer(tokenizer_bytes, str(source))
     if tokenizer.vocab_size > 65_536:
         raise UserError(
-            f"{source}: {tokenizer.vocab_size:,} tokens are over 65,536: 16 bits a token"
+            f"{source}: its {tokenizer.vocab_size:,} tokens are over 65,536, the limit of 16 bits"
         )
     config = base.get_config()
     config.workdir = str(workdir)
     config.init_from = str(workdir)
     config.tokenizer.file = str(workdir / TOKENIZER)
     config.tokenizer.vocab_size = tokenizer.vocab_size
-    config.model.update(hf_weights.shape(hf))
+    config.model.update(hf_weights.model_settings(hf))
     tensors = _tensors(source / "model.safetensors")
     params, config.model.bias = hf_weights.from_hf(tensors, hf, tokenizer.vocab_size)
     _check_shapes(params, GPTConfig.from_config(config, tokenizer.vocab_size), source)
     workdir.mkdir(parents=True)
     write_atomically(workdir / TOKENIZER, tokenizer_bytes)
     manager.save_params(workdir, params, imported_from=str(source))
-    save_config(config, workdir)  # last: without it the folder is no workdir
+    save_config(config, workdir)  # last: it makes the folder a workdir
     return config
 
 
@@ -87,7 +84,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _tokenizer(source: Path) -> bytes:
     """Returns the content of the workdir's tokenizer.model."""
-    for (name,) in _TOKENIZERS:
+    for name in _TOKENIZERS:
         if (source / name).is_file():
             return (source / name).read_bytes()
     for vocab, merges in _VOCAB_AND_MERGES:
@@ -98,19 +95,12 @@ def _tokenizer(source: Path) -> bytes:
 
 
 def _tensors(path: Path) -> dict[str, Any]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.flax import load_file  # unlike the NumPy one it reads bfloat16
-    except ImportError as error:
-        raise UserError(
-            "this needs the package safetensors, which is not installed: install the extra "
-            "(pip install 'gptjax[export]')."
-        ) from error
+    safetensors = require("safetensors")
     if not path.is_file():
         raise UserError(f"{path} is missing. (Other formats run code when read: convert them.)")
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
+        return require("safetensors.flax").load_file(path)  # the NumPy one cannot read bfloat16
+    except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}): download it again.") from error
 
 
@@ -142,5 +132,5 @@ def _main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("source", None, "Folder of the model.", required=True)
-    flags.DEFINE_string("workdir", None, "Folder that is made.", required=True)
+    flags.DEFINE_string("workdir", None, "Folder to create.", required=True)
     app.run(lambda argv: call(_main, argv))

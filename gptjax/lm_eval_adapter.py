@@ -1,11 +1,10 @@
-"""A model of ours for EleutherAI's lm-evaluation-harness: all its tasks, with its own wording.
+"""Adapter for EleutherAI's lm-evaluation-harness: all its tasks, with its own wording.
 
     python -m gptjax.lm_eval_adapter run --model gptjax --model_args workdir=runs/quickstart \
         --tasks hellaswag
 
-Needs the extra `lmeval`. What follows the module's name goes to lm-eval's own command line. The
-benchmarks of `gptjax.evaluate` get the same scores here, item by item, but need neither lm-eval nor
-a network.
+Needs the extra `lmeval`. The arguments are those of lm-eval's own command line. The benchmarks of
+`gptjax.evaluate` give the same scores, item by item, without lm-eval and without a network.
 """
 
 import sys
@@ -41,10 +40,7 @@ _MAX_GEN_TOKENS = 256  # lm-eval's default
 
 @register_model("gptjax")
 class GPTJax(TemplateLM):
-    """One model on one device.
-
-    BOS stands before every context, as it stood before every document in training.
-    """
+    """One model on one device; BOS precedes every context, as it did every training document."""
 
     def __init__(self, model_config: GPTConfig, params: Any, tokenizer: Tokenizer):
         """Takes a model; `create_from_arg_obj` loads one from a workdir."""
@@ -56,13 +52,13 @@ class GPTJax(TemplateLM):
     def create_from_arg_obj(
         cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
     ) -> "GPTJax":
-        """Loads the best checkpoint of `arg_dict["workdir"]`; batches have a size of their own.
+        """Loads the best checkpoint of `arg_dict["workdir"]`.
 
         Raises:
-            UserError: if the arguments are others, or the folder holds no checkpoint.
+            UserError: there are other arguments, or the folder holds no checkpoint.
         """
         if set(arg_dict) != {"workdir"}:
-            raise UserError("--model gptjax takes --model_args workdir=FOLDER, and nothing else.")
+            raise UserError("--model gptjax takes only --model_args workdir=FOLDER.")
         run = load_run(Path(arg_dict["workdir"]))
         return cls(run.model_config, run.params, run.tokenizer)
 
@@ -75,18 +71,18 @@ class GPTJax(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """BOS: the only mark between documents."""
+        """BOS, which separates documents."""
         return self._tokenizer.bos_id
 
     @property
     def max_length(self) -> int:
-        """Tokens that the model can see."""
+        """The longest context, in tokens."""
         return self._gpt.block_size
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Returns the ids of a text, behind BOS unless `add_special_tokens` is False."""
+        """Returns the ids of a text, after BOS unless `add_special_tokens` is False."""
         ids: list[int] = self._tokenizer.encode(string).tolist()
         return ids if add_special_tokens is False else [self._tokenizer.bos_id, *ids]
 
@@ -147,8 +143,8 @@ class GPTJax(TemplateLM):
         )
         for piece in pieces:
             text += piece
-            if found := [at for stop in stops if stop and (at := text.find(stop)) >= 0]:
-                return text[: min(found)]
+            if ends := [at for stop in stops if stop and (at := text.find(stop)) >= 0]:
+                return text[: min(ends)]
         return text
 
 

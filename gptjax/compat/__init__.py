@@ -1,1 +1,1 @@
-"""Other programs' formats: Hugging Face and llama.cpp."""
+"""Formats of other programs: Hugging Face and llama.cpp."""

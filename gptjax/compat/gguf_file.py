@@ -1,8 +1,8 @@
-"""A model as a GGUF file for llama.cpp: architecture `gpt2` or `qwen3`, everything in float32.
+"""Writes a model as a GGUF file for llama.cpp: architecture `gpt2` or `qwen3`, all in float32.
 
-llama.cpp's tokenizer "llama" merges by score, as SentencePiece does, and gives our ids but for two
-things: it writes a space as U+2581 and so takes a real U+2581 for a space, and it does not cut
-words of over 256 characters. Its "gpt2" is for an imported GPT-2, and reads the list of merges.
+llama.cpp's tokenizer "llama" merges by score, as SentencePiece does, and gives our ids with two
+exceptions: it stores a space as U+2581 and so reads a real U+2581 as a space, and it does not split
+words of over 256 characters. An imported GPT-2 uses its "gpt2", which reads the list of merges.
 """
 
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 
 from data_pipeline.tokenizer import SPACE, Tokenizer
 from gptjax.compat import hf_weights
+from gptjax.compat.extra import require
 from gptjax.compat.hf_architectures import QWEN3
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import LAYER_NORM_EPS, Params
@@ -19,31 +20,25 @@ from gptjax.model.layers import RMS_NORM_EPS
 
 
 def tensors(model_config: GPTConfig, params: Params, vocab_size: int) -> dict[str, np.ndarray]:
-    """Returns float32 tensors by llama.cpp's names; matrices are [out, in] there."""
+    """Returns float32 tensors by llama.cpp's names; its matrices are [out, in]."""
     return {
         gguf: np.ascontiguousarray(array.T if is_matrix else array)
-        for _, gguf, is_matrix, array in hf_weights.named(model_config, params, vocab_size)
+        for _, gguf, is_matrix, array in hf_weights.named_tensors(model_config, params, vocab_size)
     }
 
 
 def write(
     path: Path, model_config: GPTConfig, params: Params, tokenizer: Tokenizer, name: str
 ) -> None:
-    """Writes the file.
+    """Writes the file; `name` is the model's name in clients.
 
-    Args:
-        path: the file.
-        config: the model's shape.
-        params: its parameters.
-        tokenizer: its vocabulary may be smaller than the model's, which is padded then.
-        name: what clients call the model.
+    The tokenizer's vocabulary can be smaller than the model's, which is padded then.
 
     Raises:
-        UserError: no stock architecture computes what the model does.
+        UserError: no stock architecture computes the same, or the package gguf is missing.
     """
-    import gguf  # of the extra `export`; gptjax.export says so where it is missing
-
-    architecture = hf_weights.of_model(model_config)
+    gguf = require("gguf")
+    architecture = hf_weights.architecture_of(model_config)
     writer = gguf.GGUFWriter(path, architecture.name)
     writer.add_name(name)
     writer.add_context_length(model_config.block_size)
@@ -91,6 +86,6 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, types: Any) -> None:
         )
         writer.add_token_merges([" ".join(pair) for pair in byte_level.merges])
     writer.add_bos_token_id(tokenizer.bos_id)
-    writer.add_eos_token_id(tokenizer.bos_id)  # stands between documents, so it ends a text, too
+    writer.add_eos_token_id(tokenizer.bos_id)  # BOS separates documents, so it also ends a text
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)

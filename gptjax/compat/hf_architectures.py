@@ -1,8 +1,7 @@
-"""The stock architectures that a model of ours can be, exactly: GPT-2 and Qwen3, a table each.
+"""Tables of the stock architectures that a gptjax model can be exactly: GPT-2 and Qwen3.
 
-A table says what the architecture asks of a model, what its config.json says, and what our arrays
-are called in Hugging Face's `transformers` and in llama.cpp. hf_weights.py writes and reads by the
-tables, gguf_file.py writes.
+A table lists what the architecture requires of a model, the keys of its config.json, and the names
+of our arrays in Hugging Face's `transformers` and in llama.cpp.
 """
 
 import dataclasses
@@ -16,39 +15,39 @@ from gptjax.model.layers import RMS_NORM_EPS
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """An array of ours, of all layers where the names have {}, and what it is called elsewhere."""
+    """The names of one of our arrays, which stacks all layers where other names have {}."""
 
     ours: str  # keys of the parameters, joined by dots
-    hf: tuple[str, ...]  # several names: several tensors, which are side by side in our columns
+    hf: tuple[str, ...]  # several tensors are concatenated along our columns
     gguf: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Architecture:
-    """What it takes to write one of ours as a model of this kind, and to read it back."""
+    """Everything needed to export a model as this architecture, and to import it."""
 
     title: str
     name: str  # `model_type` in config.json, `general.architecture` in GGUF
     hf_class: str
-    hf_prefix: str  # of the tensors' names; the first checkpoints of a kind may lack it
+    hf_prefix: str  # of tensor names; missing in the first GPT-2 checkpoints
     hf_transposes: bool  # matrices are [out, in]; ours, and GPT-2's, are [in, out]
-    needs: Mapping[str, Any]  # what the leaves of `config.model` must be
-    keys: Mapping[str, str]  # a leaf of `config.model`: the key of config.json that decides it
-    # What config.json may say of the arithmetic, else logits would be others. The first is written,
-    # and None, which is not, stands for a key that is absent.
+    needs: Mapping[str, Any]  # required leaves of `config.model`
+    keys: Mapping[str, str]  # leaf of `config.model` -> key of config.json
+    # Values of config.json with which it computes the same logits. The first is written; None,
+    # which is never written, stands for an absent key.
     fixed: Mapping[str, tuple[Any, ...]]
-    extras: Callable[[GPTConfig], dict[str, Any]]  # what config.json says besides
-    flatten: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # config.json, as `fixed` expects it
-    tied_by_default: bool  # what an absent `tie_word_embeddings` means
+    extras: Callable[[GPTConfig], dict[str, Any]]  # further keys of config.json
+    flatten: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # config.json in the form of `fixed`
+    tied_by_default: bool  # the meaning of an absent `tie_word_embeddings`
     tensors: tuple[Tensor, ...]
 
     def differences(self, model_config: GPTConfig) -> list[str]:
-        """Returns what a model would need to be one of this kind: [] if it is."""
+        """Returns the settings in which a model differs from this architecture."""
         needs = dict(self.needs)
         if "n_kv_head" not in self.keys:
             needs["n_kv_head"] = model_config.n_head
         return [
-            f"model.{key} = {value!r} (here {leaf(model_config, key)!r})"
+            f"model.{key} = {value!r} (is {leaf(model_config, key)!r})"
             for key, value in needs.items()
             if leaf(model_config, key) != value
         ]
@@ -69,16 +68,16 @@ def _gpt2_tensors() -> tuple[Tensor, ...]:
         "blocks.mlp.c_proj.kernel": ("h.{}.mlp.c_proj", "blk.{}.ffn_down"),
         "ln_f.scale": ("ln_f", "output_norm"),
     }
-    found = [
+    tensors = [
         Tensor("wte", ("transformer.wte.weight",), ("token_embd.weight",)),
         Tensor("wpe", ("transformer.wpe.weight",), ("position_embd.weight",)),
         Tensor("lm_head", ("lm_head.weight",), ("output.weight",)),
     ]
     for ours, (hf, gguf) in modules.items():
-        bias = ours.rpartition(".")[0] + ".bias"  # always there: zeros compute the same as none
+        bias = ours.rpartition(".")[0] + ".bias"  # never absent; zeros compute the same
         for key, kind in ((ours, "weight"), (bias, "bias")):
-            found.append(Tensor(key, (f"transformer.{hf}.{kind}",), (f"{gguf}.{kind}",)))
-    return tuple(found)
+            tensors.append(Tensor(key, (f"transformer.{hf}.{kind}",), (f"{gguf}.{kind}",)))
+    return tuple(tensors)
 
 
 def _flat_gpt2(hf: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -121,7 +120,7 @@ GPT2 = Architecture(
 
 
 def _flat_qwen3(hf: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Brings the forms of several versions of `transformers` to one; what is absent is a default.
+    """Unifies the forms of several versions of `transformers`, and fills defaults in.
 
     Positions: `rope_theta` beside `rope_scaling`, or `rope_parameters` with both.
     """
@@ -146,8 +145,8 @@ def _qwen3_tensors() -> tuple[Tensor, ...]:
         "lm_head": ("lm_head", "output"),
         "blocks.ln_1.scale": ("{}.input_layernorm", "{}.attn_norm"),
         "blocks.attn.c_attn.kernel": (
-            *("{}.self_attn.q_proj", "{}.self_attn.k_proj", "{}.self_attn.v_proj"),
-            *("{}.attn_q", "{}.attn_k", "{}.attn_v"),
+            "{}.self_attn.q_proj {}.self_attn.k_proj {}.self_attn.v_proj",
+            "{}.attn_q {}.attn_k {}.attn_v",
         ),
         "blocks.attn.q_norm.scale": ("{}.self_attn.q_norm", "{}.attn_q_norm"),
         "blocks.attn.k_norm.scale": ("{}.self_attn.k_norm", "{}.attn_k_norm"),
@@ -158,13 +157,14 @@ def _qwen3_tensors() -> tuple[Tensor, ...]:
         "blocks.mlp.c_proj.kernel": ("{}.mlp.down_proj", "{}.ffn_down"),
         "ln_f.scale": ("model.norm", "output_norm"),
     }
-    found = []
-    for ours, names in modules.items():
-        half = len(names) // 2
-        hf = tuple(f"{name.replace('{}', 'model.layers.{}')}.weight" for name in names[:half])
-        gguf = tuple(f"{name.replace('{}', 'blk.{}')}.weight" for name in names[half:])
-        found.append(Tensor(ours, hf, gguf))
-    return tuple(found)
+
+    def weights(names: str, layer: str) -> tuple[str, ...]:
+        return tuple(f"{name.replace('{}', layer)}.weight" for name in names.split())
+
+    return tuple(
+        Tensor(ours, weights(hf, "model.layers.{}"), weights(gguf, "blk.{}"))
+        for ours, (hf, gguf) in modules.items()
+    )
 
 
 QWEN3 = Architecture(

@@ -1,8 +1,7 @@
-"""Our parameters and model shape as those of Hugging Face's `transformers`, and back.
+"""Parameters and model settings in the form of Hugging Face's `transformers`, and back.
 
-Only names and layouts differ: blocks stand apart instead of stacked, and Qwen3's matrices are
-[out, in]. Which of the stock architectures a model is, and what they call its arrays, is in
-`gptjax/compat/hf_architectures.py`.
+Only names and layouts differ: layers are separate instead of stacked, and Qwen3's matrices are
+[out, in]. The names are in hf_architectures.py.
 """
 
 import functools
@@ -21,37 +20,36 @@ from gptjax.model.gpt import Params
 _BY_VOCABULARY = ("wte", "lm_head")  # a row for each token
 
 
-def of_model(model_config: GPTConfig) -> Architecture:
-    """Returns the architecture that computes what a model of ours does.
+def architecture_of(model_config: GPTConfig) -> Architecture:
+    """Returns the stock architecture that computes the same as a model.
 
     Raises:
-        UserError: there is none; it names the keys that stand in the way of each.
+        UserError: there is none; the message lists the differences from each.
     """
-    found = {a: a.differences(model_config) for a in ARCHITECTURES}
-    for architecture, differences in found.items():
-        if not differences:
-            return architecture
-    nearest = sorted(found, key=lambda a: len(found[a]))
+    differences = {a: a.differences(model_config) for a in ARCHITECTURES}
+    nearest = sorted(differences, key=lambda a: len(differences[a]))
+    if not differences[nearest[0]]:
+        return nearest[0]
     raise UserError(
-        "no stock architecture computes what this model does, so that it cannot be exported:\n  - "
-        + "\n  - ".join(f"{a.title} needs {', '.join(found[a])}" for a in nearest)
+        "no stock architecture computes the same as this model, so it cannot be exported:\n  - "
+        + "\n  - ".join(f"{a.title} needs {', '.join(differences[a])}" for a in nearest)
     )
 
 
-def of_config_json(hf: Mapping[str, Any]) -> Architecture:
-    """Returns the architecture that a config.json names; UserError if it is none of ours."""
+def architecture_of_json(hf: Mapping[str, Any]) -> Architecture:
+    """Returns the architecture of a config.json; UserError if it is not supported."""
     for architecture in ARCHITECTURES:
         if hf.get("model_type") == architecture.name:
             return architecture
     raise UserError(
-        f"only {' and '.join(a.title for a in ARCHITECTURES)} models can be imported, and in "
+        f"only {' and '.join(a.title for a in ARCHITECTURES)} models can be imported, but in "
         f"config.json model_type is {hf.get('model_type')!r}"
     )
 
 
 def hf_config(model_config: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """Returns the content of config.json; UserError if no stock architecture fits."""
-    architecture = of_model(model_config)
+    architecture = architecture_of(model_config)
     fixed = {key: values[0] for key, values in architecture.fixed.items()}
     return {
         "architectures": [architecture.hf_class],
@@ -67,45 +65,43 @@ def hf_config(model_config: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def shape(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the leaves of `config.model` that a config.json decides; GPT-2's `bias` it does not.
+def model_settings(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the leaves of `config.model` for a config.json, all but GPT-2's `bias`.
 
     Raises:
-        UserError: it is of a model that computes something else; all differences are told.
+        UserError: gptjax cannot compute the same; the message lists all differences.
     """
-    architecture = of_config_json(hf)
+    architecture = architecture_of_json(hf)
     hf = architecture.flatten(hf)
     problems = [
         f"{key} is {hf.get(key)!r}, not {next((v for v in values if v is not None), None)!r}"
         for key, values in architecture.fixed.items()
         if hf.get(key) not in values
     ]
-    found: dict[str, Any] = {key: hf.get(name) for key, name in architecture.keys.items()}
+    sizes: dict[str, Any] = {key: hf.get(name) for key, name in architecture.keys.items()}
     tied = hf.get("tie_word_embeddings", architecture.tied_by_default)
     if not isinstance(tied, bool):
         problems.append(f"tie_word_embeddings is {tied!r}, not true or false")
-    wrong = []
-    for key, value in found.items():
-        kinds = (int, float) if key == "rope_theta" else (int,)
-        if type(value) not in kinds or not 0 < value < math.inf:
-            wrong.append(f"{architecture.keys[key]} is {value!r}, not a positive number")
-    if not wrong:
-        wrong = _arithmetic(architecture, found, hf)
-    if problems := problems + wrong:
+    invalid = []
+    for key, value in sizes.items():
+        types = (int, float) if key == "rope_theta" else (int,)
+        if type(value) not in types or not 0 < value < math.inf:
+            invalid.append(f"{architecture.keys[key]} is {value!r}, not a positive number")
+    problems += invalid or _contradictions(architecture, sizes, hf)
+    if problems:
         raise UserError(
-            f"this {architecture.title} computes something else than any model of ours: in "
+            f"gptjax has no model that computes the same as this {architecture.title}: in "
             f"config.json " + "; ".join(problems)
         )
-    return {**architecture.needs, **found, "tie_embeddings": tied}
+    return {**architecture.needs, **sizes, "tie_embeddings": tied}
 
 
-def _arithmetic(
-    architecture: Architecture, found: Mapping[str, Any], hf: Mapping[str, Any]
+def _contradictions(
+    architecture: Architecture, sizes: Mapping[str, Any], hf: Mapping[str, Any]
 ) -> list[str]:
-    """Returns which numbers of a config.json do not go together."""
     names, problems = architecture.keys, []
-    n_embd, n_head = found["n_embd"], found["n_head"]
-    n_kv_head = found.get("n_kv_head", n_head)
+    n_embd, n_head = sizes["n_embd"], sizes["n_head"]
+    n_kv_head = sizes.get("n_kv_head", n_head)
     if n_embd % n_head:
         problems.append(f"{names['n_head']} {n_head} does not divide {names['n_embd']} {n_embd}")
     if n_head % n_kv_head:
@@ -118,18 +114,20 @@ def _arithmetic(
     return problems
 
 
-class Named(NamedTuple):
-    """One tensor of one layer, by the names of others."""
+class NamedTensor(NamedTuple):
+    """One tensor of one layer, with its names in other programs."""
 
     hf: str
     gguf: str
-    is_matrix: bool  # in our layout [in, out]; embeddings are none
+    is_matrix: bool  # in our layout [in, out]; embeddings do not count
     array: np.ndarray  # float32
 
 
-def named(model_config: GPTConfig, params: Params, vocab_size: int) -> Iterator[Named]:
+def named_tensors(
+    model_config: GPTConfig, params: Params, vocab_size: int
+) -> Iterator[NamedTensor]:
     """Yields all parameters; arguments and errors are those of `to_hf`."""
-    for row in of_model(model_config).tensors:
+    for row in architecture_of(model_config).tensors:
         if row.ours == "lm_head" and model_config.tie_embeddings:
             continue
         stacked = _array(row, params)
@@ -142,14 +140,14 @@ def named(model_config: GPTConfig, params: Params, vocab_size: int) -> Iterator[
         is_matrix = row.ours.endswith(".kernel")
         for hf, gguf, part in zip(row.hf, row.gguf, parts, strict=True):
             if "{}" not in hf:
-                yield Named(hf, gguf, is_matrix, part)
+                yield NamedTensor(hf, gguf, is_matrix, part)
                 continue
             for i, array in enumerate(part):
-                yield Named(hf.format(i), gguf.format(i), is_matrix, array)
+                yield NamedTensor(hf.format(i), gguf.format(i), is_matrix, array)
 
 
 def _array(row: Tensor, params: Params) -> np.ndarray:
-    """Returns one of our arrays; of a bias that the model does not have, zeros."""
+    """Returns one of our arrays; zeros for a bias that the model lacks."""
     *path, key = row.ours.split(".")
     module = functools.reduce(lambda at, name: at[name], path, params)
     if key != "bias" or key in module:
@@ -160,48 +158,42 @@ def _array(row: Tensor, params: Params) -> np.ndarray:
 
 
 def to_hf(model_config: GPTConfig, params: Params, vocab_size: int) -> dict[str, np.ndarray]:
-    """Returns float32 tensors by Hugging Face's names; a tied head has none.
+    """Returns float32 tensors by Hugging Face's names, without a tied head.
 
-    Args:
-        config: the model's shape.
-        params: its parameters.
-        vocab_size: rows of the embedding that stand for tokens: others are padding, and dropped.
+    Rows of the embedding beyond `vocab_size` are padding, and dropped.
 
     Raises:
-        UserError: no stock architecture computes what the model does.
+        UserError: no stock architecture computes the same as the model.
     """
-    transpose = of_model(model_config).hf_transposes
+    transpose = architecture_of(model_config).hf_transposes
     return {
         hf: np.ascontiguousarray(array.T if is_matrix and transpose else array)
-        for hf, _, is_matrix, array in named(model_config, params, vocab_size)
+        for hf, _, is_matrix, array in named_tensors(model_config, params, vocab_size)
     }
 
 
 def from_hf(
     tensors: Mapping[str, Any], hf: Mapping[str, Any], vocab_size: int
 ) -> tuple[Params, bool]:
-    """Returns (parameters, whether they have biases): not where all of them are zero.
+    """Returns (parameters, whether they have biases); biases that are all zero are dropped.
 
-    Args:
-        tensors: by Hugging Face's names, with "transformer." or "model." in front or, as in the
-            first checkpoints, without; any dtype. What is no parameter (causal masks, the tied
-            head) is left.
-        hf: the content of config.json.
-        vocab_size: tokens of the tokenizer; further rows of the embedding are dropped.
+    `tensors` have any dtype and Hugging Face's names, with or without their prefix; those that are
+    no parameters (causal masks, the tied head) are ignored. `hf` is the content of config.json.
+    Rows of the embedding beyond `vocab_size`, the tokens of the tokenizer, are dropped.
 
     Raises:
-        UserError: as of `shape`; or a tensor is missing, layers differ in shape, or a tied head is
-            not the embedding.
+        UserError: as in `model_settings`; or a tensor is missing, layers differ in shape, or a tied
+            head is not the embedding.
     """
-    architecture, model = of_config_json(hf), shape(hf)
+    architecture, model = architecture_of_json(hf), model_settings(hf)
     prefix = architecture.hf_prefix
-    found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
     def tensor(name: str) -> np.ndarray:
         name = name.removeprefix(prefix)
-        if name not in found:
+        if name not in tensors:
             raise UserError(f"the checkpoint has no tensor {name}: is it a {architecture.title}?")
-        return np.asarray(found[name], np.float32)
+        return np.asarray(tensors[name], np.float32)
 
     def layer(row: Tensor, i: int) -> np.ndarray:
         transpose = architecture.hf_transposes and row.ours.endswith(".kernel")
@@ -211,13 +203,13 @@ def from_hf(
     wte = tensor(architecture.tensors[0].hf[0])
     if len(wte) < vocab_size:
         raise UserError(
-            f"the checkpoint embeds {len(wte):,} tokens and the tokenizer beside it has "
-            f"{vocab_size:,}: they do not belong together"
+            f"the checkpoint embeds {len(wte):,} tokens but its tokenizer has {vocab_size:,}: they "
+            f"do not belong together"
         )
-    if model["tie_embeddings"] and not np.array_equal(found.get("lm_head.weight", wte), wte):
+    if model["tie_embeddings"] and not np.array_equal(tensors.get("lm_head.weight", wte), wte):
         raise UserError(
-            "config.json says that the head is the embedding (tie_word_embeddings), and the "
-            "checkpoint has another (lm_head.weight)"
+            "config.json says that the head is the embedding (tie_word_embeddings), but the "
+            "checkpoint has a different one (lm_head.weight)"
         )
     params: Params = {}
     for row in architecture.tensors:

@@ -89,7 +89,7 @@ def test_tokenizer_json_gives_our_ids_of_hostile_and_plain_text(replayed, store)
         assert replayed.encode(text) == store.tokenizer.encode(text).tolist(), text[:50]
 
 
-def test_every_piece_that_text_can_become_has_one_merge(store):
+def test_every_reachable_piece_has_one_merge(store):
     pieces = store.tokenizer.pieces()
     pairs = hf_tokenizer.last_merges(pieces)
     merged = ["".join(pair) for pair in pairs]
@@ -119,7 +119,7 @@ def assert_same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-def test_weights_of_hugging_face_come_and_go():
+def test_weights_of_hugging_face_are_imported_and_exported():
     weights, config = hf_fixture()
     params, bias = from_hf(weights, hf_json(config), config.vocab_size)
     assert bias
@@ -129,7 +129,7 @@ def test_weights_of_hugging_face_come_and_go():
     assert_same(back, weights)
 
 
-def test_first_checkpoints_names_and_what_is_no_parameter():
+def test_names_of_the_first_checkpoints_and_tensors_that_are_no_parameters():
     weights, config = hf_fixture()
     bare = {name.removeprefix("transformer."): w for name, w in weights.items()}
     bare["h.0.attn.bias"] = np.tril(np.ones((1, 1, 24, 24)))  # the causal mask
@@ -167,7 +167,7 @@ def test_a_padded_vocabulary_is_trimmed_both_ways():
         from_hf(weights, hf_json(config), config.vocab_size + 1)
 
 
-def test_llama_cpp_wants_matrices_the_other_way_round():
+def test_matrices_are_transposed_for_llama_cpp():
     weights, config = hf_fixture()
     params, _ = from_hf(weights, hf_json(config), config.vocab_size)
     gguf = gguf_file.tensors(config, params, config.vocab_size)
@@ -193,9 +193,9 @@ def test_llama_cpp_wants_matrices_the_other_way_round():
 def test_other_models_are_refused(store, key, value, words):
     hf = hf_weights.hf_config(hf_fixture()[1], store.tokenizer)
     sizes = {"block_size": 24, "n_embd": 20, "n_layer": 2, "n_head": 4, "mlp_dim": 80}
-    assert sizes.items() <= hf_weights.shape(hf).items()
+    assert sizes.items() <= hf_weights.model_settings(hf).items()
     with pytest.raises(UserError, match=words):
-        hf_weights.shape(hf | {key: value})
+        hf_weights.model_settings(hf | {key: value})
 
 
 # Files
@@ -227,14 +227,14 @@ def test_the_exported_folder(workdir, tmp_path):
     tensors = read_safetensors(out / "model.safetensors")
     assert_same(tensors, to_hf(model_config, params, tokenizer.vocab_size))
     config = json.loads((out / "config.json").read_text())
-    assert hf_weights.shape(config)["n_embd"] == model_config.n_embd == 32
+    assert hf_weights.model_settings(config)["n_embd"] == model_config.n_embd == 32
     assert (config["vocab_size"], config["bos_token_id"]) == (512, 1)
     spec = json.loads((out / "tokenizer.json").read_text())
     assert Replayed(spec).encode("The end") == tokenizer.encode("The end").tolist()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_exists_is_left_alone(workdir, tmp_path):
+def test_existing_paths_are_left_alone(workdir, tmp_path):
     pytest.importorskip("safetensors", reason="needs the extra `export`")
     with pytest.raises(UserError, match="exists"):
         export.export_hf(workdir, tmp_path)
@@ -247,7 +247,7 @@ def test_what_exists_is_left_alone(workdir, tmp_path):
     ("function", "package"),
     [(export.export_hf, "safetensors"), (export.export_gguf, "gguf")],
 )
-def test_a_missing_package_is_told(function, package, workdir, tmp_path, monkeypatch):
+def test_a_missing_package_is_reported(function, package, workdir, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(sys.modules, f"{package}.numpy", raising=False)
     with pytest.raises(UserError, match=rf"package {package}.*gptjax\[export\]"):
@@ -291,7 +291,7 @@ def test_a_model_of_another_shape_is_refused_and_nothing_made(workdir, tmp_path)
     assert not (tmp_path / "tuned" / "config.json").exists()
 
 
-def test_a_tokenizer_file_that_is_not_there_is_told(workdir, tmp_path):
+def test_a_missing_tokenizer_file_is_reported(workdir, tmp_path):
     config = continued(workdir, tmp_path)
     config.tokenizer.file = str(tmp_path / "none")
     with pytest.raises(UserError, match="no such file"):
@@ -299,7 +299,7 @@ def test_a_tokenizer_file_that_is_not_there_is_told(workdir, tmp_path):
 
 
 @pytest.mark.parametrize("given", [":{}/none", ""])
-def test_a_workdir_that_is_none_is_told_before_anything(given, tmp_path):
+def test_a_folder_that_is_no_workdir_is_reported_before_any_work(given, tmp_path):
     flag = f"--config=configs/workdir.py{given.format(tmp_path)}"
     command = [sys.executable, "-m", "data_pipeline.prepare", flag]
     root = Path(__file__).parents[2]

@@ -170,7 +170,7 @@ def test_transformers_samples_the_same_greedy_text(exported, run):
     assert text.rstrip("\ufffd") == ("The " + "".join(pieces)).rstrip("\ufffd")
 
 
-def test_an_export_is_taken_back(workdir, tmp_path):
+def test_an_export_is_imported_again(workdir, tmp_path):
     pytest.importorskip("safetensors", reason="needs the extra `export`")
     export.export_hf(workdir, tmp_path / "hf")
     import_hf(tmp_path / "hf", tmp_path / "back")
@@ -207,14 +207,14 @@ class LlamaCpp:
         return self.post("/tokenize", content=text, add_special=bos, parse_special=False)["tokens"]
 
     def log_probs(self, ids: list[int], vocab_size: int) -> np.ndarray:
-        # Of a drawn token that is no whole character nothing is told: let it draw a plain one. The
+        # A drawn token that is no whole character is not reported: let it draw a plain one. The
         # bias is the sampler's, and not in what is returned.
         bias = [[self.ids("e")[0], 1000.0]]
         options = {"n_predict": 1, "n_probs": vocab_size, "cache_prompt": False}
         answer = self.post("/completion", prompt=ids, logit_bias=bias, **options)
-        found = answer["completion_probabilities"][0]["top_logprobs"]
+        entries = answer["completion_probabilities"][0]["top_logprobs"]
         log_probs = np.full(vocab_size, np.nan)
-        log_probs[[entry["id"] for entry in found]] = [entry["logprob"] for entry in found]
+        log_probs[[entry["id"] for entry in entries]] = [entry["logprob"] for entry in entries]
         return log_probs
 
 
@@ -420,7 +420,7 @@ def test_an_imported_workdir_is_not_trained_in(imported):
     assert contents() == before
 
 
-def test_bad_sources_are_told_and_nothing_is_made(gpt2_source, imported, tmp_path):
+def test_bad_sources_are_reported_and_nothing_is_created(gpt2_source, imported, tmp_path):
     with pytest.raises(UserError, match="exists"):
         import_hf(gpt2_source, imported)
     source = tmp_path / "source"

@@ -217,8 +217,8 @@ def test_a_run_trains_from_an_imported_qwen3_and_is_exported_again(imported, tmp
     shard = "data_pipeline/shard/quickstart.parquet"
     assert program("gptjax.generate", f"--workdir={imported}", "--max_new_tokens=3")
     evaluation = ("--noval", f"--text={shard}", "--limit=20")
-    told = program("gptjax.evaluate", f"--workdir={imported}", *evaluation)
-    bits = float(re.search(r"bits/byte (\S+)", told)[1])
+    printed = program("gptjax.evaluate", f"--workdir={imported}", *evaluation)
+    bits = float(re.search(r"bits/byte (\S+)", printed)[1])
     assert 2 < bits < 30  # random weights, on text
     run, _, llama = trained_and_exported(imported, tmp_path)
     assert_log_probs_agree(llama, run, atol=1e-4)

@@ -16,7 +16,7 @@ from gptjax.checkpoint import manager
 from gptjax.common.workdir import save_config
 from gptjax.compat import gguf_file
 from gptjax.compat.hf_architectures import ARCHITECTURES, GPT2, QWEN3
-from gptjax.compat.hf_weights import from_hf, hf_config, shape, to_hf
+from gptjax.compat.hf_weights import from_hf, hf_config, model_settings, to_hf
 from gptjax.import_hf import import_hf
 from gptjax.inference.load import load_run
 from gptjax.model import gpt
@@ -43,7 +43,7 @@ def modern_run(name: str, vocab_size: int) -> tuple[GPTConfig, gpt.Params]:
 
 
 def random_params(model_config: GPTConfig) -> gpt.Params:
-    """Parameters by which every part of the model matters."""
+    """Parameters with which every part of the model affects the logits."""
     shapes = jax.eval_shape(lambda: gpt.init(model_config, jax.random.key(0)))
     rng = np.random.default_rng(0)
 
@@ -58,7 +58,7 @@ def random_params(model_config: GPTConfig) -> gpt.Params:
 
 
 def make_workdir(workdir, config, params, tokenizer_bytes: bytes) -> None:
-    """What a run of this configuration would have left."""
+    """Writes the files of a run of this configuration."""
     workdir.mkdir()
     config.tokenizer.vocab_size = len(params["wte"])
     (workdir / TOKENIZER).write_bytes(tokenizer_bytes)
@@ -186,10 +186,10 @@ def test_parameters_come_back_bit_for_bit(run, store):
 
 def test_leaves_of_the_configuration_come_back(run, store):
     model_config, _ = run
-    leaves = shape(hf_config(model_config, store.tokenizer))
+    leaves = model_settings(hf_config(model_config, store.tokenizer))
     assert dataclasses.replace(as_imported(model_config), **leaves) == as_imported(model_config)
     theirs = {f.name for f in dataclasses.fields(model_config)} - leaves.keys()
-    # What decides no logit, or what others than `shape` tell. A new field gets its place in the
+    # What decides no logit, or what other functions set. A new field gets its place in the
     # tables of gptjax/compat/hf_architectures.py, or here.
     assert theirs == {
         *("vocab_size", "dropout", "zero_init"),
@@ -244,27 +244,27 @@ def test_llama_cpps_names_and_layouts(run):
 @pytest.mark.parametrize(
     ("leaves", "words"),
     [
-        ({"mlp": "relu2"}, "Qwen3 needs model.mlp = 'swiglu' (here 'relu2')\n"),
-        ({"qk_norm": False}, "Qwen3 needs model.qk_norm = True (here False)\n"),
+        ({"mlp": "relu2"}, "Qwen3 needs model.mlp = 'swiglu' (is 'relu2')\n"),
+        ({"qk_norm": False}, "Qwen3 needs model.qk_norm = True (is False)\n"),
         (
             {"norm": "layernorm", "bias": True},
-            "Qwen3 needs model.norm = 'rmsnorm' (here 'layernorm'), model.bias = False",
+            "Qwen3 needs model.norm = 'rmsnorm' (is 'layernorm'), model.bias = False",
         ),
         (
             {"norm": "layernorm", "qk_norm": False, "mlp": "gelu"},
-            "GPT-2 needs model.position = 'learned' (here 'rope'), model.n_kv_head = 4 (here 2)\n",
+            "GPT-2 needs model.position = 'learned' (is 'rope'), model.n_kv_head = 4 (is 2)\n",
         ),
     ],
 )
-def test_what_no_stock_architecture_computes_is_not_exported(leaves, words, store, tmp_path):
+def test_a_model_without_a_stock_architecture_is_not_exported(leaves, words, store, tmp_path):
     config = modern_config("tied")
     config.model.update(leaves)
     model_config = GPTConfig.from_config(config, 512)
     params = random_params(model_config)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         to_hf(model_config, params, 50)
-    assert words in f"{told.value}\n"
-    assert all(architecture.title in str(told.value) for architecture in ARCHITECTURES)
+    assert words in f"{error.value}\n"
+    assert all(architecture.title in str(error.value) for architecture in ARCHITECTURES)
     make_workdir(tmp_path / "run", config, params, (store.path / TOKENIZER).read_bytes())
     pytest.importorskip("safetensors", reason="needs the extra `export`")
     with pytest.raises(UserError, match="cannot be exported"):
@@ -286,43 +286,44 @@ def test_a_qwen3_that_computes_something_else_is_refused_with_all_its_difference
         "quantization_config": {"bits": 4},
         "tie_word_embeddings": "yes",
     }
-    with pytest.raises(UserError) as told:
-        shape(hf | wrong)
+    with pytest.raises(UserError) as error:
+        model_settings(hf | wrong)
+    message = str(error.value)
     for key in wrong.keys() - {"rope_scaling"}:
-        assert f"{key} is" in str(told.value) or f"{key} 3 does not divide" in str(told.value), key
-    assert "rope_type is 'yarn', not 'default'" in str(told.value)
-    assert "head_dim is 8, not hidden_size / num_attention_heads = 6" in str(told.value)
+        assert f"{key} is" in message or f"{key} 3 does not divide" in message, key
+    assert "rope_type is 'yarn', not 'default'" in message
+    assert "head_dim is 8, not hidden_size / num_attention_heads = 6" in message
     for key in wrong:
         with pytest.raises(UserError):
-            shape(hf | {key: wrong[key]})
+            model_settings(hf | {key: wrong[key]})
     for name in QWEN3.keys.values():
         for value in (None, 0, "4", -1, True, [2]):
             if (name, value) != ("num_key_value_heads", None):  # as many as of queries
                 with pytest.raises(UserError, match=f"{name} is"):
-                    shape(hf | {name: value})
+                    model_settings(hf | {name: value})
     with pytest.raises(UserError, match="GPT-2 and Qwen3.*model_type is 'llama'"):
-        shape(hf | {"model_type": "llama"})
+        model_settings(hf | {"model_type": "llama"})
 
 
 def test_the_forms_of_several_versions_are_read(store):
     hf = hf_config(modern_run("tied", 50)[0], store.tokenizer)
-    ours = shape(hf)
+    ours = model_settings(hf)
     assert ours["rope_theta"] == 500.0
     del hf["rope_theta"]
-    assert shape(hf) == ours | {"rope_theta": 10_000.0}
+    assert model_settings(hf) == ours | {"rope_theta": 10_000.0}
     newer = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
     newer |= {"layer_types": ["full_attention"] * 2, "sliding_window": None}
-    assert shape(hf | newer) == ours
+    assert model_settings(hf | newer) == ours
     older = {"rope_theta": 500.0, "rope_scaling": None, "sliding_window": 4096}
-    assert shape(hf | older) == ours
+    assert model_settings(hf | older) == ours
     with pytest.raises(UserError, match="rope_type is 'linear'"):
-        shape(hf | {"rope_scaling": {"type": "linear", "factor": 2.0}})
-    assert shape(hf | {"num_key_value_heads": None})["n_kv_head"] == 4
+        model_settings(hf | {"rope_scaling": {"type": "linear", "factor": 2.0}})
+    assert model_settings(hf | {"num_key_value_heads": None})["n_kv_head"] == 4
     absent = {key: value for key, value in hf.items() if key != "tie_word_embeddings"}
-    assert not shape(absent)["tie_embeddings"]
+    assert not model_settings(absent)["tie_embeddings"]
     del absent["head_dim"]
     with pytest.raises(UserError, match="head_dim is 128"):
-        shape(absent)
+        model_settings(absent)
 
 
 # GPT-2s of other widths and heads
@@ -335,7 +336,7 @@ def test_a_gpt2_with_its_own_head_and_another_hidden_width(store):
     hf, tensors = hf_config(config, store.tokenizer), to_hf(config, params, config.vocab_size)
     assert tensors.keys() == weights.keys() | {"lm_head.weight"}
     assert (hf["n_inner"], hf["tie_word_embeddings"]) == (28, False)
-    assert shape(hf)["tie_embeddings"] is False and shape(hf)["mlp_dim"] == 28
+    assert model_settings(hf)["tie_embeddings"] is False and model_settings(hf)["mlp_dim"] == 28
     back, bias = from_hf(tensors, hf, config.vocab_size)
     assert bias
     assert_same(back, params)
