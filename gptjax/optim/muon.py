@@ -1,8 +1,8 @@
 """Muon (Jordan et al. 2024): steps along orthogonalised momentum, for the matrices inside blocks.
 
-The arithmetic is `optax.contrib.muon`'s. What is decided here: which axes are a matrix (L matrices
-of d_in x d_out in each kernel), that queries, keys and values are three matrices although one
-kernel holds them, and that the work is done once a step, also under `optax.MultiSteps`.
+The arithmetic is `optax.contrib.muon`'s. This file decides which axes are a matrix (L matrices of
+d_in x d_out in each kernel), splits the kernel of queries, keys and values into three, and does the
+work once a step, also under `optax.MultiSteps`.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from jax import Array
 from optax.contrib import MuonDimensionNumbers
 
 # The factor of Moonlight (Liu et al. 2025, 2502.16982, section 2.2): the root mean square of an
-# update is this times the learning rate, whatever the shape, as is AdamW's in practice. So rates
-# and weight decay mean the same to both, and a shape needs no rate of its own.
+# update is this times the learning rate for any shape, as AdamW's is in practice. So rates and
+# weight decay mean the same to both, and no shape needs its own rate.
 _UPDATE_RMS = 0.2
 _STACKED = MuonDimensionNumbers((1,), (2,))  # (L, d_in, d_out)
-# Operands of the iteration, which needs no more digits; it adds up in float32 in either case.
+# Operands of the iteration, which needs no more digits; sums are float32 in either case.
 _PRECISIONS = {"float32": "float32", "bfloat16": "BF16_BF16_F32"}
 
 
@@ -32,14 +32,9 @@ def muon(
 ) -> optax.GradientTransformationExtraArgs:
     """Returns Muon with Nesterov momentum and decoupled weight decay, for a tree of kernels.
 
-    The momentum is a mean whose start is made up for, as Adam's; five quintic Newton-Schulz steps
-    bring its singular values near 1 (0.7 to 1.2). Decay is `learning_rate` x `weight_decay` a step.
-
-    Args:
-        learning_rate: by updates made.
-        momentum: what the mean keeps a step.
-        weight_decay: likewise, or by updates made.
-        compute_dtype: of the operands of the iteration's matmuls; a CPU takes float32 always.
+    The momentum, a bias-corrected mean as Adam's, keeps the share `momentum` a step; five quintic
+    Newton-Schulz steps bring its singular values near 1 (0.7 to 1.2). `compute_dtype` is that of
+    the operands of their matmuls; a CPU always takes float32.
     """
     inner = optax.contrib.muon(
         learning_rate,
@@ -61,38 +56,35 @@ def muon(
 
 
 def split_qkv(tree: Any) -> Any:
-    """Returns a tree with `c_attn.kernel` (L, D, q | k | v) as a dict of its three matrices.
-
-    Queries are as wide as the model, D; keys and values share what is left.
-    """
+    """Returns the tree with `c_attn.kernel` (L, D, D + 2 K H) as a dict of its three matrices."""
 
     def split(kernel: Array) -> dict[str, Array]:
         width = kernel.shape[1]
         bounds = [width, (width + kernel.shape[2]) // 2]
         return dict(zip("qkv", jnp.split(kernel, bounds, axis=2), strict=True))
 
-    return _in_c_attn(split, tree)
+    return _map_c_attn(split, tree)
 
 
 def join_qkv(tree: Any) -> Any:
-    """Returns what `split_qkv` was given."""
-    return _in_c_attn(lambda qkv: jnp.concatenate([qkv[name] for name in "qkv"], axis=2), tree)
+    """Inverts `split_qkv`."""
+    return _map_c_attn(lambda qkv: jnp.concatenate([qkv[name] for name in "qkv"], axis=2), tree)
 
 
-def _in_c_attn(function: Callable[[Any], Any], tree: Any, name: str = "") -> Any:
+def _map_c_attn(function: Callable[[Any], Any], tree: Any, name: str = "") -> Any:
     if name == "c_attn":
         return {**tree, "kernel": function(tree["kernel"])}
     if not isinstance(tree, dict):
         return tree
-    return {key: _in_c_attn(function, value, key) for key, value in tree.items()}
+    return {key: _map_c_attn(function, value, key) for key, value in tree.items()}
 
 
-def at_the_last(
+def only_at_last(
     transformation: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns `transformation`, whose work is left out where `update` is told `last=False`.
+    """Returns `transformation`, skipped where `update` gets `last=False`.
 
-    `optax.MultiSteps` calls what it wraps at every micro-step and takes what comes of the last.
+    `optax.MultiSteps` calls what it wraps at every micro-step and uses only the last result.
     """
 
     def update(

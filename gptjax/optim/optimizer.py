@@ -1,4 +1,4 @@
-"""AdamW and Muon, clipping, and accumulation by `optax.MultiSteps`."""
+"""AdamW and Muon, clipping, skipping of bad steps, and accumulation by `optax.MultiSteps`."""
 
 from typing import Any
 
@@ -6,18 +6,22 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from gptjax.optim.muon import at_the_last, muon
-from gptjax.optim.schedules import muon_schedule, schedule, weight_decay
-from gptjax.optim.skip_bad_steps import guard
+from gptjax.optim.muon import muon, only_at_last
+from gptjax.optim.schedules import (
+    learning_rate_schedule,
+    muon_learning_rate_schedule,
+    weight_decay,
+)
+from gptjax.optim.skip_bad_steps import skip_bad_steps
 
 
 def decay_mask(params: Any) -> Any:
-    """Returns True for the leaves that are decayed: matrices, not LayerNorm scales or biases.
+    """Returns True for the leaves with weight decay: matrices, not scales of norms or biases.
 
-    By name, because the stacking of layers makes matrices of vectors.
+    By name, because stacked layers turn vectors into matrices.
 
     Raises:
-        ValueError: for a leaf of an unknown name, so that a new parameter is not forgotten here.
+        ValueError: for a leaf of an unknown name.
     """
     decayed = dict.fromkeys(("kernel", "wte", "wpe", "lm_head"), True)
     decayed |= dict.fromkeys(("scale", "bias"), False)
@@ -39,16 +43,16 @@ def param_labels(params: Any) -> Any:
     Raises:
         ValueError: for a leaf of an unknown name, or a kernel that is not stacked (L, in, out).
     """
-    decay_mask(params)  # knows all names
+    decay_mask(params)  # checks the names
 
-    def group(path: tuple[Any, ...], leaf: Any) -> str:
+    def label(path: tuple[Any, ...], leaf: Any) -> str:
         if path[-1].key != "kernel":
             return "adamw"
         if leaf.ndim != 3:
             raise ValueError(f"{jax.tree_util.keystr(path)} has {leaf.ndim} axes: not (L, in, out)")
         return "muon"
 
-    return jax.tree_util.tree_map_with_path(group, params)
+    return jax.tree_util.tree_map_with_path(label, params)
 
 
 def make_optimizer(
@@ -59,21 +63,14 @@ def make_optimizer(
     loss_spike_sigma: float = 0.0,
     compute_dtype: str = "float32",
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns the guarded optimizer; its `update` takes `loss` besides the usual arguments.
+    """Returns the optimizer of `config.optim`; its `update` takes `loss`, see `skip_bad_steps`.
 
-    With `accumulation_steps` > 1 it takes the gradients of that many micro-steps, averages them and
-    updates at the last; schedules count updates, not micro-steps. The last `loss` counts. `update`
-    takes `last`, too, then: whether this micro-step is the last.
-
-    Args:
-        optim: see configs/base.py.
-        accumulation_steps: micro-steps an update.
-        max_iters: updates of the run, on which schedules may depend.
-        loss_spike_sigma: see `guard`.
-        compute_dtype: of Muon's matmuls.
+    With `accumulation_steps` > 1 it averages the gradients of that many micro-steps and updates at
+    the last, of which `update` is informed by `last`, and whose `loss` counts. Schedules depend on
+    updates, not micro-steps, and on their number in the run, `max_iters`.
     """
     optimizer = optax.adamw(
-        schedule(optim, max_iters),
+        learning_rate_schedule(optim, max_iters),
         b1=optim.beta1,
         b2=optim.beta2,
         eps=optim.eps,
@@ -82,16 +79,16 @@ def make_optimizer(
     )
     if optim.optimizer == "muon":
         hidden = muon(
-            muon_schedule(optim, max_iters),
+            muon_learning_rate_schedule(optim, max_iters),
             momentum=optim.muon_momentum,
             weight_decay=weight_decay(optim, max_iters),
             compute_dtype=compute_dtype,
         )
         if accumulation_steps > 1:
-            hidden = at_the_last(hidden)
+            hidden = only_at_last(hidden)
         optimizer = optax.partition({"muon": hidden, "adamw": optimizer}, param_labels)
     clip = optax.clip_by_global_norm(optim.grad_clip) if optim.grad_clip else optax.identity()
-    optimizer = guard(optax.chain(clip, optimizer), loss_spike_sigma)
+    optimizer = skip_bad_steps(optax.chain(clip, optimizer), loss_spike_sigma)
     if accumulation_steps == 1:
         return optimizer
     multi_steps = optax.MultiSteps(optimizer, accumulation_steps)

@@ -1,4 +1,4 @@
-"""What varies over optimizer steps: learning rates and weight decay."""
+"""Learning rates and weight decay as functions of the optimizer steps completed."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,8 @@ import optax
 from ml_collections import ConfigDict
 
 
-def schedule(optim: ConfigDict, max_iters: int) -> optax.Schedule:
-    """Returns learning rate by optimizer steps completed, the first of a linear warm-up.
+def learning_rate_schedule(optim: ConfigDict, max_iters: int) -> optax.Schedule:
+    """Returns the learning rate of AdamW.
 
     `cosine` falls from the peak to `min_lr` at `lr_decay_iters`. `wsd` (warm-up, stable, decay: Hu
     et al. 2024, MiniCPM) stays at the peak until `wsd_decay_iters` steps before `max_iters`, so
@@ -40,17 +40,18 @@ def schedule(optim: ConfigDict, max_iters: int) -> optax.Schedule:
     )
 
 
-def muon_schedule(optim: ConfigDict, max_iters: int) -> optax.Schedule:
-    """Returns the learning rate of Muon: `schedule`, its peak moved to `muon_learning_rate`."""
-    rate, scale = schedule(optim, max_iters), optim.muon_learning_rate / optim.learning_rate
+def muon_learning_rate_schedule(optim: ConfigDict, max_iters: int) -> optax.Schedule:
+    """Returns the learning rate of Muon: AdamW's, with its peak moved to `muon_learning_rate`."""
+    rate = learning_rate_schedule(optim, max_iters)
+    scale = optim.muon_learning_rate / optim.learning_rate
     return lambda steps: scale * rate(steps)
 
 
 def weight_decay(optim: ConfigDict, max_iters: int) -> float | optax.Schedule:
-    """Returns the weight decay, by optimizer steps completed if it is not constant.
+    """Returns the weight decay; `linear` reaches `weight_decay_end` at `max_iters`.
 
-    A step takes this times its learning rate off a weight, so that the decay follows the learning
-    rate in any case. `linear` goes to `weight_decay_end` at `max_iters`.
+    A step takes this times its learning rate off a weight, so the decay follows the learning rate
+    in any case. A constant is no schedule, which would add a counter to the optimizer's state.
     """
     if optim.weight_decay_schedule == "constant":
         decay: float = optim.weight_decay
@@ -59,15 +60,15 @@ def weight_decay(optim: ConfigDict, max_iters: int) -> float | optax.Schedule:
 
 
 def schedules(optim: ConfigDict, max_iters: int) -> dict[str, optax.Schedule]:
-    """Returns what decides how a step is made and may vary over steps, by the key of its peak."""
+    """Returns the schedules of a run by the configuration key of their peak."""
     decay = weight_decay(optim, max_iters)
-    found = {
-        "learning_rate": schedule(optim, max_iters),
+    by_key = {
+        "learning_rate": learning_rate_schedule(optim, max_iters),
         "weight_decay": decay if callable(decay) else optax.constant_schedule(decay),
     }
     if optim.optimizer == "muon":
-        found["muon_learning_rate"] = muon_schedule(optim, max_iters)
-    return found
+        by_key["muon_learning_rate"] = muon_learning_rate_schedule(optim, max_iters)
+    return by_key
 
 
 def decay_start(optim: ConfigDict, max_iters: int) -> int:

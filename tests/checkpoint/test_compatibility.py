@@ -11,7 +11,7 @@ from configs import base, debug
 from configs.validate import leaves
 from gptjax.checkpoint import compatibility
 from gptjax.checkpoint.compatibility import changes, incompatibilities
-from gptjax.optim.schedules import schedule
+from gptjax.optim.schedules import learning_rate_schedule
 
 
 def get(config: ConfigDict, key: str):
@@ -212,9 +212,8 @@ def test_an_allowed_change_keeps_the_rates_of_the_steps_done():
         step = int(rng.integers(1, 20))
         old, new = configs
         problems = compatibility._schedule_problems(copy.deepcopy(old), copy.deepcopy(new), step)
-        rates = [
-            [float(schedule(c.optim, c.train.max_iters)(s)) for s in range(step)] for c in configs
-        ]
+        schedules = [learning_rate_schedule(c.optim, c.train.max_iters) for c in configs]
+        rates = [[float(schedule(s)) for s in range(step)] for schedule in schedules]
         same = np.allclose(*rates, rtol=1e-6)
         allowed += not problems
         assert same or problems

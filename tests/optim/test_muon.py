@@ -93,17 +93,17 @@ def train(optim, params, grads, micro_steps=1):
     """Returns the parameters after each update; `grads` holds one tree for each micro-step."""
     init, update = compiled(optim.to_json(), micro_steps)
     ours = jax.tree.map(jnp.float32, params)
-    state, found = init(ours), []
+    state, after_updates = init(ours), []
     for i, g in enumerate(grads):
         last = jnp.asarray(i % micro_steps == micro_steps - 1)
         updates, state = update(jax.tree.map(jnp.float32, g), state, ours, last=last)
         ours = optax.apply_updates(ours, updates)
         if last:
-            found.append(ours)
+            after_updates.append(ours)
         else:
             assert not any(np.any(u) for u in jax.tree.leaves(updates))
     assert int(optax.tree.get(state, "skipped")) == 0
-    return found
+    return after_updates
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_trajectory_equals_numpy(optim, micro_steps, head_columns, schedule):
     params = make_params(rng, head_columns)
     sizes = [3.0 if i // micro_steps % 2 else 0.003 for i in range(N_UPDATES * micro_steps)]
     grads = [jax.tree.map(lambda p, s=s: s * rng.normal(size=p.shape), params) for s in sizes]
-    found = train(optim, params, grads, micro_steps)
+    after_updates = train(optim, params, grads, micro_steps)
 
     rates = rates_of(optim, optim.muon_learning_rate)
     decays = np.full(N_UPDATES, 0.5)
@@ -133,7 +133,7 @@ def test_trajectory_equals_numpy(optim, micro_steps, head_columns, schedule):
         if "c_attn" in name:
             bounds = [0, 8, 8 + (head_columns - 8) // 2, head_columns]
         for updates in (1, 3):
-            ours = np.asarray(leaf(found[updates - 1], name))
+            ours = np.asarray(leaf(after_updates[updates - 1], name))
             for layer in range(2):
                 for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
                     theirs = numpy_muon(
@@ -178,9 +178,9 @@ def test_singular_values_of_an_update_are_near_one(optim):
         part["kernel"] = conditioned(rng, shape)
     blocks["mlp"]["c_proj"]["kernel"] = conditioned(rng, (32, 8))
     params = jax.tree.map(np.zeros_like, params)  # so that what is left of them is the update
-    (found,) = train(optim, params, [grads])
+    (trained,) = train(optim, params, [grads])
     for name in KERNELS:
-        update = np.asarray(leaf(found, f"blocks/{name}/kernel"), np.float64)
+        update = np.asarray(leaf(trained, f"blocks/{name}/kernel"), np.float64)
         matrices = np.split(update, 3, axis=2) if "c_attn" in name else [update]
         for matrix in matrices:
             scale = optim.muon_learning_rate * 0.2 * np.sqrt(max(matrix.shape[1:]))
@@ -220,7 +220,7 @@ def test_every_parameter_of_the_model_is_in_one_group(optim):
     moments = {"muon": optax.tree.get_all_with_path(state, "mu")}
     sizes = [sum(x.size for x in jax.tree.leaves(mu)) for _, mu in moments["muon"]]
     total = sum(x.size for x in jax.tree.leaves(params))
-    assert sum(sizes) == total  # each has one first moment: none is left out, none is moved twice
+    assert sum(sizes) == total  # one first moment each: none is missing or updated twice
     (nu,) = [x for _, x in optax.tree.get_all_with_path(state, "nu") if jax.tree.leaves(x)]
     assert sum(x.size for x in jax.tree.leaves(nu)) == total - 2 * 12 * 16 * 16
     named = jax.tree_util.tree_leaves_with_path(param_labels(params))
@@ -236,7 +236,7 @@ def test_every_parameter_of_the_model_is_in_one_group(optim):
         ({"blocks": {"c_fc": {"kernel": jnp.zeros((3, 3))}}}, "c_fc.*2 axes"),
     ],
 )
-def test_what_belongs_to_no_group_fails(optim, wrong, words):
+def test_a_parameter_without_a_group_fails(optim, wrong, words):
     with pytest.raises(ValueError, match=words):
         make_optimizer(optim, 1, 10).init(wrong)
 
@@ -254,11 +254,11 @@ def test_weight_decay_is_its_closed_form(optim, optimizer, end):
     np.testing.assert_allclose([decay(N_UPDATES), decay(999)], end, rtol=1e-6)
 
     params = make_params(np.random.default_rng(4))
-    found = train(optim, params, [jax.tree.map(np.zeros_like, params)] * N_UPDATES)
+    after_updates = train(optim, params, [jax.tree.map(np.zeros_like, params)] * N_UPDATES)
     for name in ("wte", "blocks/mlp/c_fc/kernel", "ln_f/scale"):
         hidden = "kernel" in name and optimizer == "muon"
         peak = optim.muon_learning_rate if hidden else optim.learning_rate
         kept = np.cumprod(1 - rates_of(optim, peak) * expected)
-        for ours, share in zip(found, kept, strict=True):
+        for ours, share in zip(after_updates, kept, strict=True):
             share = 1.0 if "scale" in name else share
             np.testing.assert_allclose(leaf(ours, name), share * leaf(params, name), rtol=1e-6)

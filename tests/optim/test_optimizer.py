@@ -13,7 +13,7 @@ from helpers import tiny_gpt
 from configs import rtx4070
 from gptjax.model import gpt
 from gptjax.optim.optimizer import decay_mask, make_optimizer
-from gptjax.optim.schedules import decay_start, schedule
+from gptjax.optim.schedules import decay_start, learning_rate_schedule
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def closed_form(optim, step):
 
 
 def test_schedule_is_the_closed_form(optim):
-    rate = schedule(optim, 30)
+    rate = learning_rate_schedule(optim, 30)
     for step in range(30):
         np.testing.assert_allclose(rate(step), closed_form(optim, step), rtol=1e-6)
     assert float(rate(5)) == np.float32(1e-2)  # the peak, after warmup_iters updates
@@ -55,7 +55,7 @@ def wsd_closed_form(optim, step, max_iters):
 @pytest.mark.parametrize(("warmup", "decay"), [(5, 8), (0, 8), (5, 0), (5, 35), (0, 0), (40, 0)])
 def test_wsd_is_the_closed_form(optim, warmup, decay):
     optim.schedule, optim.warmup_iters, optim.wsd_decay_iters = "wsd", warmup, decay
-    rate = schedule(optim, 40)
+    rate = learning_rate_schedule(optim, 40)
     steps = np.arange(40)
     expected = [wsd_closed_form(optim, s, 40) for s in steps]
     np.testing.assert_allclose([rate(s) for s in steps], expected, rtol=1e-6)
@@ -68,14 +68,14 @@ def test_wsd_is_the_closed_form(optim, warmup, decay):
 
 def test_a_longer_wsd_run_begins_as_the_shorter_one(optim):
     optim.schedule, optim.wsd_decay_iters = "wsd", 8
-    short, long = schedule(optim, 40), schedule(optim, 60)
+    short, long = (learning_rate_schedule(optim, n) for n in (40, 60))
     steps = np.arange(60)
     same = np.asarray(short(steps)) == np.asarray(long(steps))
     assert same[:33].all() and not same[33:].any()
 
 
 def test_schedule_of_the_recipe():
-    rate = schedule(rtx4070.get_config().optim, 250_000)
+    rate = learning_rate_schedule(rtx4070.get_config().optim, 250_000)
     for step, expected in ((0, 6e-4 / 2001), (2000, 6e-4), (126_000, 3.3e-4), (250_000, 6e-5)):
         # float32 ramps are exact to a part of the peak, not of their small first values.
         np.testing.assert_allclose(rate(step), expected, rtol=0, atol=1e-6 * 6e-4)
@@ -126,7 +126,7 @@ def test_trajectory_equals_numpy_over_20_updates(optim, micro_steps):
             p -= rate * (m_hat / (np.sqrt(v_hat) + optim.eps) + decay * p)
         for name, p in theirs.items():
             np.testing.assert_allclose(ours[name], p, atol=2e-6, err_msg=f"{name}, update {step}")
-    assert 0 < clipped < 20, "both sides of the clip are to be tested"
+    assert 0 < clipped < 20, "both sides of the clip must be tested"
 
 
 def test_every_parameter_of_the_model_has_a_decay_group():

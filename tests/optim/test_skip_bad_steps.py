@@ -1,4 +1,4 @@
-"""Steps whose numbers go wrong: nothing but counters changes, whatever the micro-step."""
+"""A step with a bad loss or gradient changes nothing but counters, in any micro-step."""
 
 import copy
 
@@ -9,17 +9,17 @@ import optax
 import pytest
 
 from gptjax.model.config import GPTConfig
-from gptjax.optim.skip_bad_steps import WINDOW, guard
+from gptjax.optim.skip_bad_steps import WINDOW, skip_bad_steps
 from gptjax.step.sharding import make_mesh
 from gptjax.step.train_step import StepFunctions
 
-NAN_LOSS, INF_LOSS, NAN_GRADIENT = 509, 510, 511  # tokens that spoil the micro-step they are in
+NAN_LOSS, INF_LOSS, NAN_GRADIENT = 509, 510, 511  # tokens that poison their micro-step
 POISONS = {"nan loss": NAN_LOSS, "inf loss": INF_LOSS, "nan gradient": NAN_GRADIENT}
 COUNTERS = ("step", "skipped", "in_a_row", "gradient_step")
 
 
 class PoisonedSteps(StepFunctions):
-    """The real step, with a loss that some tokens spoil."""
+    """The real step, with a loss that some tokens poison."""
 
     def _nats(self, params, micro, dropout_key):
         nats = super()._nats(params, micro, dropout_key)
@@ -33,7 +33,7 @@ class PoisonedSteps(StepFunctions):
 
 @pytest.fixture(scope="module", params=[(1, "adamw"), (3, "adamw"), (1, "muon"), (3, "muon")])
 def poisoned(request, debug_config):
-    """(steps, micro-steps), by accumulation and optimizer; with Muon, an average is kept, too."""
+    """(steps, micro-steps), by accumulation and optimizer; with Muon, also a moving average."""
     config = copy.deepcopy(debug_config)
     micro_steps, config.optim.optimizer = request.param
     config.optim.ema_decay = 0.5 if config.optim.optimizer == "muon" else 0.0
@@ -52,7 +52,7 @@ def make_batch(micro_steps, seed=0, poison=None, at=0):
 
 
 def bits(state):
-    """The bytes of each leaf by its path, without what counts steps."""
+    """The bytes of each leaf by its path, without the counters of steps."""
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
     named = {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
     return {name: b for name, b in named.items() if not name.endswith(COUNTERS)}
@@ -79,7 +79,7 @@ def test_a_bad_step_changes_counters_only(poisoned, poison, at):
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(jax.device_get(state)))
 
 
-def test_training_goes_on_as_if_the_bad_batch_had_not_been(poisoned):
+def test_training_continues_as_without_the_bad_batch(poisoned):
     steps, micro_steps = poisoned
     state, other = steps.init_state(), steps.init_state()
     for seed in range(4):
@@ -92,7 +92,7 @@ def test_training_goes_on_as_if_the_bad_batch_had_not_been(poisoned):
     assert bits(state) == bits(other)
     assert (int(metrics["skipped"]), int(metrics["skipped_in_a_row"])) == (3, 0)
     assert int(state.step) == int(other.step) + 3
-    # The schedule counts updates that were made.
+    # The schedule does not count skipped updates.
     assert float(metrics["learning_rate"]) == float(steps._schedules["learning_rate"](3))
     assert steps.train_step._cache_size() == 1
 
@@ -111,8 +111,8 @@ def naive_spikes(losses, sigmas):
     return skipped
 
 
-def run_guard(losses, sigmas):
-    optimizer = guard(optax.sgd(1.0), sigmas)
+def skipped_by_loss(losses, sigmas):
+    optimizer = skip_bad_steps(optax.sgd(1.0), sigmas)
     params = {"w": jnp.zeros(2)}
     update = jax.jit(lambda state, loss: optimizer.update(params, state, params, loss=loss))
     state, skipped = optimizer.init(params), []
@@ -129,22 +129,22 @@ def test_spikes_are_those_of_numpy():
     losses[[20, 200]] = np.nan, np.inf
     losses[350:] += 4  # a level that has risen for good
     expected = naive_spikes(losses, 6.0)
-    found, state = run_guard(losses, 6.0)
-    assert found == expected
+    skipped, state = skipped_by_loss(losses, 6.0)
+    assert skipped == expected
     assert not expected[5]
     assert all(expected[i] for i in (20, 150, 200, 300, 350))
     assert not any(expected[370:])  # accepted in the end
     assert int(state.skipped) == sum(expected)
 
 
-def test_spikes_are_not_looked_for_unless_asked():
+def test_spikes_are_accepted_by_default():
     losses = [3.0] * 100 + [1e6, 3.0, np.nan]
-    found, _ = run_guard(losses, 0.0)
-    assert found == [False] * 102 + [True]
+    skipped, _ = skipped_by_loss(losses, 0.0)
+    assert skipped == [False] * 102 + [True]
 
 
 def test_zero_updates_keep_negative_zeros():
-    optimizer = guard(optax.sgd(1.0), 0.0)
+    optimizer = skip_bad_steps(optax.sgd(1.0), 0.0)
     params = {"w": jnp.array([-0.0, 0.0, 1.0])}
     updates, _ = optimizer.update(params, optimizer.init(params), params, loss=jnp.float32(np.nan))
     kept = optax.apply_updates(params, updates)["w"]
@@ -152,7 +152,7 @@ def test_zero_updates_keep_negative_zeros():
 
 
 def test_a_gradient_whose_norm_overflows_is_skipped():
-    optimizer = guard(optax.sgd(1.0), 0.0)
+    optimizer = skip_bad_steps(optax.sgd(1.0), 0.0)
     params = {"w": jnp.full(4, 1e30)}
     _, state = optimizer.update(params, optimizer.init(params), params, loss=jnp.float32(1))
     assert int(state.skipped) == 1
