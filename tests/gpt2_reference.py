@@ -1,4 +1,4 @@
-"""GPT-2 as Hugging Face has it: the fixture's shape and parameters in our layout."""
+"""Hugging Face's GPT-2: the fixture's shape and parameters in our layout."""
 
 from collections.abc import Mapping
 from pathlib import Path

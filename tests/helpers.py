@@ -1,4 +1,4 @@
-"""What tests of several packages share: the least model, states and their bits, a page's text."""
+"""Shared by tests of several packages: a tiny model, states and their bits, a page's text."""
 
 import dataclasses
 import hashlib
@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from configs import base
 from data_pipeline.tokenizer import SPACE
-from gptjax.model.config import GPTConfig
+from gptjax.model import GPTConfig, cross_entropy_sum, hidden_states, init, unembedding
 
 HOSTILE = [
     "",
@@ -40,27 +41,61 @@ HOSTILE = [
 
 
 def tiny_gpt(**changes: Any) -> GPTConfig:
-    """Returns GPT-2's shape in small, biases and all, in float32; fields of GPTConfig change it."""
-    model_config = GPTConfig.from_config(base.get_config(), vocab_size=50)
+    """Returns a tiny float32 GPT-2 with biases; `changes` are keys of `config.model`."""
+    config = base.get_config()
     tiny = {"block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 16, "bias": True}
     machine = {"compute_dtype": "float32", "attention": "xla"}
-    return dataclasses.replace(model_config, **{**tiny, **machine, **changes})
+    vocab_size = changes.pop("vocab_size", 50)
+    config.model.update({**tiny, **machine, **changes})
+    return GPTConfig.from_config(config, vocab_size)
+
+
+def perturbed_params(model_config):
+    """Ten times the initial values, scales not 1 and biases not 0: every part matters."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda p: 10 * p if p.std() > 0 else p + jnp.float32(rng.normal(0, 0.2, p.shape)),
+        init(model_config, jax.random.key(0)),
+    )
+
+
+def mean_loss(model_config, tokens_BT, params):
+    """The loss of each token but the first, given those before it."""
+    x_BTD = hidden_states(model_config, params, tokens_BT[:, :-1])
+    targets_BT = tokens_BT[:, 1:]
+    mask_BT = np.ones_like(targets_BT)
+    total = cross_entropy_sum(x_BTD, unembedding(params), targets_BT, mask_BT, chunk=0)
+    return total / targets_BT.size
+
+
+def equations(jaxpr):
+    """All equations of a jaxpr, including nested ones."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for sub in jaxprs_in_params(equation.params):
+            yield from equations(sub)
+
+
+def assert_trees_close(a, b, **tolerance):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for (path, x), y in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, **tolerance, err_msg=jax.tree_util.keystr(path))
 
 
 def state_of(initial, step):
-    """Another state for each step, of values that a compressor cannot guess."""
+    """A different state for each step, of values that do not compress."""
     rng = np.random.default_rng(step)
 
-    def other(x):
+    def randomize(x):
         if x.dtype == jnp.float32:
             return jnp.asarray(rng.normal(size=x.shape), x.dtype)
         return x
 
-    return dataclasses.replace(jax.tree.map(other, initial), step=jnp.int32(step))
+    return dataclasses.replace(jax.tree.map(randomize, initial), step=jnp.int32(step))
 
 
 def bits(tree):
-    """A digest of a tree by code that the checkpoints do not use."""
+    """A digest of a tree, independent of the code of checkpoints."""
     digest = hashlib.sha256()
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
         x = np.asarray(x)
@@ -69,7 +104,7 @@ def bits(tree):
 
 
 class Page(html.parser.HTMLParser):
-    """What a browser would make of the page: its tags, tables, texts, data and notes."""
+    """An HTML page as a browser parses it: tags, tables, texts and data."""
 
     def __init__(self, path):
         super().__init__()

@@ -44,10 +44,10 @@ def write(
     writer.add_context_length(model_config.block_size)
     writer.add_embedding_length(model_config.n_embd)
     writer.add_block_count(model_config.n_layer)
-    writer.add_feed_forward_length(model_config.mlp_width)
+    writer.add_feed_forward_length(model_config.mlp_dim)
     writer.add_head_count(model_config.n_head)
     if architecture is QWEN3:
-        writer.add_head_count_kv(model_config.kv_heads)
+        writer.add_head_count_kv(model_config.n_kv_head)
         writer.add_key_length(model_config.head_dim)
         writer.add_value_length(model_config.head_dim)
         writer.add_rope_freq_base(model_config.rope_theta)

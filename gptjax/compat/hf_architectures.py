@@ -47,15 +47,10 @@ class Architecture:
         if "n_kv_head" not in self.keys:
             needs["n_kv_head"] = model_config.n_head
         return [
-            f"model.{key} = {value!r} (is {leaf(model_config, key)!r})"
+            f"model.{key} = {value!r} (is {getattr(model_config, key)!r})"
             for key, value in needs.items()
-            if leaf(model_config, key) != value
+            if getattr(model_config, key) != value
         ]
-
-
-def leaf(model_config: GPTConfig, key: str) -> Any:
-    """Returns what a leaf of `config.model` comes to, where its 0 stands for a default."""
-    return getattr(model_config, {"n_kv_head": "kv_heads", "mlp_dim": "mlp_width"}.get(key, key))
 
 
 def _gpt2_tensors() -> tuple[Tensor, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from configs.errors import UserError
 from data_pipeline.tokenizer import Tokenizer
-from gptjax.compat.hf_architectures import ARCHITECTURES, Architecture, Tensor, leaf
+from gptjax.compat.hf_architectures import ARCHITECTURES, Architecture, Tensor
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import Params
 
@@ -55,7 +55,7 @@ def hf_config(model_config: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "architectures": [architecture.hf_class],
         "model_type": architecture.name,
         "vocab_size": tokenizer.vocab_size,
-        **{name: leaf(model_config, key) for key, name in architecture.keys.items()},
+        **{name: getattr(model_config, key) for key, name in architecture.keys.items()},
         **{key: value for key, value in fixed.items() if value is not None},
         "tie_word_embeddings": model_config.tie_embeddings,
         **architecture.extras(model_config),
@@ -135,7 +135,7 @@ def named_tensors(
             stacked = stacked[:vocab_size]
         parts = [stacked]
         if len(row.hf) > 1:  # queries, keys, values
-            widths = np.array([model_config.n_head, model_config.kv_heads]) * model_config.head_dim
+            widths = np.array([model_config.n_head, model_config.n_kv_head]) * model_config.head_dim
             parts = np.split(stacked, np.cumsum(widths), axis=-1)
         is_matrix = row.ours.endswith(".kernel")
         for hf, gguf, part in zip(row.hf, row.gguf, parts, strict=True):

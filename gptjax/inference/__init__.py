@@ -1,1 +1,1 @@
-"""A trained model, to sample from and to score with."""
+"""Loads a trained model, samples from it and scores text with it."""

@@ -1,4 +1,4 @@
-"""Text that continues prompts, as it is drawn."""
+"""Streams the text that continues prompts."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,13 +9,12 @@ from gptjax.model.config import GPTConfig
 
 
 class TextStream:
-    """Drawn tokens -> text, as it becomes certain; ends before a stop string, or at a BOS.
+    """Turns tokens into text, piece by piece, up to a stop string or BOS.
 
-    Held back are bytes that are no whole character yet, and text that may become a stop string.
+    Holds back the bytes of incomplete characters, and text that may become a stop string.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
-        """Takes the tokenizer of the model and stop strings, none of them empty."""
         self.ended = False
         self._bos_id = tokenizer.bos_id
         self._decoder = StreamDecoder(tokenizer)
@@ -23,34 +22,31 @@ class TextStream:
         self._held = ""
 
     def feed(self, token: int) -> str:
-        """Returns what can be shown with this token; nothing when the text has ended."""
+        """Returns the text that this token completes; "" once the text has ended."""
         if self.ended:
             return ""
-        if token == self._bos_id:  # the next document would begin
+        if token == self._bos_id:  # the next document begins
             self.ended = True
             return self.flush()
         self._held += self._decoder.feed([token])
-        found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
-        if found:
+        starts = [start for stop in self._stop if (start := self._held.find(stop)) >= 0]
+        if starts:
             self.ended = True
-            self._held = self._held[: min(found)]
+            self._held = self._held[: min(starts)]
             return self.flush()
-        held = max((_overlap(self._held, stop) for stop in self._stop), default=0)
-        certain = len(self._held) - held
-        piece, self._held = self._held[:certain], self._held[certain:]
+        overlap = max((_overlap(self._held, stop) for stop in self._stop), default=0)
+        end = len(self._held) - overlap
+        piece, self._held = self._held[:end], self._held[end:]
         return piece
 
     def flush(self) -> str:
-        """Returns what was held back for a stop string, when no token will follow.
-
-        Of a character that the text ends within, nothing is shown.
-        """
+        """Returns the text held back for a stop string; drops an incomplete last character."""
         piece, self._held = self._held, ""
         return piece
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` with which `stop` begins."""
+    """Returns the length of the longest suffix of `text` that is a proper prefix of `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
@@ -64,15 +60,10 @@ def continue_texts(
     seeds: Sequence[int],
     stop: Sequence[str] = (),
 ) -> Iterator[tuple[int, str]]:
-    """Yields (number of the prompt, piece of its continuation) until all texts have ended.
+    """Yields (index of the prompt, piece of its continuation) until all texts have ended.
 
-    Args:
-        sampler: the model.
-        tokenizer: the one it was trained with.
-        prompts: texts; an empty one is a new document.
-        sampling: see `Sampler.draw`.
-        seeds: see `Sampler.draw`.
-        stop: a text ends before the first of these strings.
+    An empty prompt starts a new document; `seeds` has one seed a prompt, see `Sampler.draw`. A text
+    ends before the first of the `stop` strings, none of them empty.
     """
     rows = [[tokenizer.bos_id, *tokenizer.encode(prompt).tolist()] for prompt in prompts]
     streams = [TextStream(tokenizer, stop) for _ in prompts]
@@ -96,7 +87,8 @@ def generate_text(
     seed: int,
     **sampling: Any,
 ) -> Iterator[str]:
-    """Yields the pieces of one continuation: see `continue_texts` and `Sampling`."""
-    sampler, how = Sampler(model_config, params), Sampling(**sampling)
-    for _, piece in continue_texts(sampler, tokenizer, [prompt], how, seeds=[seed]):
+    """Yields the pieces of one continuation; `sampling` has the fields of `Sampling`."""
+    sampler = Sampler(model_config, params)
+    pieces = continue_texts(sampler, tokenizer, [prompt], Sampling(**sampling), seeds=[seed])
+    for _, piece in pieces:
         yield piece

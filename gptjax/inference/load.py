@@ -1,4 +1,4 @@
-"""What a finished run left: its configuration, its tokenizer and its best parameters."""
+"""Loads a run: its configuration, its tokenizer and its best parameters."""
 
 import logging
 from pathlib import Path
@@ -19,20 +19,20 @@ _log = logging.getLogger(__name__)
 
 
 class LoadedModel(NamedTuple):
-    """A model with what is needed to use it."""
+    """A trained model, ready to use."""
 
     config: ConfigDict
     model_config: GPTConfig
     params: Any
     tokenizer: Tokenizer
-    step: int  # optimizer updates behind the parameters
+    step: int  # optimizer steps before the parameters were saved
 
 
 def load_run(workdir: Path) -> LoadedModel:
-    """Returns the best checkpoint of a run, by val loss, or else the newest, on one device.
+    """Returns the best checkpoint of a run by val loss, else the newest, on one device.
 
     Raises:
-        UserError: if the folder is no workdir or holds no checkpoint.
+        UserError: if the folder is not a workdir or has no checkpoint.
     """
     config = load_config(workdir)
     tokenizer = Tokenizer.load(workdir / TOKENIZER)
@@ -43,41 +43,37 @@ def load_run(workdir: Path) -> LoadedModel:
 
 
 def restore_params(workdir: Path, shapes: Any) -> tuple[Any, int]:
-    """Returns (parameters, step) of the best checkpoint by val loss, or else the newest.
+    """Returns (parameters, step) of the best checkpoint by val loss, else the newest.
 
-    Where the run kept a moving average of its weights, of which the val losses are, that is
-    returned. Reads only, also while a run writes: damaged checkpoints are logged and the next best
-    is used.
-
-    Args:
-        workdir: a run's folder.
-        shapes: tree of ShapeDtypeStructs of the parameters.
+    The parameters are their moving average if the run kept one, as in the val losses; `shapes` is
+    their tree of ShapeDtypeStructs. Only reads, also while a run writes: a damaged checkpoint is
+    logged and the next best is used.
 
     Raises:
-        UserError: if there is no good checkpoint.
+        UserError: if there is no intact checkpoint.
     """
     folder = workdir / CHECKPOINTS
     if not folder.is_dir():
         raise UserError(f"{workdir} has no checkpoints yet: train first, with gptjax.main.")
-    found = storage.list_steps(folder)
-    losses = {step: storage.val_loss(folder / str(step)) for step in found}
+    losses = {step: storage.val_loss(folder / str(step)) for step in storage.list_steps(folder)}
     one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     placed = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one_device), shapes
     )
-    for step in sorted(found, key=lambda s: (losses[s] is None, losses[s] or 0.0, -s)):
+    for step in sorted(losses, key=lambda s: (losses[s] is None, losses[s] or 0.0, -s)):
+        path = folder / str(step)
         try:
-            kept = storage.read_meta(folder / str(step))["arrays"]
-            item = manager.EMA if manager.EMA in kept else "params"
-            arrays, _ = storage.read(folder / str(step), [item])
+            saved = storage.read_meta(path)["arrays"]
+            item = manager.EMA if manager.EMA in saved else "params"
+            arrays, _ = storage.read(path, [item])
         except storage.Damaged as error:
-            if (folder / str(step)).exists():  # else the run has removed it meanwhile
-                _log.error("%s is DAMAGED and not used: %s", folder / str(step), error)
+            if path.exists():  # else the run has removed it meanwhile
+                _log.error("%s is DAMAGED and not used: %s", path, error)
             continue
         if item == manager.EMA:
-            _log.info("%s: the moving average of its weights is used.", folder / str(step))
-        return storage.place(arrays[item], placed, folder / str(step)), step
+            _log.info("%s: the moving average of its weights is used.", path)
+        return storage.place(arrays[item], placed, path), step
     raise UserError(
-        f"{folder} holds no {'good' if found else 'finished'} checkpoint"
-        f"{': all are damaged.' if found else ' yet: train first.'}"
+        f"{folder} holds no {'good' if losses else 'finished'} checkpoint"
+        f"{': all are damaged.' if losses else ' yet: train first.'}"
     )

@@ -15,9 +15,9 @@ from gptjax.inference import kv_cache
 from gptjax.model import gpt
 from gptjax.model.config import GPTConfig
 
-_MAX_CHUNK = 32  # tokens that the device draws before the host hears of them
-_CHUNK_SECONDS = 0.05  # about how long it may take, so that text streams
-_MIN_PREFILL = 32  # tokens; prompts are padded to this or twice, four times, ... as many
+_MAX_CHUNK = 32  # tokens that the device draws between two reads by the host
+_CHUNK_SECONDS = 0.05  # target for the time between them, so that text streams
+_MIN_PREFILL = 32  # tokens; prompts are padded to this times a power of two
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,68 +26,64 @@ class Sampling:
 
     max_new_tokens: int
     temperature: float  # divides the logits; 0 takes the most likely token
-    top_k: int  # only the k most likely tokens can be drawn; 0: all
-    top_p: float  # of those, only the smallest set whose probability reaches it
+    top_k: int  # draws from the k most likely tokens only; 0: all
+    top_p: float  # of those, only the smallest set that has it (Holtzman et al. 2020)
 
 
 class Drawn(NamedTuple):
-    """K tokens of each row, one after the other, and how likely the model held them.
+    """T drawn tokens of each row, with log-probabilities.
 
-    Log-probabilities are the model's own (natural, float32), before temperature, top-k and top-p.
+    These are the model's own (natural, float32), before temperature, top-k and top-p.
     """
 
-    ids: Any  # (B, K) int32
-    logprobs: Any  # (B, K)
-    top_ids: Any  # (B, K, C): the C most likely tokens; C = 0 where none were asked for
-    top_logprobs: Any  # (B, K, C)
+    ids: Any  # int32 (B, T)
+    logprobs: Any  # (B, T)
+    top_ids: Any  # int32 (B, T, J), the J most likely tokens of each position
+    top_logprobs: Any  # (B, T, J)
 
 
-def choose(logits_V: Array, key: Array, *, temperature: Array, top_k: int, top_p: Array) -> Array:
-    """Draws a token id (int32 scalar).
-
-    Args:
-        logits_V: float32.
-        key: PRNG key.
-        temperature: divides the logits; 0 takes the most likely token.
-        top_k: only the k most likely tokens can be drawn; 0 for all.
-        top_p: of those, only the smallest set whose probability reaches it (Holtzman et al. 2020).
-    """
+def sample_token(
+    logits_V: Array, key: Array, *, temperature: Array, top_k: int, top_p: Array
+) -> Array:
+    """Draws a token id (int32 scalar) from float32 logits; the rest as in `Sampling`."""
     k = min(top_k, logits_V.size) if top_k else logits_V.size
     scaled_V = logits_V / jnp.maximum(temperature, 1e-6)
 
-    def of_all() -> Array:
+    def draw_from_all() -> Array:
         return jax.random.categorical(key, scaled_V)
 
-    def of_the_most_likely() -> Array:
-        sorted_K, ids_K = jax.lax.top_k(scaled_V, k)
-        probabilities_K = jax.nn.softmax(sorted_K)
-        before_K = jnp.cumsum(probabilities_K) - probabilities_K  # of more likely tokens
-        kept_K = jnp.where(before_K < top_p, jnp.log(probabilities_K), -jnp.inf)
-        return ids_K[jax.random.categorical(key, kept_K)]
+    def draw_from_top() -> Array:
+        sorted_J, ids_J = jax.lax.top_k(scaled_V, k)
+        probabilities_J = jax.nn.softmax(sorted_J)
+        before_J = jnp.cumsum(probabilities_J) - probabilities_J  # of more likely tokens
+        kept_J = jnp.where(before_J < top_p, jnp.log(probabilities_J), -jnp.inf)
+        return ids_J[jax.random.categorical(key, kept_J)]
 
     if k < logits_V.size:
-        drawn = of_the_most_likely()
+        drawn = draw_from_top()
     else:  # sorting the whole vocabulary takes longer than a small model does
-        drawn = jax.lax.cond(top_p < 1, of_the_most_likely, of_all)
+        drawn = jax.lax.cond(top_p < 1, draw_from_top, draw_from_all)
     return jnp.where(temperature > 0, drawn, jnp.argmax(logits_V)).astype(jnp.int32)
 
 
 class _Draw(NamedTuple):
-    """What drawing depends on; the fields of `Sampling` that are not compiled in, and keys."""
+    """The PRNG keys, and the fields of `Sampling` that are arguments of the compiled programs."""
 
     keys_B: Array
     temperature: Array
     top_p: Array
 
     def __call__(self, logits_BV: Array, number: Array, *, top_k: int, n_top: int) -> Drawn:
-        """Draws token `number` of each row; the result has no axis K."""
-        one = functools.partial(choose, temperature=self.temperature, top_k=top_k, top_p=self.top_p)
+        """Draws token `number` of each row; the result has no axis T."""
+        one = functools.partial(
+            sample_token, temperature=self.temperature, top_k=top_k, top_p=self.top_p
+        )
         keys_B = jax.vmap(jax.random.fold_in, (0, None))(self.keys_B, number)
         ids_B = jax.vmap(one)(logits_BV, keys_B)
         logprobs_BV = jax.nn.log_softmax(logits_BV)
         logprobs_B = jnp.take_along_axis(logprobs_BV, ids_B[:, None], axis=1)[:, 0]
-        top_logprobs_BC, top_ids_BC = jax.lax.top_k(logprobs_BV, n_top)
-        return Drawn(ids_B, logprobs_B, top_ids_BC, top_logprobs_BC)
+        top_logprobs_BJ, top_ids_BJ = jax.lax.top_k(logprobs_BV, n_top)
+        return Drawn(ids_B, logprobs_B, top_ids_BJ, top_logprobs_BJ)
 
 
 _STATIC = ("model_config", "top_k", "n_top")
@@ -96,7 +92,7 @@ _STATIC = ("model_config", "top_k", "n_top")
 @functools.partial(jax.jit, static_argnames=_STATIC)
 def _prefill(
     params: Any,
-    tokens_BP: Array,
+    tokens_BT: Array,
     lengths_B: Array,
     number: Array,
     draw: _Draw,
@@ -105,9 +101,9 @@ def _prefill(
     top_k: int,
     n_top: int,
 ) -> tuple[Drawn, kv_cache.Cache]:
-    """Runs the prompts and draws the token behind each: K = 1."""
-    x_BPD, cache = kv_cache.prefill(model_config, params, tokens_BP)
-    x_BD = jnp.take_along_axis(x_BPD, lengths_B[:, None, None] - 1, axis=1)[:, 0]
+    """Runs the prompts and draws the token after each: T = 1."""
+    x_BTD, cache = kv_cache.prefill(model_config, params, tokens_BT)
+    x_BD = jnp.take_along_axis(x_BTD, lengths_B[:, None, None] - 1, axis=1)[:, 0]
     drawn = draw(gpt.logits(model_config, params, x_BD), number, top_k=top_k, n_top=n_top)
     return jax.tree.map(lambda x: x[:, None], drawn), cache
 
@@ -127,9 +123,9 @@ def _decode(
     top_k: int,
     n_top: int,
 ) -> tuple[Drawn, kv_cache.Cache]:
-    """Runs `tokens_B` and draws the token behind each, and so on, n times.
+    """Draws n times, each time from the tokens drawn before, at first `tokens_B`.
 
-    Of the result's K = _MAX_CHUNK places, n are filled.
+    Of the result's T = _MAX_CHUNK positions, the first n are filled.
     """
 
     def one(i: Array, carry: Any) -> Any:
@@ -138,7 +134,7 @@ def _decode(
             model_config, params, layers, cache, tokens_B, positions_B + i
         )
         drawn = draw(logits_BV, number + i, top_k=top_k, n_top=n_top)
-        chunk = jax.tree.map(lambda all_BK, x_B: all_BK.at[:, i].set(x_B), chunk, drawn)
+        chunk = jax.tree.map(lambda all_BT, x_B: all_BT.at[:, i].set(x_B), chunk, drawn)
         return chunk, cache, drawn.ids
 
     batch = len(tokens_B)
@@ -154,7 +150,7 @@ def _decode(
 
 
 class Sampler:
-    """A model made ready to generate; holds its parameters a second time, layer by layer."""
+    """A model ready to generate; holds its parameters a second time, layer by layer."""
 
     def __init__(self, model_config: GPTConfig, params: Any):
         self.model_config = model_config
@@ -171,17 +167,16 @@ class Sampler:
     ) -> Iterator[Drawn]:
         """Yields the tokens that continue each prompt, some at a time, as NumPy arrays.
 
-        Of a text that grows beyond block_size T, the model sees the last T tokens at first, and
-        then, each time T are full, goes on from the last T // 2: what a token gives to the cache
-        depends on all before it, so the window must be computed anew whenever its start moves.
-
-        Up to rounding, a row's tokens depend on its prompt and seed, not on the rows beside it.
+        The model sees a window of the last block_size tokens at first; each time the window is
+        full, its later half starts a new one. (Cache entries depend on all tokens before, so moving
+        the window's start means computing it again.) Up to rounding, a row's tokens depend on its
+        prompt and seed, not on the other rows.
 
         Args:
-            prompts: for each row at least one token id.
-            sampling: how to draw; as many tokens for every row.
-            seeds: for each row; the same seed draws the same tokens.
-            n_top: how many most likely tokens are reported for each place.
+            prompts: at least one token id for each row.
+            sampling: how to draw; every row gets as many tokens.
+            seeds: one for each row; the same seed draws the same tokens.
+            n_top: J, how many most likely tokens are reported for each position.
         """
         if not prompts or sampling.max_new_tokens == 0:
             return
@@ -194,13 +189,13 @@ class Sampler:
         cache: kv_cache.Cache = []
         while number < sampling.max_new_tokens:
             start = time.monotonic()
-            if n_cached == block_size:  # at first, and when the longest window is full
+            if n_cached == block_size:  # at first, and whenever the longest window is full
                 lengths = np.array([len(window) for window in windows], np.int32)
-                tokens_BP = np.zeros((len(windows), self._padded(lengths.max())), np.int32)
-                for row, window in zip(tokens_BP, windows, strict=True):
+                tokens_BT = np.zeros((len(windows), self._padded(lengths.max())), np.int32)
+                for row, window in zip(tokens_BT, windows, strict=True):
                     row[: len(window)] = window
                 n, n_cached = 1, int(lengths.max())
-                drawn, cache = _prefill(self.params, tokens_BP, lengths, number, draw, **static)
+                drawn, cache = _prefill(self.params, tokens_BT, lengths, number, draw, **static)
             else:
                 n = min(chunk, block_size - n_cached, sampling.max_new_tokens - number)
                 last = np.array([window[-1] for window in windows], np.int32)
@@ -210,7 +205,8 @@ class Sampler:
                 )
                 n_cached += n
             drawn = Drawn(*(x[:, :n] for x in jax.device_get(drawn)))
-            chunk = min(2 * chunk, _MAX_CHUNK) if _fast(start) else max(chunk // 2, 1)
+            fast = time.monotonic() - start < _CHUNK_SECONDS
+            chunk = min(2 * chunk, _MAX_CHUNK) if fast else max(chunk // 2, 1)
             yield drawn
             number += n
             for window, ids in zip(windows, drawn.ids.tolist(), strict=True):
@@ -223,7 +219,3 @@ class Sampler:
         while padded < length:
             padded *= 2
         return min(padded, self.model_config.block_size)
-
-
-def _fast(start: float) -> bool:
-    return time.monotonic() - start < _CHUNK_SECONDS

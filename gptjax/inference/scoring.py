@@ -42,17 +42,17 @@ class Score(NamedTuple):
 def token_scores(
     params: Any, batch: dict[str, Array], *, model_config: GPTConfig
 ) -> tuple[Array, Array]:
-    """Scores the targets that the mask keeps.
+    """Scores the targets where the mask is True.
 
     Args:
         params: the model's parameters.
-        batch: `inputs`, `targets` (int32) and `loss_mask` (bool), all [B, T]; and, to keep
-            documents apart, `segment_ids` and `positions`.
-        config: the model's shape.
+        batch: `inputs`, `targets` (int32) and `loss_mask` (bool), all [B, T]; and, to separate
+            documents, `segment_ids` and `positions`.
+        model_config: the model's shape.
 
     Returns:
-        float32 [B, T], log-probability of each target; bool [B, T], whether it is the most likely
-        token. 0 and False where the mask is.
+        (float32 [B, T], log-probability of each target; bool [B, T], whether it is the most likely
+        token); 0 and False where the mask is False.
     """
     x_BTD = gpt.hidden_states(
         model_config,
@@ -63,12 +63,12 @@ def token_scores(
     )
     x_MD = x_BTD.reshape(-1, x_BTD.shape[-1])
     targets_M, mask_M = batch["targets"].reshape(-1), batch["loss_mask"].reshape(-1)
-    wanted_first_M = jnp.argsort(~mask_M, stable=True)
+    kept_first_M = jnp.argsort(~mask_M, stable=True)
     chunk = min(_CHUNK, mask_M.size)
 
     def score_chunk(i: Array, scores: tuple[Array, Array]) -> tuple[Array, Array]:
-        # Where M is no multiple of the chunk, the last slice is moved up and does some twice.
-        index_C = jax.lax.dynamic_slice_in_dim(wanted_first_M, i * chunk, chunk)
+        # If C does not divide M, the last slice overlaps the one before.
+        index_C = jax.lax.dynamic_slice_in_dim(kept_first_M, i * chunk, chunk)
         targets_C = targets_M[index_C]
         logits_CV = gpt.logits(model_config, params, x_MD[index_C])
         target_logits_C = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=1)[:, 0]
@@ -78,7 +78,7 @@ def token_scores(
             greedy_M.at[index_C].set(jnp.argmax(logits_CV, axis=1) == targets_C),
         )
 
-    n_chunks = -(-jnp.sum(mask_M) // chunk)  # a traced number: chunks nobody asked for cost nothing
+    n_chunks = -(-jnp.sum(mask_M) // chunk)  # traced: chunks without targets cost nothing
     log_probs_M, greedy_M = jax.lax.fori_loop(
         0, n_chunks, score_chunk, (jnp.zeros(mask_M.size), jnp.zeros(mask_M.size, bool))
     )
@@ -87,43 +87,39 @@ def token_scores(
 
 
 class PromptScores(NamedTuple):
-    """Of each token that has one before it: how likely the model held it, and what else."""
+    """Natural log-probabilities of tokens; meaningless past a row's end."""
 
-    logprobs: Any  # float32 (B, T), natural; 0 for the first token, and what lies past a row's end
-    top_ids: Any  # int32 (B, T, C): the C most likely tokens in its place
-    top_logprobs: Any  # float32 (B, T, C)
+    logprobs: Any  # float32 (B, T); 0 for the first token
+    top_ids: Any  # int32 (B, T, J), the J most likely tokens at its position
+    top_logprobs: Any  # float32 (B, T, J)
 
 
 def prompt_scores(
     model_config: GPTConfig, params: Any, rows: Sequence[Sequence[int]], n_top: int
 ) -> PromptScores:
-    """Scores every token of the rows, of which none is longer than block_size; NumPy arrays.
-
-    Rows are padded to one of the lengths of a `Scorer`, which are few.
-    """
+    """Scores every token of `rows`, none longer than block_size; returns NumPy arrays."""
     longest = max(map(len, rows))
     length = next(n for n in padded_lengths(model_config.block_size) if n >= longest)
     tokens_BT = np.zeros((len(rows), length), np.int32)
     for row, tokens in zip(tokens_BT, rows, strict=True):
         row[: len(tokens)] = tokens
-    scores = jax.device_get(
-        _prompt_scores(params, tokens_BT, model_config=model_config, n_top=n_top)
-    )
-    return PromptScores(*(np.roll(x, 1, axis=1) for x in scores))  # from where it was foretold
+    scores = _prompt_scores(params, tokens_BT, model_config=model_config, n_top=n_top)
+    # From the position that predicts a token to the token's own.
+    return PromptScores(*(np.roll(x, 1, axis=1) for x in jax.device_get(scores)))
 
 
 @functools.partial(jax.jit, static_argnames=("model_config", "n_top"))
 def _prompt_scores(
     params: Any, tokens_BT: Array, *, model_config: GPTConfig, n_top: int
 ) -> PromptScores:
-    """Scores at t the token t + 1; at the last place there is none, and 0."""
+    """Scores token t + 1 at position t; at the last, the log-probability is 0."""
 
-    def of_row(row: tuple[Array, Array]) -> PromptScores:  # a row's logits exist at a time
+    def of_row(row: tuple[Array, Array]) -> PromptScores:  # one row's logits exist at a time
         x_TD, targets_T = row
         logprobs_TV = jax.nn.log_softmax(gpt.logits(model_config, params, x_TD))
         logprobs_T = jnp.take_along_axis(logprobs_TV, targets_T[:, None], axis=1)[:, 0]
-        top_logprobs_TC, top_ids_TC = jax.lax.top_k(logprobs_TV, n_top)
-        return PromptScores(logprobs_T.at[-1].set(0), top_ids_TC, top_logprobs_TC)
+        top_logprobs_TJ, top_ids_TJ = jax.lax.top_k(logprobs_TV, n_top)
+        return PromptScores(logprobs_T.at[-1].set(0), top_ids_TJ, top_logprobs_TJ)
 
     x_BTD = gpt.hidden_states(model_config, params, tokens_BT)
     return jax.lax.map(of_row, (x_BTD, jnp.roll(tokens_BT, -1, axis=1)))

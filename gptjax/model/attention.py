@@ -1,8 +1,8 @@
 """Causal self-attention, optionally confined to documents: one function, four implementations.
 
-- `xla`: what `jax.nn` composes of matmuls and a softmax; builds the T x T scores. The reference.
-- `chunked`: chunked_attention.py; any device, no T x T array. On a GPU memory grows with T
-  only; a CPU schedules its chunks side by side.
+- `xla`: matmuls and a softmax from `jax.nn`; builds the T x T scores. The reference.
+- `chunked`: chunked_attention.py; any device, no T x T array. On a GPU memory is linear in T; a
+  CPU schedules the chunks side by side.
 - `cudnn`: NVIDIA's flash attention; fastest, half precision only, and it takes no document mask.
 - `pallas`: JAX's flash attention in Triton; NVIDIA GPUs, document masks too.
 """
@@ -21,8 +21,8 @@ from gptjax.model.chunked_attention import CHUNK, chunked_attention, repeat_head
 from gptjax.model.precision import compute_dtype
 
 _PALLAS_BLOCK = 128  # queries and keys that one program of `mha` holds at a time
-_PALLAS_LEAST = 16  # rows of the smallest matmul of Triton
-_PROBE_LENGTH = 256  # tokens of the rows with which implementations are tried
+_PALLAS_MIN_BLOCK = 16  # rows of Triton's smallest matmul
+_PROBE_LENGTH = 256  # tokens of a row in the test of an implementation
 
 
 def attention(
@@ -33,20 +33,13 @@ def attention(
     *,
     implementation: str,
 ) -> Array:
-    """Softmax(q k^T / sqrt(H)) v over earlier positions; the softmax is float32.
+    """Returns softmax(q k^T / sqrt(H)) v over earlier positions, of q's shape and dtype.
 
-    Args:
-        q_BTNH: queries.
-        k_BTKH: keys, of q's dtype; K divides N, and each of them serves N / K heads of queries.
-        v_BTKH: values, of the shape and dtype of the keys.
-        segment_ids_BT: document numbers; given, a query sees keys of its own document only.
-        implementation: see the head of this file.
-
-    Returns:
-        The mixed values, of q's shape and dtype.
+    All inputs have one dtype; the softmax is float32. Each key head serves G heads of queries. With
+    `segment_ids_BT`, document numbers, a query attends only to keys of its own document.
 
     Raises:
-        UserError: for segment ids with `cudnn`, which cannot honour them.
+        UserError: for segment ids with `cudnn`, which has no such mask.
     """
     match implementation:
         case "xla":
@@ -64,7 +57,7 @@ def attention(
             )
         case "pallas":
             return pallas_attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
-    raise ValueError(f"no implementation of attention is called {implementation!r}")
+    raise ValueError(f"unknown implementation of attention: {implementation!r}")
 
 
 def _xla(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_ids_BT: Array | None) -> Array:
@@ -84,20 +77,20 @@ def pallas_attention(
     *,
     interpret: bool = False,
 ) -> Array:
-    """Returns what `attention` does; `interpret` runs the kernel's program on any device, slowly.
+    """`attention` by the Pallas kernel; `interpret` runs it on any device, slowly.
 
-    Rows are filled up to whole blocks at their end, where causality hides the filling.
+    Rows are padded at their end to whole blocks: causality hides the padding.
     """
     _, length, n_head, width = q_BTNH.shape
     k_BTNH, v_BTNH = repeat_heads(k_BTKH, n_head), repeat_heads(v_BTKH, n_head)
-    block = min(_PALLAS_BLOCK, max(_PALLAS_LEAST, 1 << (length - 1).bit_length()))
-    filling = -length % block
-    if filling:
+    block = min(_PALLAS_BLOCK, max(_PALLAS_MIN_BLOCK, 1 << (length - 1).bit_length()))
+    padding = -length % block
+    if padding:
         q_BTNH, k_BTNH, v_BTNH = (
-            jnp.pad(x, ((0, 0), (0, filling), (0, 0), (0, 0))) for x in (q_BTNH, k_BTNH, v_BTNH)
+            jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (q_BTNH, k_BTNH, v_BTNH)
         )
         if segment_ids_BT is not None:
-            segment_ids_BT = jnp.pad(segment_ids_BT, ((0, 0), (0, filling)))
+            segment_ids_BT = jnp.pad(segment_ids_BT, ((0, 0), (0, padding)))
     out_BTNH = mha(
         q_BTNH,
         k_BTNH,
@@ -111,13 +104,13 @@ def pallas_attention(
 
 
 def choose(config: ConfigDict) -> tuple[str, str]:
-    """Returns the implementation that a run on this machine uses, and why.
+    """Returns (implementation that a run on this machine uses, reason).
 
-    On a GPU, candidates are tried in small, forward and backward, and compared with the reference:
-    `auto` takes the first that works.
+    `auto` on a GPU takes the first candidate whose results, forward and backward, on a small input
+    equal those of the reference.
 
     Raises:
-        UserError: for one that `config` names and that does not work here.
+        UserError: if `config` names one that does not work on this machine.
     """
     model, document_mask = config.model, config.data.document_mask
     probe = functools.partial(
@@ -152,7 +145,7 @@ def choose(config: ConfigDict) -> tuple[str, str]:
 
 
 def candidates(document_mask: bool) -> tuple[str, ...]:
-    """Returns what `auto` tries on a GPU, the fastest first."""
+    """Returns the implementations that `auto` tries on a GPU, fastest first."""
     return ("pallas", "chunked") if document_mask else ("cudnn", "pallas", "chunked")
 
 
@@ -160,7 +153,7 @@ def candidates(document_mask: bool) -> tuple[str, ...]:
 def _probe(
     name: str, *, length: int, width: int, dtype: str, document_mask: bool, backend: str
 ) -> str | None:
-    """Returns what is wrong with an implementation on this backend, None where it works."""
+    """Returns the problem with an implementation on this backend; None if it works."""
     if backend != "gpu":
         return "it needs an NVIDIA GPU" if name in ("cudnn", "pallas") else None
     rng = np.random.default_rng(0)
@@ -179,12 +172,12 @@ def _probe(
         return jax.device_get(jax.jit(run)(q, k, v))
 
     try:
-        found = out_and_grads(name)
-    except Exception as exception:  # whatever a driver, a library or a compiler may raise
+        results = out_and_grads(name)
+    except Exception as exception:  # whatever a driver, library or compiler raises
         return f"{type(exception).__name__}: {str(exception).strip().partition(chr(10))[0]}"
-    for a, b in zip(found, out_and_grads("xla"), strict=True):
+    for a, b in zip(results, out_and_grads("xla"), strict=True):
         error, largest = np.abs(np.float32(a) - np.float32(b)).max(), np.abs(np.float32(b)).max()
-        # Roundings to 8 bits, of values up to the largest; a wrong mask is wrong by far more.
-        if not error <= 2**-5 * largest:  # so that NaN fails, too
+        # The error of rounding to 8 bits is below; that of a wrong mask is far above.
+        if not error <= 2**-5 * largest:  # NaN fails, too
             return "its results are not those of the reference"
     return None

@@ -1,8 +1,8 @@
 """Causal attention over chunks of queries: plain XLA, any device, scores never T x T.
 
-Each chunk of queries meets the keys up to its own end only, so that most of what causality hides
-is never computed. As in FlashAttention (Dao et al. 2022), the forward pass keeps the logarithm of
-each query's softmax sum, and the backward pass computes the weights again from it.
+Each chunk of queries attends to the S keys up to its own end, so most of what causality hides is
+never computed. As in FlashAttention (Dao et al. 2022), the forward pass keeps the logarithm of
+each query's softmax sum, from which the backward pass recomputes the weights.
 """
 
 import functools
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-CHUNK = 128  # queries whose scores exist at a time
+CHUNK = 128  # C, queries whose scores exist at a time
 
 _Residuals = tuple[Array, Array, Array, Array | None, Array, Array]
 
@@ -20,19 +20,19 @@ _Residuals = tuple[Array, Array, Array, Array | None, Array, Array]
 def chunked_attention(
     q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_ids_BT: Array | None, chunk: int = CHUNK
 ) -> Array:
-    """Returns what `gptjax.model.attention.attention` does; `chunk` need not divide T."""
+    """`gptjax.model.attention.attention` by chunks; `chunk` need not divide T."""
     k_BTNH, v_BTNH = (repeat_heads(x, q_BTNH.shape[2]) for x in (k_BTKH, v_BTKH))
     q_BNTH, k_BNTH, v_BNTH = (x.swapaxes(1, 2) for x in (q_BTNH, k_BTNH, v_BTNH))
     return _attention(q_BNTH, k_BNTH, v_BNTH, segment_ids_BT, chunk).swapaxes(1, 2)
 
 
 def repeat_heads(x_BTKH: Array, n_head: int) -> Array:
-    """Returns keys or values of K heads once for each of the N that share them."""
+    """Repeats each head of keys or values for the G heads of queries that share it."""
     times = n_head // x_BTKH.shape[2]
     return x_BTKH if times == 1 else jnp.repeat(x_BTKH, times, axis=2)
 
 
-def _starts(length: int, chunk: int) -> list[tuple[int, int]]:
+def _bounds(length: int, chunk: int) -> list[tuple[int, int]]:
     return [(start, min(start + chunk, length)) for start in range(0, length, chunk)]
 
 
@@ -42,12 +42,12 @@ def _scores(
     """Returns float32 q k^T / sqrt(H) of the queries [start, end) and the keys [0, end), masked."""
     scores_BNCS = jnp.einsum("bnch,bnsh->bncs", q_BNCH, k_BNSH, preferred_element_type=jnp.float32)
     scores_BNCS = scores_BNCS / math.sqrt(q_BNCH.shape[-1])
-    seen = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
-    seen = seen[None, None]
+    mask = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
+    mask = mask[None, None]
     if segment_ids_BT is not None:
         same = segment_ids_BT[:, start:end, None] == segment_ids_BT[:, None, :end]
-        seen = seen & same[:, None]
-    return jnp.where(seen, scores_BNCS, -jnp.inf)
+        mask = mask & same[:, None]
+    return jnp.where(mask, scores_BNCS, -jnp.inf)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -62,7 +62,7 @@ def _forward(
 ) -> tuple[Array, _Residuals]:
     outs: list[Array] = []
     log_sums = []
-    for start, end in _starts(q_BNTH.shape[2], chunk):
+    for start, end in _bounds(q_BNTH.shape[2], chunk):
         q_BNCH = q_BNTH[:, :, start:end]
         if outs:  # one chunk after the other, so that their scores can share memory
             outs[-1], q_BNCH = jax.lax.optimization_barrier((outs[-1], q_BNCH))
@@ -85,8 +85,8 @@ def _forward(
 def _backward(
     chunk: int, residuals: _Residuals, dout_BNTH: Array
 ) -> tuple[Array, Array, Array, None]:
-    # The barrier keeps XLA from taking the scores of the forward pass instead, where both passes
-    # stand in one computation: they would have to be kept until here.
+    # Where both passes are in one computation, the barrier keeps XLA from reusing the scores of the
+    # forward pass, which would have to be kept until here.
     (q_BNTH, k_BNTH, v_BNTH, segment_ids_BT, out_BNTH, log_sum_BNT1), dout_BNTH = (
         jax.lax.optimization_barrier((residuals, dout_BNTH))
     )
@@ -97,8 +97,8 @@ def _backward(
     einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     dqs = []
     dk_BNTH = dv_BNTH = jnp.zeros((), jnp.float32)
-    # From the last chunk, whose queries meet all keys, to the first: sums start whole.
-    for start, end in reversed(_starts(q_BNTH.shape[2], chunk)):
+    # From the last chunk, whose queries attend to all keys, to the first: sums start at full size.
+    for start, end in reversed(_bounds(q_BNTH.shape[2], chunk)):
         q_BNCH, dout_BNCH = q_BNTH[:, :, start:end], dout_BNTH[:, :, start:end]
         q_BNCH, dout_BNCH, dk_BNTH, dv_BNTH = jax.lax.optimization_barrier(
             (q_BNCH, dout_BNCH, dk_BNTH, dv_BNTH)

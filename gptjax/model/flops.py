@@ -19,18 +19,8 @@ def flops_per_token(model_config: GPTConfig) -> int:
 
     As in PaLM (Chowdhery et al. 2022, appendix B): 12 L D T for attention, masked half included.
     """
-    attention_params = (
-        2
-        * model_config.n_embd
-        * (model_config.n_head + model_config.kv_heads)
-        * model_config.head_dim
-    )
-    mlp_params = (
-        (3 if model_config.mlp == "swiglu" else 2) * model_config.n_embd * model_config.mlp_width
-    )
-    matmul_params = model_config.n_layer * (attention_params + mlp_params)
-    matmul_params += model_config.vocab_size * model_config.n_embd
-    return (
-        6 * matmul_params
-        + 12 * model_config.n_layer * model_config.n_embd * model_config.block_size
-    )
+    shape, width = model_config, model_config.n_embd
+    attention_params = 2 * width * (shape.n_head + shape.n_kv_head) * shape.head_dim
+    mlp_params = (3 if shape.mlp == "swiglu" else 2) * width * shape.mlp_dim
+    matmul_params = shape.n_layer * (attention_params + mlp_params) + shape.vocab_size * width
+    return 6 * matmul_params + 12 * shape.n_layer * width * shape.block_size

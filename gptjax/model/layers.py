@@ -1,4 +1,4 @@
-"""The parts of a model: linear layer, RMSNorm, rotary position embedding, dropout."""
+"""The layers of a model: linear layer, RMSNorm, rotary position embedding, dropout."""
 
 import jax
 import jax.numpy as jnp
@@ -45,29 +45,29 @@ class RMSNorm(nnx.Module):
 
 
 def rope_table(positions_BT: Array, width: int, theta: float) -> Rope:
-    """Returns the angles for heads of `width`: pair i turns by position / theta^(2 i / width).
+    """Returns cosines and sines of position / theta^(2 i / width), the angle of pair i of a head.
 
-    Float32 throughout: in bfloat16, positions above 256 would fall together.
+    Float32 throughout: bfloat16 cannot tell positions above 256 apart.
     """
     frequencies = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
     angles = positions_BT.astype(jnp.float32)[:, :, None, None] * frequencies[None, None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def apply_rope(x_BTNH: Array, by: Rope) -> Array:
-    """Turns each pair (i, i + H / 2) of every head by its angle (Su et al. 2021), in float32.
+def apply_rope(x_BTNH: Array, rope: Rope) -> Array:
+    """Rotates each pair (i, i + H / 2) of every head by its angle (Su et al. 2021), in float32.
 
     Products of queries and keys then depend on the distance of their positions only. The pairs are
     those of Llama and Qwen3 in Hugging Face's form. The result has the dtype of `x_BTNH`.
     """
-    cos, sin = by
+    cos, sin = rope
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(turned, axis=-1).astype(x_BTNH.dtype)
+    rotated = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.concatenate(rotated, axis=-1).astype(x_BTNH.dtype)
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Zeroes a share `rate` of `x` and scales the rest up; the identity without a key."""
+    """Zeroes a share `rate` of `x` and scales the rest up; without a key, returns `x`."""
     if key is None or rate == 0:
         return x
     keep = jax.random.bernoulli(key, 1 - rate, x.shape)

@@ -20,8 +20,8 @@ from gptjax.step.train_step import StepFunctions
 _log = logging.getLogger(__name__)
 _SHAPE = tuple(
     """
-    vocab_size block_size n_layer n_head kv_heads n_embd bias norm position rope_theta qk_norm mlp
-    mlp_width tie_embeddings
+    vocab_size block_size n_layer n_head n_kv_head n_embd bias norm position rope_theta qk_norm mlp
+    mlp_dim tie_embeddings
     """.split()
 )
 

@@ -171,8 +171,8 @@ def test_an_imported_qwen3_computes_what_transformers_does(qwen3_source, importe
     model_config = run[0]
     assert (
         model_config.rope_theta,
-        model_config.kv_heads,
-        model_config.mlp_width,
+        model_config.n_kv_head,
+        model_config.mlp_dim,
         model_config.block_size,
     ) == (1234.0, 2, 100, 64)
     ids_BT = batch_of(run)

@@ -1,4 +1,4 @@
-"""What becomes of drawn tokens: text, whole characters at a time, up to its end."""
+"""Drawn tokens become text, whole characters at a time, up to its end."""
 
 import itertools
 import random
@@ -18,7 +18,7 @@ SAMPLING = Sampling(max_new_tokens=40, temperature=1.0, top_k=0, top_p=1.0)
 
 
 class Scripted:
-    """A sampler that draws what it is told to, `chunk` tokens at a time."""
+    """A sampler that draws given tokens, `chunk` at a time."""
 
     def __init__(self, *rows, chunk=1):
         self.rows, self.chunk = rows, chunk
@@ -146,7 +146,7 @@ def test_a_text_ends_before_the_first_stop_string():
 
 
 def _first_stop(text, stop, pieces):
-    """Naive: the text so far is searched anew after each piece."""
+    """Naive: searches the text so far again after each piece."""
     for i in range(len(pieces) + 1):
         so_far = b"".join(pieces[:i]).decode(errors="ignore")
         places = [at for s in stop if (at := so_far.find(s)) >= 0]
@@ -162,8 +162,8 @@ def test_drawing_ends_with_the_last_text(store):
     tokenizer = store.tokenizer
     short, long = (byte_ids(tokenizer, data) for data in (b"ab.cdefghijk", b"abcdefgh.ijk"))
     sampler = Scripted(short, long)
-    found = list(continue_texts(sampler, tokenizer, ["", ""], SAMPLING, seeds=[0, 0], stop=["."]))
-    texts = ["".join(piece for i, piece in found if i == row) for row in (0, 1)]
+    pieces = list(continue_texts(sampler, tokenizer, ["", ""], SAMPLING, seeds=[0, 0], stop=["."]))
+    texts = ["".join(piece for i, piece in pieces if i == row) for row in (0, 1)]
     assert texts == ["ab", "abcdefgh"]
     assert sampler.n_drawn == 9
 
@@ -188,10 +188,10 @@ def test_text_is_what_the_tokens_spell(store):
     rows = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
     sampling = Sampling(max_new_tokens=40, temperature=3.0, top_k=0, top_p=1.0)
     drawn = np.concatenate([d.ids for d in sampler.draw(rows, sampling, seeds=seeds)], axis=1)
-    found = list(continue_texts(sampler, tokenizer, prompts, sampling, seeds=seeds))
+    pieces = list(continue_texts(sampler, tokenizer, prompts, sampling, seeds=seeds))
     for row, ids in enumerate(drawn.tolist()):
         if tokenizer.bos_id in ids:
             ids = ids[: ids.index(tokenizer.bos_id)]
-        text = "".join(piece for i, piece in found if i == row)
+        text = "".join(piece for i, piece in pieces if i == row)
         assert text == tokenizer.decode_bytes(ids).decode(errors="ignore")
-    assert sum(len(piece) for _, piece in found) > 50
+    assert sum(len(piece) for _, piece in pieces) > 50

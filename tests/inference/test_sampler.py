@@ -1,4 +1,4 @@
-"""Draws against NumPy, and tokens against a loop that knows no cache, batch or padding."""
+"""Draws against NumPy, and tokens against a loop without cache, batch or padding."""
 
 import functools
 
@@ -9,7 +9,7 @@ import pytest
 from helpers import tiny_gpt
 
 from gptjax.inference import sampler
-from gptjax.inference.sampler import Sampler, Sampling, choose
+from gptjax.inference.sampler import Sampler, Sampling, sample_token
 from gptjax.model import gpt
 from gptjax.model.config import GPTConfig
 
@@ -21,7 +21,7 @@ def gpt_config(**changes) -> GPTConfig:
 
 
 def scaled_params(config, scale=25.0):
-    """Initial weights are so small that a model repeats its last token: these look further back."""
+    """Initial weights are so small that a model repeats its last token: these attend further."""
     params = gpt.init(config, jax.random.key(0))
     return jax.tree.map(lambda p: p * scale if p.std() > 0 else p, params)
 
@@ -33,7 +33,7 @@ def tiny_sampler():
 
 
 def tokens_of(tiny_sampler, prompts, *, seeds=None, n_top=0, **sampling):
-    """All that is drawn, joined: ids [B][...]."""
+    """The ids of all drawn tokens, one list a row."""
     seeds = seeds or [0] * len(prompts)
     chunks = list(
         tiny_sampler.draw(prompts, Sampling(**{**GREEDY, **sampling}), seeds=seeds, n_top=n_top)
@@ -41,7 +41,7 @@ def tokens_of(tiny_sampler, prompts, *, seeds=None, n_top=0, **sampling):
     return [sum((chunk.ids[i].tolist() for chunk in chunks), []) for i in range(len(prompts))]
 
 
-# --- choose ---
+# --- sample_token ---
 
 
 def allowed(logits, temperature, top_k, top_p):
@@ -62,7 +62,7 @@ def allowed(logits, temperature, top_k, top_p):
 
 def draws(logits, n, *, temperature, top_k, top_p):
     def one(key):
-        return choose(
+        return sample_token(
             logits, key, temperature=jnp.float32(temperature), top_k=top_k, top_p=jnp.float32(top_p)
         )
 
@@ -74,9 +74,9 @@ def draws(logits, n, *, temperature, top_k, top_p):
 def test_temperature_0_is_greedy(top_k, top_p):
     for seed in range(3):
         logits = jax.random.normal(jax.random.key(seed), (40,))
-        found = draws(logits, 20, temperature=0, top_k=top_k, top_p=top_p)
-        assert found.dtype == np.int32
-        assert set(found.tolist()) == {int(np.argmax(logits))}
+        ids = draws(logits, 20, temperature=0, top_k=top_k, top_p=top_p)
+        assert ids.dtype == np.int32
+        assert set(ids.tolist()) == {int(np.argmax(logits))}
 
 
 @pytest.mark.parametrize(
@@ -86,8 +86,8 @@ def test_temperature_0_is_greedy(top_k, top_p):
         (0.5, 0, 1.0),
         (2.0, 0, 1.0),
         (1.0, 4, 1.0),
-        (1.0, 12, 1.0),  # all there are
-        (1.0, 100, 1.0),  # more than there are
+        (1.0, 12, 1.0),  # all tokens
+        (1.0, 100, 1.0),  # more than all tokens
         (1.0, 0, 0.7),
         (1.0, 0, 0.01),  # less than the most likely has: it alone
         (0.8, 6, 0.9),
@@ -124,30 +124,30 @@ def last_logits(config, params, tokens_1T):
     return gpt.logits(config, params, gpt.hidden_states(config, params, tokens_1T))[0, -1]
 
 
-compiled_choose = jax.jit(choose, static_argnames="top_k")
+compiled_sample_token = jax.jit(sample_token, static_argnames="top_k")
 
 
 def naive_tokens(tiny_sampler, prompt, n, *, seed=0, temperature=0.0, top_k=0, top_p=1.0):
     """One row by itself, the whole window through the model for each token, nothing padded."""
     size = tiny_sampler.model_config.block_size
-    window, found = list(prompt[-size:]), []
+    window, ids = list(prompt[-size:]), []
     for i in range(n):
         logits_V = last_logits(
             tiny_sampler.model_config, tiny_sampler.params, np.array([window], np.int32)
         )
         key = jax.random.fold_in(jax.random.key(seed), i)
-        token = compiled_choose(
+        token = compiled_sample_token(
             logits_V,
             key,
             temperature=jnp.float32(temperature),
             top_k=top_k,
             top_p=jnp.float32(top_p),
         )
-        found.append(int(token))
-        window.append(found[-1])
-        if len(window) > size:  # a full window goes on from its later half
+        ids.append(int(token))
+        window.append(ids[-1])
+        if len(window) > size:  # a full window continues from its later half
             window = window[len(window) - size // 2 :]
-    return found
+    return ids
 
 
 def random_prompts(lengths, vocab_size=50):
@@ -159,9 +159,9 @@ def random_prompts(lengths, vocab_size=50):
 def test_greedy_tokens_equal_a_naive_loop(tiny_sampler, length):
     """12 tokens in a window of 8: it fills and moves; prompts of 9 and 20 start beyond it."""
     (prompt,) = random_prompts([length])
-    (found,) = tokens_of(tiny_sampler, [prompt], max_new_tokens=12)
-    assert found == naive_tokens(tiny_sampler, prompt, 12)
-    assert len(set(found)) > 3  # it is no loop of one token, which any bug could give
+    (ids,) = tokens_of(tiny_sampler, [prompt], max_new_tokens=12)
+    assert ids == naive_tokens(tiny_sampler, prompt, 12)
+    assert len(set(ids)) > 3  # not one repeated token, which any bug could give
 
 
 @pytest.mark.parametrize(
@@ -177,13 +177,13 @@ def test_a_batch_draws_what_each_row_would_alone_without_a_cache(tiny_sampler, s
     """24 prompts of 1 to 12 tokens: 480 draws, all the same as in the naive loop."""
     prompts = random_prompts([1 + i % 12 for i in range(24)])
     seeds = list(range(100, 124))
-    found = tokens_of(tiny_sampler, prompts, seeds=seeds, max_new_tokens=20, **sampling)
+    drawn = tokens_of(tiny_sampler, prompts, seeds=seeds, max_new_tokens=20, **sampling)
     expected = [
         naive_tokens(tiny_sampler, prompt, 20, seed=seed, **sampling)
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
-    assert found == expected
-    assert len({tuple(ids) for ids in found}) > 20
+    assert drawn == expected
+    assert len({tuple(ids) for ids in drawn}) > 20
 
 
 def test_of_a_long_text_only_the_window_matters(tiny_sampler):
@@ -207,19 +207,19 @@ def test_the_seed_decides_the_tokens(tiny_sampler):
     assert text(2**32 + 5) == text(5)  # keys have 32 bits
 
 
-def test_each_token_has_a_draw_of_its_own(tiny_sampler):
+def test_each_token_has_its_own_draw(tiny_sampler):
     """A model to which all tokens are alike would repeat one, if all draws had the same key."""
     uniform = Sampler(
         tiny_sampler.model_config,
         tiny_sampler.params | {"wte": jnp.zeros_like(tiny_sampler.params["wte"])},
     )
     # Of 50 tokens, 50 draws meet 50 (1 - (1 - 1 / 50)^50) = 32 different ones, give or take 2.2.
-    (found,) = tokens_of(uniform, [[1]], temperature=1.0, max_new_tokens=50)
-    assert 21 < len(set(found)) < 43
+    (ids,) = tokens_of(uniform, [[1]], temperature=1.0, max_new_tokens=50)
+    assert 21 < len(set(ids)) < 43
 
 
 def test_log_probabilities_are_the_models_own(tiny_sampler):
-    """Whatever temperature and top-k are; in a window that moves, too."""
+    """For any temperature and top-k; in a window that moves, too."""
     sampling = Sampling(max_new_tokens=14, temperature=2.0, top_k=9, top_p=0.9)
     prompt = [3, 1, 4]
     chunks = list(tiny_sampler.draw([prompt], sampling, seeds=[0], n_top=3))
@@ -263,8 +263,8 @@ def test_one_compiled_program_serves_every_length():
 def test_the_smallest_windows(block_size):
     config = gpt_config(block_size=block_size)
     tiny_sampler = Sampler(config, scaled_params(config))
-    found = tokens_of(tiny_sampler, [[5], [6, 7, 8]], max_new_tokens=9)
-    assert [len(ids) for ids in found] == [9, 9]
+    drawn = tokens_of(tiny_sampler, [[5], [6, 7, 8]], max_new_tokens=9)
+    assert [len(ids) for ids in drawn] == [9, 9]
 
 
 def test_no_new_tokens_and_no_prompts(tiny_sampler):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import jaxprs_in_params
+from helpers import equations
 
 from configs import debug, rtx4070
 from configs.errors import UserError
@@ -28,11 +28,11 @@ IMPLEMENTATIONS = {
 
 
 def inputs(length, width, *, batch=2, heads=3):
-    """q, k, v, a direction to differentiate in, and documents that end in filling."""
+    """q, k, v, a direction to differentiate in, and documents that end in padding."""
     rng = np.random.default_rng(2)
     arrays = rng.normal(size=(4, batch, length, heads, width))
     segment_ids = np.sort(rng.integers(1, 4, (batch, length)), axis=1).astype(np.int32)
-    segment_ids[-1, -2:] = 0  # filling
+    segment_ids[-1, -2:] = 0  # padding
     assert len(set(segment_ids[0])) > 1
     return arrays, segment_ids
 
@@ -70,10 +70,10 @@ def grouped(f, times):
     """The naive function `f` for keys and values that `times` heads of queries share."""
 
     def run(q, k, v, *rest):
-        found = f(q, np.repeat(k, times, 2), np.repeat(v, times, 2), *rest)
-        if isinstance(found, np.ndarray):
-            return found
-        dq, *dkv = found  # a shared head gathers what each of its users gives
+        results = f(q, np.repeat(k, times, 2), np.repeat(v, times, 2), *rest)
+        if isinstance(results, np.ndarray):
+            return results
+        dq, *dkv = results  # a shared head sums over the heads that use it
         return dq, *(x.reshape(*k.shape[:3], times, -1).sum(3) for x in dkv)
 
     return run
@@ -91,14 +91,6 @@ def out_and_gradients(f, arrays, segment_ids, dtype=jnp.float32):
     return run(q, k, v)
 
 
-def equations(jaxpr):
-    """All equations of a jaxpr, those inside it included."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for sub in jaxprs_in_params(equation.params):
-            yield from equations(sub)
-
-
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "documents"])
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 # Rows shorter than a chunk, of several chunks and a rest, of whole chunks; odd widths of heads.
@@ -108,9 +100,9 @@ def test_equals_a_naive_softmax_forward_and_backward(name, length, width, masked
         pytest.skip("the reference needs one proof only")
     arrays, segment_ids = inputs(length, width, heads=2)
     documents = segment_ids if masked else np.ones_like(segment_ids)
-    found = out_and_gradients(IMPLEMENTATIONS[name], arrays, segment_ids if masked else None)
+    results = out_and_gradients(IMPLEMENTATIONS[name], arrays, segment_ids if masked else None)
     expected = (naive_attention(*arrays[:3], documents), *naive_gradients(*arrays, documents))
-    for what, a, b in zip(("out", "dq", "dk", "dv"), found, expected, strict=True):
+    for what, a, b in zip(("out", "dq", "dk", "dv"), results, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=5e-6, err_msg=what)
 
 
@@ -120,26 +112,27 @@ def test_heads_of_queries_share_keys_and_values(name, kv_heads):
     """Head n of N uses keys and values n K / N, as in Hugging Face's models."""
     (q, k, v, direction), segment_ids = inputs(35, 8, heads=4)
     k, v = k[:, :, :kv_heads], v[:, :, :kv_heads]
-    found = out_and_gradients(IMPLEMENTATIONS[name], (q, k, v, direction), segment_ids)
+    results = out_and_gradients(IMPLEMENTATIONS[name], (q, k, v, direction), segment_ids)
     naive = grouped(naive_attention, 4 // kv_heads), grouped(naive_gradients, 4 // kv_heads)
     expected = naive[0](q, k, v, segment_ids), *naive[1](q, k, v, direction, segment_ids)
-    for what, a, b in zip(("out", "dq", "dk", "dv"), found, expected, strict=True):
+    for what, a, b in zip(("out", "dq", "dk", "dv"), results, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=what)
 
 
 # `mha` multiplies and sums the output and its gradient in bfloat16, hence the larger factor.
 @pytest.mark.parametrize(("name", "factor"), [("chunked by 24", 1.5), ("pallas", 2)])
-def test_bfloat16_is_as_good_as_the_references(name, factor):
+def test_bfloat16_is_as_accurate_as_the_reference(name, factor):
     """Against float64: the error (root mean square) is about that of the plain implementation."""
     arrays, segment_ids = inputs(64, 16)
     arrays = np.float64(jnp.asarray(arrays, jnp.bfloat16))
     expected = (naive_attention(*arrays[:3], segment_ids), *naive_gradients(*arrays, segment_ids))
     errors = {}
     for which in ("xla", name):
-        found = out_and_gradients(IMPLEMENTATIONS[which], arrays, segment_ids, jnp.bfloat16)
-        assert {x.dtype for x in found} == {jnp.dtype("bfloat16")}
+        results = out_and_gradients(IMPLEMENTATIONS[which], arrays, segment_ids, jnp.bfloat16)
+        assert {x.dtype for x in results} == {jnp.dtype("bfloat16")}
         errors[which] = [
-            np.sqrt(np.mean((np.float64(a) - b) ** 2)) for a, b in zip(found, expected, strict=True)
+            np.sqrt(np.mean((np.float64(a) - b) ** 2))
+            for a, b in zip(results, expected, strict=True)
         ]
     assert np.all(np.array(errors[name]) <= factor * np.array(errors["xla"]))
 
@@ -149,11 +142,11 @@ def test_bfloat16_has_a_float32_softmax(name):
     rng = np.random.default_rng(2)
     q, k, v = (jnp.bfloat16(a) for a in 3 * rng.normal(size=(3, 1, 64, 2, 8)))
     f = IMPLEMENTATIONS[name]
-    found = f(q, k, v, None)
-    assert found.dtype == jnp.bfloat16
+    out = f(q, k, v, None)
+    assert out.dtype == jnp.bfloat16
     expected = naive_attention(*(np.float64(a) for a in (q, k, v)), np.ones((1, 64)))
     # Weights and result are rounded to 8 bits; a softmax in bfloat16 would be wrong by far more.
-    np.testing.assert_allclose(np.float64(found), expected, rtol=0, atol=2**-8 * np.abs(v).max())
+    np.testing.assert_allclose(np.float64(out), expected, rtol=0, atol=2**-8 * np.abs(v).max())
 
     def pullback(q, k, v):
         return jax.vjp(lambda q: f(q, k, v, None), q)[1](q)
@@ -191,7 +184,7 @@ def test_chunked_computes_little_of_what_causality_hides():
     assert flops(IMPLEMENTATIONS["chunked"]) < 0.6 * flops(IMPLEMENTATIONS["xla"])
 
 
-# --- which one runs ---
+# --- the choice of an implementation ---
 
 
 def test_cudnn_with_documents_is_refused_not_ignored():
@@ -221,11 +214,11 @@ def test_a_gpu_kernel_on_a_cpu_is_refused_at_start(name):
     config.model.attention = name
     with pytest.raises(UserError, match="needs an NVIDIA GPU"):
         choose(config)
-    # The shape of a model can still be had, for a plan of a run elsewhere.
+    # The shape is still available, to plan a run on another machine.
     assert GPTConfig.from_config(config, 512).attention == name
 
 
-def test_a_cpu_takes_what_is_leanest():
+def test_on_a_cpu_auto_takes_chunks_for_long_rows():
     config = debug.get_config()
     assert choose(config)[0] == GPTConfig.from_config(config, 512).attention == "xla"
     config.model.block_size = 1024
@@ -236,7 +229,7 @@ def test_a_cpu_takes_what_is_leanest():
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    """Makes `choose` believe in a GPU, whose kernels are `kernels`: f(name, replacement)."""
+    """Simulates a GPU for `choose`; yields its kernels, which a test can replace."""
     kernels = {"cudnn": attention_lib._xla, "pallas": attention_lib._xla}
     real = attention_lib.attention
 
@@ -260,7 +253,7 @@ def wrong(q, k, v, segment_ids):
     return attention_lib._xla(q, k, v, None) * 1.1
 
 
-def deaf_to_documents(q, k, v, segment_ids):
+def ignores_documents(q, k, v, segment_ids):
     return attention_lib._xla(q, k, v, None)
 
 
@@ -280,7 +273,7 @@ def wrong_backward(q, k, v, segment_ids):
         (broken, None, False, "pallas", "cudnn does not work here: RuntimeError: CUDNN_STATUS_NOT"),
         (wrong, wrong_backward, False, "chunked", "not those of the reference"),
         (not_a_number, broken, False, "chunked", "not those of the reference"),
-        (None, deaf_to_documents, True, "chunked", "not those of the reference"),
+        (None, ignores_documents, True, "chunked", "not those of the reference"),
     ],
 )
 def test_auto_takes_the_first_that_works(as_on_a_gpu, cudnn, pallas, documents, expected, reason):

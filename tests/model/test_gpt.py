@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import tiny_gpt
-from jax.extend.core import jaxprs_in_params
+from helpers import assert_trees_close, equations, mean_loss, perturbed_params, tiny_gpt
 
 from configs import rtx4070, rtx4070_110m
-from gptjax.model import gpt, loss
+from gptjax.model import gpt
 from gptjax.model.config import GPTConfig
 from gptjax.model.flops import count_params, flops_per_token
 
@@ -23,12 +22,7 @@ TINY = tiny_gpt(vocab_size=40, block_size=12, n_layer=3)
 
 @pytest.fixture(scope="module")
 def params():
-    """Ten times the initial values, scales not 1 and biases not 0: every part matters."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda p: 10 * p if p.std() > 0 else p + jnp.float32(rng.normal(0, 0.2, p.shape)),
-        gpt.init(TINY, jax.random.key(0)),
-    )
+    return perturbed_params(TINY)
 
 
 @pytest.fixture(scope="module")
@@ -40,33 +34,9 @@ def tokens_BT():
 hidden_states = jax.jit(gpt.hidden_states, static_argnums=0)
 
 
-def mean_loss(config, tokens_BT, params):
-    x_BTD = gpt.hidden_states(config, params, tokens_BT[:, :-1])
-    targets_BT = tokens_BT[:, 1:]
-    mask_BT = np.ones_like(targets_BT)
-    total = loss.cross_entropy_sum(x_BTD, gpt.unembedding(params), targets_BT, mask_BT, chunk=0)
-    return total / targets_BT.size
-
-
-def equations(jaxpr):
-    """All equations of a jaxpr, those inside it included."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for sub in jaxprs_in_params(equation.params):
-            yield from equations(sub)
-
-
 def primitives(f, *arguments) -> Counter:
-    """How often each primitive stands in what `f` computes."""
+    """How often `f` uses each primitive."""
     return Counter(e.primitive.name for e in equations(jax.make_jaxpr(f)(*arguments).jaxpr))
-
-
-def assert_trees_close(a, b, **tolerance):
-    paths_a, tree_a = jax.tree_util.tree_flatten_with_path(a)
-    leaves_b, tree_b = jax.tree.flatten(b)
-    assert tree_a == tree_b
-    for (path, x), y in zip(paths_a, leaves_b, strict=True):
-        np.testing.assert_allclose(x, y, **tolerance, err_msg=jax.tree_util.keystr(path))
 
 
 # --- causality ---
@@ -102,7 +72,7 @@ def test_causality_by_gradient(params):
 
 @pytest.fixture(scope="module")
 def packed_states(params):
-    """Hidden states of a row of two documents, of 5 and 7 tokens: f(tokens, masked)."""
+    """f(tokens, masked): hidden states of a row of two documents, of 5 and 7 tokens."""
     segment_ids = np.array([[1] * 5 + [2] * 7], np.int32)
     positions = np.array([[*range(5), *range(7)]], np.int32)
 
@@ -125,18 +95,18 @@ def test_the_document_mask_isolates(packed_states, tokens_BT):
     first_changed = np.concatenate([other[:, :5], row[:, 5:]], axis=1)
     second_changed = np.concatenate([row[:, :5], other[:, 5:]], axis=1)
     states = np.asarray(packed_states(row, True))
-    found = np.asarray(packed_states(second_changed, True))
-    assert found[:5].tobytes() == states[:5].tobytes()
-    assert np.abs(found[5:] - states[5:]).max() > 0.1
-    found = np.asarray(packed_states(first_changed, True))
-    assert found[5:].tobytes() == states[5:].tobytes()
-    assert np.abs(found[:5] - states[:5]).max() > 0.1
+    changed = np.asarray(packed_states(second_changed, True))
+    assert changed[:5].tobytes() == states[:5].tobytes()
+    assert np.abs(changed[5:] - states[5:]).max() > 0.1
+    changed = np.asarray(packed_states(first_changed, True))
+    assert changed[5:].tobytes() == states[5:].tobytes()
+    assert np.abs(changed[:5] - states[:5]).max() > 0.1
     # Without the mask, the second document sees the first.
     seen = np.asarray(packed_states(first_changed, False)) - np.asarray(packed_states(row, False))
     assert np.abs(seen[5:]).max(-1).min() > 1e-3
 
 
-def test_a_packed_document_is_as_if_it_stood_alone(packed_states, params, tokens_BT):
+def test_a_packed_document_equals_the_document_alone(packed_states, params, tokens_BT):
     row = tokens_BT[:1]
     states = packed_states(row, True)
     for document in (slice(0, 5), slice(5, 12)):
@@ -165,20 +135,20 @@ def plain(loss_and_grads):
 
 
 def test_unrolling_the_layers_changes_nothing(loss_and_grads, plain):
-    found = loss_and_grads(scan_unroll=TINY.n_layer)
-    assert_trees_close(found, plain, rtol=1e-5, atol=1e-6)
+    rearranged = loss_and_grads(scan_unroll=TINY.n_layer)
+    assert_trees_close(rearranged, plain, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
 @pytest.mark.parametrize("scan_unroll", [1, TINY.n_layer])
 def test_remat_changes_nothing(loss_and_grads, plain, remat, scan_unroll):
-    found = loss_and_grads(remat=remat, scan_unroll=scan_unroll)
-    assert_trees_close(found, plain, rtol=1e-5, atol=1e-6)
+    rearranged = loss_and_grads(remat=remat, scan_unroll=scan_unroll)
+    assert_trees_close(rearranged, plain, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("scan_unroll", [1, 2, TINY.n_layer])
 def test_xla_cannot_undo_remat(params, tokens_BT, scan_unroll):
-    """Without a loop both passes stand in one computation, where equal matmuls would be merged."""
+    """Without a loop both passes are in one computation, where equal matmuls would be merged."""
     config = dataclasses.replace(TINY, remat="full", scan_unroll=scan_unroll)
     everything = equations(
         jax.make_jaxpr(jax.grad(functools.partial(mean_loss, config, tokens_BT)))(params).jaxpr
@@ -217,7 +187,7 @@ def test_bfloat16_is_for_arithmetic_only(params, tokens_BT, plain):
 
     f = functools.partial(mean_loss, config, tokens_BT)
     everything = list(equations(jax.make_jaxpr(f)(params).jaxpr))
-    found = [
+    operands = [
         variable.aval.dtype
         for equation in everything
         if equation.primitive.name == "dot_general"
@@ -225,8 +195,8 @@ def test_bfloat16_is_for_arithmetic_only(params, tokens_BT, plain):
     ]
     (layers,) = [equation for equation in everything if equation.primitive.name == "scan"]
     assert [v.aval.dtype for v in layers.outvars] == [jnp.bfloat16]  # what passes between layers
-    assert len(found) == 2 * (4 + 2 + 1)  # 4 layers, 2 of attention, the head
-    assert set(found) == {jnp.dtype("bfloat16")}
+    assert len(operands) == 2 * (4 + 2 + 1)  # 4 layers, 2 of attention, the head
+    assert set(operands) == {jnp.dtype("bfloat16")}
     expected, _ = plain
     assert value != expected
     np.testing.assert_allclose(value, expected, rtol=0.02)
@@ -245,11 +215,11 @@ def test_positions_count_from_0_by_default(params, tokens_BT):
 def test_dropout_keeps_the_mean():
     n, rate = 100_000, 0.2
     x = jnp.full((n,), 3.0)
-    found = np.asarray(gpt.dropout(x, rate, jax.random.key(4)))
-    assert set(found.tolist()) == {0.0, np.float32(3) / np.float32(0.8)}
+    dropped = np.asarray(gpt.dropout(x, rate, jax.random.key(4)))
+    assert set(dropped.tolist()) == {0.0, np.float32(3) / np.float32(0.8)}
     sigma = math.sqrt(rate * (1 - rate) / n)
-    assert abs((found == 0).mean() - rate) < 5 * sigma
-    assert abs(found.mean(dtype=np.float64) - 3) < 5 * sigma * 3 / (1 - rate)
+    assert abs((dropped == 0).mean() - rate) < 5 * sigma
+    assert abs(dropped.mean(dtype=np.float64) - 3) < 5 * sigma * 3 / (1 - rate)
     assert gpt.dropout(x.astype(jnp.bfloat16), rate, jax.random.key(4)).dtype == jnp.bfloat16
 
 
@@ -269,8 +239,8 @@ def test_dropout_in_the_model(params, tokens_BT):
     assert len({none, *drawn}) == 4
 
 
-def test_every_dropout_has_a_key_of_its_own(monkeypatch, params, tokens_BT):
-    """The embedding's, and two a block: masks that repeat would drop the same places throughout."""
+def test_every_dropout_has_its_own_key(monkeypatch, params, tokens_BT):
+    """The embedding's, and two a block: repeated masks would drop the same values throughout."""
     seen = []
 
     def spy(x, rate, key):
@@ -291,9 +261,7 @@ def test_every_dropout_has_a_key_of_its_own(monkeypatch, params, tokens_BT):
 
 @pytest.fixture(scope="module", params=[True, False], ids=["bias", "no_bias"])
 def drawn(request):
-    config = dataclasses.replace(
-        TINY, vocab_size=700, block_size=300, n_layer=5, n_embd=96, bias=request.param
-    )
+    config = tiny_gpt(vocab_size=700, block_size=300, n_layer=5, n_embd=96, bias=request.param)
     params = jax.device_get(gpt.init(config, jax.random.key(3)))
     paths = jax.tree_util.tree_leaves_with_path(params)
     return config, {
@@ -366,15 +334,8 @@ def test_size_of_the_recipe(file, total):
 def test_flops_per_token_are_those_xla_counts(shape):
     """Unrolled, for XLA counts a loop's body once; nothing is run."""
     block_size, width, vocab_size = shape
-    config = dataclasses.replace(
-        TINY,
-        block_size=block_size,
-        n_embd=width,
-        vocab_size=vocab_size,
-        n_layer=2,
-        scan_unroll=2,
-        bias=False,
-    )
+    sizes = {"block_size": block_size, "n_embd": width, "vocab_size": vocab_size}
+    config = tiny_gpt(**sizes, n_layer=2, scan_unroll=2, bias=False)
     shapes = jax.eval_shape(lambda: gpt.init(config, jax.random.key(0)))
     tokens_BT = np.zeros((2, block_size + 1), np.int32)
     grad = jax.jit(jax.grad(functools.partial(mean_loss, config, tokens_BT)))

@@ -1,4 +1,4 @@
-"""The model, its loss and its gradients agree with GPT-2s that other people wrote.
+"""The model, its loss and its gradients agree with other implementations of GPT-2.
 
 Hugging Face's numbers come from fixtures/gpt2_tiny.npz (how: fixtures/make_gpt2_fixture.py);
 minGPT's, with weights that were really trained, from ../shared/weights/gpt-nano-sort beside the
@@ -35,7 +35,7 @@ def assert_close(actual: jax.Array, expected: np.ndarray, what: str) -> None:
 
 
 def assert_trees_close(actual: gpt.Params, expected: gpt.Params) -> None:
-    """Compares leaf by leaf; nor may an error exceed 1e-4 of the leaf's largest value."""
+    """Compares leaf by leaf; an error cannot exceed 1e-4 of the leaf's largest value, either."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for (path, a), e in zip(
         jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True
@@ -143,16 +143,21 @@ def test_every_activation_of_a_trained_mingpt():
     weights_BTNS = attention(q_BTNH, k_BTNH, one_hot_BTNH, implementation="xla")[..., : heads[1]]
     actual["attSm"] = weights_BTNS.swapaxes(1, 2)
     actual["y"] = attention(q_BTNH, k_BTNH, v_BTNH, implementation="xla").reshape(x_BTD.shape)
-    actual["yProj"] = block.attn(actual["ln1"], None, None)
+
+    def attend(q_BTNH, k_BTNH, v_BTNH):
+        return attention(q_BTNH, k_BTNH, v_BTNH, implementation="xla"), None
+
+    actual["yProj"], _ = block.attn(actual["ln1"], None, attend)
     actual["attnResid"] = x_BTD + actual["yProj"]
     actual["ln2"] = block.ln_2(actual["attnResid"])
     actual["fc"] = block.mlp.c_fc(actual["ln2"])
     actual["mlp"] = block.mlp(actual["ln2"])
     actual["mlpResid"] = actual["attnResid"] + actual["mlp"]
 
-    # All blocks, one after the other, and what the model itself makes of the tokens.
+    # All blocks, one after the other, and the whole model.
     for i, block in enumerate(blocks):
-        actual[f"block{i}"] = x_BTD = block(x_BTD, None, None, None)
+        x_BTD, _ = block(x_BTD, None, attend)
+        actual[f"block{i}"] = x_BTD
     actual["ln_f"] = gpt.hidden_states(config, params, tokens_BT)
     head = {"wte": jnp.asarray(weights["lm_head.weight"])}
     actual["lm_head"] = gpt.logits(config, head, actual["ln_f"])

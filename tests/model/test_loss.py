@@ -29,9 +29,9 @@ def reference(x, w, targets, mask):
 
 @pytest.mark.parametrize("chunk", [0, 2, 6, 24])
 def test_equals_numpy(arrays, chunk):
-    found = cross_entropy_sum(*arrays, chunk=chunk)
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, reference(*arrays), rtol=1e-6)
+    total = cross_entropy_sum(*arrays, chunk=chunk)
+    assert total.dtype == jnp.float32
+    np.testing.assert_allclose(total, reference(*arrays), rtol=1e-6)
 
 
 def test_chunks_change_neither_value_nor_gradient(arrays):
@@ -72,9 +72,9 @@ def test_masked_targets_count_nothing(arrays):
 
 def test_large_logits_stay_finite(arrays):
     x, w, targets, mask = arrays
-    found = cross_entropy_sum(1e4 * x, w, targets, mask, chunk=0)
+    total = cross_entropy_sum(1e4 * x, w, targets, mask, chunk=0)
     logits = 1e4 * x.astype(np.float64) @ w.astype(np.float64).T
     top = logits.max(-1)
     nats = top + np.log(np.exp(logits - top[..., None]).sum(-1))
     nats -= np.take_along_axis(logits, targets[..., None], -1)[..., 0]
-    np.testing.assert_allclose(found, (nats * mask).sum(), rtol=1e-5)
+    np.testing.assert_allclose(total, (nats * mask).sum(), rtol=1e-5)

@@ -8,55 +8,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import tiny_gpt
-from jax.extend.core import jaxprs_in_params
+from helpers import assert_trees_close, equations, mean_loss, perturbed_params, tiny_gpt
 
 from configs import base, modern, quickstart
 from gptjax.inference import kv_cache
-from gptjax.model import gpt, layers, loss
+from gptjax.model import gpt, layers
 from gptjax.model.config import GPTConfig
 from gptjax.model.flops import count_params, flops_per_token
 from gptjax.optim.optimizer import decay_mask
 
-MODERN = tiny_gpt(
-    vocab_size=40,
-    block_size=12,
-    n_layer=3,
-    n_head=4,
-    n_embd=32,
-    bias=False,
-    norm="rmsnorm",
-    position="rope",
-    qk_norm=True,
-    mlp="swiglu",
-    n_kv_head=2,
-    tie_embeddings=False,
-)
+
+def modern_gpt(**changes):
+    shape = {"vocab_size": 40, "block_size": 12, "n_layer": 3, "n_head": 4, "n_embd": 32}
+    parts = {"norm": "rmsnorm", "position": "rope", "qk_norm": True, "mlp": "swiglu"}
+    heads = {"n_kv_head": 2, "tie_embeddings": False}
+    return tiny_gpt(**{**shape, **parts, **heads, "bias": False, **changes})
+
+
+MODERN = modern_gpt()
 SHAPES = {
     "modern": MODERN,
-    "tied, one head of keys": dataclasses.replace(MODERN, n_kv_head=1, tie_embeddings=True),
-    "another theta, MLP width": dataclasses.replace(MODERN, rope_theta=100.0, mlp_dim=40),
-    "relu2, all heads": dataclasses.replace(MODERN, mlp="relu2", n_kv_head=0, qk_norm=False),
-    "parts of both": dataclasses.replace(
-        MODERN, norm="layernorm", bias=True, position="learned", mlp="relu2", mlp_dim=24
+    "tied, one head of keys": modern_gpt(n_kv_head=1, tie_embeddings=True),
+    "another theta, MLP width": modern_gpt(rope_theta=100.0, mlp_dim=40),
+    "relu2, all heads": modern_gpt(mlp="relu2", n_kv_head=0, qk_norm=False),
+    "parts of both": modern_gpt(
+        norm="layernorm", bias=True, position="learned", mlp="relu2", mlp_dim=24
     ),
-    "RMSNorm, learned": dataclasses.replace(MODERN, position="learned", mlp="gelu", qk_norm=False),
+    "RMSNorm, learned": modern_gpt(position="learned", mlp="gelu", qk_norm=False),
 }
 SEGMENT_IDS_BT = np.array([[1] * 5 + [2] * 7, [1] * 3 + [2] * 1 + [3] * 8], np.int32)
 POSITIONS_BT = np.array([[*range(5), *range(7)], [*range(3), 0, *range(8)]], np.int32)
 
 
-@functools.cache
-def params_of(config):
-    """Ten times the initial values, scales not 1 and biases not 0: every part matters."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda p: 10 * p if p.std() > 0 else p + jnp.float32(rng.normal(0, 0.2, p.shape)),
-        gpt.init(config, jax.random.key(0)),
-    )
+params_of = functools.cache(perturbed_params)
 
 
-# One document a row, as arrays: one program for all that is asked of a shape.
+# One document a row, as arrays, so that a shape compiles one program.
 WHOLE_BT = np.tile(np.arange(12, dtype=np.int32), (2, 1))
 ONE_BT = np.ones_like(WHOLE_BT)
 
@@ -85,14 +72,14 @@ def naive_norm(config, x, p):
 
 
 def naive_head(config, x_H, norm, position):
-    """One query or key of one head: normalised, then its pairs turned as complex numbers."""
+    """One query or key of one head: normalised, then its pairs rotated as complex numbers."""
     if config.qk_norm:
         x_H = x_H / math.sqrt((x_H**2).mean() + 1e-6) * norm["scale"]
     if config.position == "rope":
         half = len(x_H) // 2
         angles = np.array([position / config.rope_theta ** (i / half) for i in range(half)])
-        turned = (x_H[:half] + 1j * x_H[half:]) * np.exp(1j * angles)
-        x_H = np.concatenate([turned.real, turned.imag])
+        rotated = (x_H[:half] + 1j * x_H[half:]) * np.exp(1j * angles)
+        x_H = np.concatenate([rotated.real, rotated.imag])
     return x_H
 
 
@@ -115,7 +102,7 @@ def naive_mlp(config, x, p):
 def naive_logits(config, params, tokens_T, positions_T, segment_ids_T):
     """[T, V] of one row, in float64, one token and one head at a time."""
     params = jax.tree.map(np.float64, jax.device_get(params))
-    n_head, kv_heads = config.n_head, config.n_kv_head or config.n_head
+    n_head, kv_heads = config.n_head, config.n_kv_head
     width = config.n_embd // n_head
     xs = [params["wte"][token] for token in tokens_T]
     if config.position == "learned":
@@ -154,18 +141,18 @@ def test_logits_are_those_of_a_naive_model(name, documents, tokens_BT):
     params = params_of(config)
     positions = WHOLE_BT if documents == "one a row" else POSITIONS_BT
     segment_ids = SEGMENT_IDS_BT if documents == "masked" else ONE_BT
-    found = logits(config, params, tokens_BT, positions, segment_ids)
+    ours = logits(config, params, tokens_BT, positions, segment_ids)
     rows = zip(tokens_BT, positions, segment_ids, strict=True)
     expected = np.stack([naive_logits(config, params, *row) for row in rows])
     assert np.abs(expected).max() > 0.5
-    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+    assert np.abs(ours - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 # --- rotary positions ---
 
 
 def test_rotations_are_exact_to_float32_far_out():
-    """In bfloat16 positions above 256 would fall together, in float16 above 2,048."""
+    """bfloat16 cannot tell positions above 256 apart, float16 those above 2,048."""
     positions = np.array([[0, 1, 255, 256, 257, 1023, 1024, 4097]])
     cos, sin = layers.rope_table(jnp.asarray(positions), 64, 10_000.0)
     assert (cos.dtype, cos.shape) == (jnp.float32, (1, 8, 1, 32))
@@ -183,33 +170,26 @@ def test_products_of_queries_and_keys_depend_on_the_distance_only(offset):
 
     def scores(q_offset, k_offset):
         places = jnp.arange(16)[None]
-        turned = [
+        rotated = [
             layers.apply_rope(x, layers.rope_table(places + by, 64, 10_000.0))[0, :, 0]
             for x, by in ((q, q_offset), (k, k_offset))
         ]
-        return np.asarray(turned[0] @ turned[1].T)
+        return np.asarray(rotated[0] @ rotated[1].T)
 
-    here = scores(0, 0)
-    assert np.abs(here).max() > 10
+    at_0 = scores(0, 0)
+    assert np.abs(at_0).max() > 10
     tolerance = offset * 2**-24 * 64 + 1e-5  # angles are rounded to 24 bits
-    np.testing.assert_allclose(scores(offset, offset), here, rtol=0, atol=tolerance)
-    assert np.abs(scores(offset, 0) - here).max() > 1
+    np.testing.assert_allclose(scores(offset, offset), at_0, rtol=0, atol=tolerance)
+    assert np.abs(scores(offset, 0) - at_0).max() > 1
 
 
-def test_a_row_anywhere_gives_the_same(tokens_BT):
+def test_shifted_positions_give_the_same_logits(tokens_BT):
     params = params_of(MODERN)
-    here = logits(MODERN, params, tokens_BT)
-    there = logits(MODERN, params, tokens_BT, 700 + WHOLE_BT)
-    np.testing.assert_allclose(there, here, rtol=0, atol=1e-3)
+    at_0 = logits(MODERN, params, tokens_BT)
+    at_700 = logits(MODERN, params, tokens_BT, 700 + WHOLE_BT)
+    np.testing.assert_allclose(at_700, at_0, rtol=0, atol=1e-3)
     stretched = logits(MODERN, params, tokens_BT, 2 * WHOLE_BT)
-    assert np.abs(stretched - here).max() > 0.1
-
-
-def equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for sub in jaxprs_in_params(equation.params):
-            yield from equations(sub)
+    assert np.abs(stretched - at_0).max() > 0.1
 
 
 def test_angles_are_computed_once_and_in_float32(tokens_BT):
@@ -220,8 +200,8 @@ def test_angles_are_computed_once_and_in_float32(tokens_BT):
         return jnp.sum(logits(config, params, tokens_BT))
 
     jaxpr = jax.make_jaxpr(jax.grad(total))(params_of(MODERN)).jaxpr
-    found = [e for e in equations(jaxpr) if e.primitive.name in ("cos", "sin")]
-    assert [v.aval.dtype for e in found for v in e.invars] == [jnp.dtype("float32")] * 2
+    angles = [e for e in equations(jaxpr) if e.primitive.name in ("cos", "sin")]
+    assert [v.aval.dtype for e in angles for v in e.invars] == [jnp.dtype("float32")] * 2
     inside = [e for e in equations(jaxpr) if e.primitive.name == "scan"]
     assert len(inside) == 2  # forward and backward
     for scan in inside:
@@ -230,12 +210,12 @@ def test_angles_are_computed_once_and_in_float32(tokens_BT):
 
 
 def test_bfloat16_keeps_to_its_precision(tokens_BT):
-    """Statistics and turns in float32: the error is that of the matmuls' 8 bits."""
+    """Statistics and rotations are float32: the error is that of the matmuls' 8 bits."""
     params = params_of(MODERN)
     expected = logits(MODERN, params, tokens_BT)
-    found = logits(dataclasses.replace(MODERN, compute_dtype="bfloat16"), params, tokens_BT)
-    assert found.dtype == jnp.float32
-    assert 0 < np.abs(found - expected).max() < 2**-4 * np.abs(expected).max()
+    rounded = logits(dataclasses.replace(MODERN, compute_dtype="bfloat16"), params, tokens_BT)
+    assert rounded.dtype == jnp.float32
+    assert 0 < np.abs(rounded - expected).max() < 2**-4 * np.abs(expected).max()
 
 
 # --- what holds for any shape ---
@@ -258,29 +238,15 @@ def test_causality_by_gradient(name):
         return np.abs(jacobian(params["wte"], segment_ids)[:, :12]).max(-1)
 
     later = np.triu(np.ones((12, 12), bool), 1)
-    found = depends(ONE_BT[:1])
-    assert np.all(found[later] == 0)
-    assert np.all(found[~later] > 1e-5)
+    depends_on = depends(ONE_BT[:1])
+    assert np.all(depends_on[later] == 0)
+    assert np.all(depends_on[~later] > 1e-5)
     apart = SEGMENT_IDS_BT[0][:, None] != SEGMENT_IDS_BT[0][None]
     assert np.all(depends(SEGMENT_IDS_BT[:1])[apart | later] == 0)
 
 
-def mean_loss(config, tokens_BT, params):
-    x_BTD = gpt.hidden_states(config, params, tokens_BT[:, :-1])
-    targets_BT = tokens_BT[:, 1:]
-    mask_BT = np.ones_like(targets_BT)
-    total = loss.cross_entropy_sum(x_BTD, gpt.unembedding(params), targets_BT, mask_BT, chunk=0)
-    return total / targets_BT.size
-
-
 def loss_and_grads(config, params, tokens_BT):
     return jax.jit(jax.value_and_grad(functools.partial(mean_loss, config, tokens_BT)))(params)
-
-
-def assert_trees_close(a, b, **tolerance):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for (path, x), y in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, **tolerance, err_msg=jax.tree_util.keystr(path))
 
 
 @pytest.mark.parametrize(
@@ -293,11 +259,11 @@ def assert_trees_close(a, b, **tolerance):
     ],
     ids=str,
 )
-def test_the_arrangement_changes_nothing(changes, tokens_BT):
+def test_rearranging_the_arithmetic_changes_nothing(changes, tokens_BT):
     params = params_of(MODERN)
     plain = loss_and_grads(MODERN, params, tokens_BT)
-    found = loss_and_grads(dataclasses.replace(MODERN, **changes), params, tokens_BT)
-    assert_trees_close(found, plain, rtol=1e-5, atol=1e-6)
+    rearranged = loss_and_grads(dataclasses.replace(MODERN, **changes), params, tokens_BT)
+    assert_trees_close(rearranged, plain, rtol=1e-5, atol=1e-6)
 
 
 def test_shared_heads_are_full_heads_that_are_alike(tokens_BT):
@@ -341,7 +307,7 @@ def test_blocks_that_begin_at_zero_are_the_identity(tokens_BT):
 
 
 def test_initial_values():
-    config = dataclasses.replace(MODERN, n_embd=96, vocab_size=500, n_layer=2, qk_norm=True)
+    config = modern_gpt(n_embd=96, vocab_size=500, n_layer=2)
     params = jax.device_get(gpt.init(config, jax.random.key(3)))
     for name in ("wte", "lm_head"):
         assert params[name].std() == pytest.approx(0.02, rel=0.03)
@@ -356,14 +322,14 @@ def test_initial_values():
 
 
 def test_names_and_shapes_of_the_parameters():
-    """What export, import and the optimizer's groups go by."""
+    """Export, import and the optimizer's groups depend on them."""
     shapes = jax.eval_shape(lambda: gpt.init(MODERN, jax.random.key(0)))
-    found = {
+    names = {
         jax.tree_util.keystr(path, simple=True, separator="."): x.shape
         for path, x in jax.tree.leaves_with_path(shapes)
     }
     hidden = 128  # 8/3 x 32 = 85.3, in whole multiples of 64
-    assert found == {
+    assert names == {
         "wte": (40, 32),
         "lm_head": (40, 32),
         "ln_f.scale": (32,),
@@ -390,16 +356,14 @@ def test_names_and_shapes_of_the_parameters():
     ],
 )
 def test_hidden_width(mlp, width, mlp_dim, expected):
-    config = dataclasses.replace(MODERN, mlp=mlp, n_embd=width, mlp_dim=mlp_dim)
-    assert config.mlp_width == expected
+    assert modern_gpt(mlp=mlp, n_embd=width, mlp_dim=mlp_dim).mlp_dim == expected
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("mlp", ["swiglu", "relu2"])
 @pytest.mark.parametrize("kv_heads", [0, 2])
 def test_size_and_flops_are_the_closed_forms(tied, mlp, kv_heads):
-    config = dataclasses.replace(
-        MODERN,
+    config = modern_gpt(
         **{"vocab_size": 32_768, "block_size": 1024, "n_layer": 12, "n_head": 8},
         **{"n_embd": 512, "mlp": mlp, "n_kv_head": kv_heads, "tie_embeddings": tied},
     )
@@ -418,14 +382,14 @@ def test_size_and_flops_are_the_closed_forms(tied, mlp, kv_heads):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_cached_equals_uncached(name, tokens_BT):
-    """Rows that begin at different lengths: each its own positions."""
+    """Rows of different lengths have different positions."""
     config = SHAPES[name]
     params = params_of(config)
     whole = np.asarray(logits(config, params, tokens_BT))
     lengths = np.array([3, 7], np.int32)
-    x_BPD, cache = jax.jit(functools.partial(kv_cache.prefill, config))(params, tokens_BT[:, :7])
-    prompt_logits = np.asarray(gpt.logits(config, params, x_BPD))
-    shape = (2 * config.kv_heads, config.block_size, config.head_dim)
+    x_BTD, cache = jax.jit(functools.partial(kv_cache.prefill, config))(params, tokens_BT[:, :7])
+    prompt_logits = np.asarray(gpt.logits(config, params, x_BTD))
+    shape = (2 * config.n_kv_head, config.block_size, config.head_dim)
     assert {x.shape for x in jax.tree.leaves(cache)} == {shape}
     step = jax.jit(functools.partial(kv_cache.decode, config))
     by_layer = kv_cache.split_layers(config, params)
@@ -434,14 +398,13 @@ def test_cached_equals_uncached(name, tokens_BT):
         assert np.abs(prompt_logits[b, :length] - whole[b, :length]).max() < tolerance
     for _ in range(9):
         at = np.minimum(lengths, 11)
-        found, cache = step(params, by_layer, cache, tokens_BT[[0, 1], at], at)
-        assert np.abs(found - whole[[0, 1], at]).max() < tolerance
+        logits_BV, cache = step(params, by_layer, cache, tokens_BT[[0, 1], at], at)
+        assert np.abs(logits_BV - whole[[0, 1], at]).max() < tolerance
         lengths = lengths + 1
     assert lengths.tolist() == [12, 16]
 
 
-def test_the_preset_is_a_model():
-    """All its keys reach the model."""
+def test_all_keys_of_the_preset_reach_the_model():
     config = base.get_config()
     config.model.update(n_embd=256, n_head=4, bias=True, tie_embeddings=False)
     modern.apply(config)
@@ -456,7 +419,7 @@ def test_the_preset_is_a_model():
             model_config.mlp,
         ) == ("rmsnorm", "rope", True, "swiglu")
         assert model_config.zero_init and model_config.tie_embeddings and not model_config.bias
-        assert model_config.mlp_width == 704 and model_config.kv_heads == 4
+        assert model_config.mlp_dim == 704 and model_config.n_kv_head == 4
 
 
 def test_matrices_are_decayed_and_norms_are_not():
