@@ -1,4 +1,4 @@
-"""Compiled programs, kept on disk: a run that goes on starts at once, with the same program."""
+"""Compiled programs on disk: a resumed run starts at once, with the same program."""
 
 import logging
 import os
@@ -11,11 +11,11 @@ _log = logging.getLogger(__name__)
 
 
 def keep_compiled(folder: str) -> None:
-    """Makes JAX keep what it compiles in `folder`, and look there first; "" changes nothing.
+    """Makes JAX cache compiled programs in `folder`; "" changes nothing.
 
-    JAX_COMPILATION_CACHE_DIR in the environment comes before `folder`. On a GPU, where the compiler
-    times kernels and chooses, this also is what makes a run that goes on compute the same bits.
-    A folder that cannot be written costs a warning of JAX, and the time to compile.
+    JAX_COMPILATION_CACHE_DIR in the environment overrides `folder`. On a GPU, where the compiler
+    times kernels and chooses, the cache also makes a resumed run compute the same bits. If `folder`
+    cannot be written, JAX warns and compiles every time.
     """
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or folder
     if not folder:
@@ -27,13 +27,13 @@ def keep_compiled(folder: str) -> None:
 
 
 def _remove_incomplete(folder: Path) -> None:
-    """Removes what a process was writing when it was killed: JAX would neither use nor mend it."""
+    """Removes entries whose writer was killed: JAX neither uses nor replaces them."""
     for file in folder.glob("*-cache"):
         try:
             data = file.read_bytes()
             complete = not data.startswith(b"\x78") or _is_whole(data)  # else not zlib's
             if not data or not complete:
-                _log.info("Removing %s, which is not whole.", file)
+                _log.info("Removing %s: it is incomplete.", file)
                 file.unlink(missing_ok=True)
         except OSError as error:
             _log.warning("%s: %s", file, error.strerror)

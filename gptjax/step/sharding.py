@@ -1,4 +1,4 @@
-"""How arrays lie on devices: one mesh with the axes `data` and `fsdp`; one device is a mesh of one.
+"""Where arrays are: on a mesh with the axes `data` and `fsdp`; one device is a mesh of one.
 
 Batches are split over both axes. Parameters and optimizer state are split over `fsdp` (as in ZeRO,
 Rajbhandari et al. 2020) and copied over `data`.
@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
 def make_mesh(fsdp: int, devices: list[Any] | None = None) -> Mesh:
-    """Returns a (data, fsdp) mesh over `devices` (all by default); `fsdp` divides their number."""
+    """Returns a (data, fsdp) mesh over `devices`, by default all; `fsdp` divides their number."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh(
         (len(devices) // fsdp, fsdp),
@@ -23,7 +23,7 @@ def make_mesh(fsdp: int, devices: list[Any] | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of values that every device holds whole."""
+    """Returns the sharding of arrays with a whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -33,11 +33,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def state_shardings(mesh: Mesh, shapes: Any) -> Any:
-    """Returns a sharding for each leaf of a state: its longest axis that `fsdp` divides is split.
+    """Returns a sharding for each leaf of `shapes`, arrays or ShapeDtypeStructs.
 
-    Args:
-        mesh: from `make_mesh`.
-        shapes: tree of arrays or ShapeDtypeStructs.
+    The longest axis that `fsdp` divides is split.
     """
     fsdp = mesh.shape["fsdp"]
 

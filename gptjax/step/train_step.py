@@ -11,11 +11,8 @@ from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from gptjax.model import gpt
-from gptjax.model.config import GPTConfig
-from gptjax.model.loss import cross_entropy_sum
-from gptjax.optim.optimizer import make_optimizer
-from gptjax.optim.schedules import schedules
+from gptjax.model import GPTConfig, cross_entropy_sum, hidden_states, init, unembedding
+from gptjax.optim import make_optimizer, schedules
 from gptjax.step import sharding
 from gptjax.step.train_state import TrainState
 
@@ -24,19 +21,17 @@ Metrics = dict[str, Array]
 
 
 class StepFunctions:
-    """The compiled functions of one run; build one and share it, for each compiles anew."""
+    """The compiled functions of one run; share one object, for each compiles again.
+
+    - `init_state()` returns the first TrainState.
+    - `train_step(state, batch [A, B, T])` returns (the next state, metrics).
+    - `eval_step(params, batch [1, B, T])` returns the sums `nats`, `n_targets` and `n_bytes`.
+    """
 
     def __init__(
         self, config: ConfigDict, model_config: GPTConfig, token_bytes_V: np.ndarray, mesh: Mesh
     ):
-        """Prepares the functions; compiles nothing.
-
-        Args:
-            config: a validated configuration.
-            model_config: the model's shape.
-            token_bytes_V: int32, UTF-8 bytes of each token id.
-            mesh: from `sharding.make_mesh`.
-        """
+        """Takes a valid `config` and the UTF-8 bytes (int32) of each token; compiles nothing."""
         self.model_config = model_config
         self.mesh = mesh
         self.batch_sharding = sharding.batch_sharding(mesh)
@@ -51,7 +46,7 @@ class StepFunctions:
         )
         self._schedules = schedules(config.optim, train.max_iters)
         self._token_bytes_V = token_bytes_V  # small: a constant of the compiled steps
-        # An argument, not a constant: what is compiled and kept serves every seed.
+        # An argument, not a constant: the cached program serves every seed.
         seed_key = np.asarray(jax.random.key_data(jax.random.key(config.seed)))
         self.state_shapes = jax.eval_shape(self._init_state, seed_key)
         self.state_shardings = sharding.state_shardings(mesh, self.state_shapes)
@@ -64,7 +59,7 @@ class StepFunctions:
             in_shardings=(self.state_shardings, self.batch_sharding),
             out_shardings=(self.state_shardings, one),
         )
-        self._eval_step = jax.jit(
+        self.eval_step = jax.jit(
             self._eval_sums,
             in_shardings=(self.state_shardings.params, self.batch_sharding),
             out_shardings=one,
@@ -72,7 +67,7 @@ class StepFunctions:
 
     def _init_state(self, seed_key: Array) -> TrainState:
         params_key, dropout_key = jax.random.split(jax.random.wrap_key_data(seed_key))
-        params = gpt.init(self.model_config, params_key)
+        params = init(self.model_config, params_key)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -82,8 +77,8 @@ class StepFunctions:
         )
 
     def _nats(self, params: Any, micro: Batch, dropout_key: Array | None) -> Array:
-        """Returns the summed loss of a micro-batch [B, T]."""
-        x_BTD = gpt.hidden_states(
+        """Returns the summed loss of a micro-batch [B, T], in nats."""
+        x_BTD = hidden_states(
             self.model_config,
             params,
             micro["inputs"],
@@ -93,17 +88,17 @@ class StepFunctions:
         )
         return cross_entropy_sum(
             x_BTD,
-            gpt.unembedding(params),
+            unembedding(params),
             micro["targets"],
             micro["loss_mask"],
             chunk=self._config.model.loss_chunk,
         )
 
     def _train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """Makes one optimizer update from a batch [A, B, T], or skips it: see `guard`.
+        """Makes one optimizer update from a batch [A, B, T], or skips it: see `skip_bad_steps`.
 
         The gradient is that of the summed loss over A B T, a constant: every token weighs the same,
-        also those beside the filling of an epoch's last row.
+        also those next to the padding of an epoch's last row.
         """
         n_micro, *row_shape = batch["inputs"].shape
         nominal_targets = row_shape[0] * row_shape[1]
@@ -123,7 +118,7 @@ class StepFunctions:
 
             grads, nats = jax.grad(mean_loss, has_aux=True)(params)
             total = nats_before + nats
-            loss = total / counts["n_targets"]  # of the whole batch, once this is the last
+            loss = total / counts["n_targets"]  # of the whole batch, at the last micro-step
             updates, opt_state = self._optimizer.update(
                 grads, opt_state, params, loss=loss, last=index == n_micro - 1
             )
@@ -138,7 +133,7 @@ class StepFunctions:
         before, after = (optax.tree.get(o, "skipped") for o in (state.opt_state, opt_state))
         metrics = {
             "nats": nats,
-            "nats_A": nats_A,  # by micro-step: tells which one spoils the step
+            "nats_A": nats_A,  # by micro-step: locates a bad one
             **counts,
             "grad_norm": optax.tree.get(opt_state, "grad_norm"),
             "param_norm": optax.tree.norm(params),
@@ -146,8 +141,8 @@ class StepFunctions:
             "skipped": after,
             "skipped_in_a_row": optax.tree.get(opt_state, "in_a_row"),
         }
-        # Between steps nothing is kept that may not be finite: the norm has been read, and
-        # MultiSteps clears its sum by 0 x, which leaves NaN where there was one.
+        # The state between steps is finite: the norm has been read, and MultiSteps clears its sum
+        # by 0 x, which leaves NaN where there was one.
         opt_state = optax.tree.set(opt_state, grad_norm=jnp.zeros((), jnp.float32))
         if n_micro > 1:
             opt_state = opt_state._replace(acc_grads=optax.tree.zeros_like(opt_state.acc_grads))
@@ -161,10 +156,10 @@ class StepFunctions:
         return state, metrics
 
     def _average(self, state: TrainState, params: Any, before: Array, after: Array) -> Any:
-        """Returns the moving average after this step; a step that was skipped leaves it.
+        """Returns the moving average after this step, unchanged by a skipped one.
 
-        It keeps min(ema_decay, (1 + t) / (10 + t)) after t updates, so that the start, which is
-        far from all that comes, is soon forgotten.
+        It keeps the share min(ema_decay, (1 + t) / (10 + t)) after t updates, so that the initial
+        values are soon forgotten.
         """
         if state.ema_params is None:
             return None
@@ -187,7 +182,3 @@ class StepFunctions:
     def _eval_sums(self, params: Any, batch: Batch) -> Metrics:
         micro = {name: array[0] for name, array in batch.items()}
         return {"nats": self._nats(params, micro, None), **self._count_targets(batch)}
-
-    def eval_step(self, params: Any, batch: Batch) -> Metrics:
-        """Returns sums over a batch [1, B, T]: `nats`, `n_targets` and `n_bytes`; no dropout."""
-        return self._eval_step(params, batch)

@@ -1,4 +1,4 @@
-"""The moving average of the weights: its closed form, and that it is what is looked at."""
+"""The moving average of the weights: its closed form, and that evaluation uses it."""
 
 import copy
 import functools
@@ -88,14 +88,14 @@ def test_it_is_evaluated_sampled_and_loaded(config, store, steps, tmp_path, capl
     assert bits(sampled) == bits(state.ema_params)
 
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    told = {line["step"]: line["val/loss"] for line in lines if "val/loss" in line}
+    val_losses = {line["step"]: line["val/loss"] for line in lines if "val/loss" in line}
     validation = Validation(config, store, steps)
-    assert told[6] == validation.run(state.ema_params)["loss"]
-    assert told[6] != validation.run(state.params)["loss"]
+    assert val_losses[6] == validation.run(state.ema_params)["loss"]
+    assert val_losses[6] != validation.run(state.params)["loss"]
 
     with caplog.at_level(logging.INFO):
         run = load_run(tmp_path)
-    best = min(told, key=told.get)
+    best = min(val_losses, key=val_losses.get)
     assert run.step == best and "checkpoints/6: the moving average of its weights" in caplog.text
     assert best == 6 and bits(run.params) == bits(state.ema_params)
     folder = Path(config.workdir) / "checkpoints" / str(best)

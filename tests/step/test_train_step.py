@@ -1,4 +1,4 @@
-"""The training step: accumulation, what is learnt, what is counted, and that it compiles once."""
+"""The training step: accumulation, learning, counts, and that it compiles once."""
 
 import copy
 import subprocess
@@ -47,7 +47,7 @@ def random_batch(config, micro_steps, batch_size, seed=0):
 
 def test_micro_batches_equal_one_large_batch(config):
     config = copy.deepcopy(config)
-    config.optim.eps = 1e-3  # else Adam blows the rounding of gradients near zero up to full steps
+    config.optim.eps = 1e-3  # else Adam amplifies the rounding of gradients near zero to full steps
     large_config = copy.deepcopy(config)
     large_config.train.gradient_accumulation_steps = 1
     large_config.train.batch_size = 8
@@ -66,7 +66,7 @@ def test_micro_batches_equal_one_large_batch(config):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
-def test_the_loss_of_a_memorisable_batch_falls_to_nothing(config, steps):
+def test_the_loss_of_a_memorisable_batch_falls_to_0(config, steps):
     state = steps.init_state()
     batch = random_batch(config, 2, 4)
     losses = []
@@ -123,7 +123,7 @@ def test_targets_that_are_masked_out_change_nothing(config, steps):
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
-def test_a_token_weighs_the_same_beside_filling(config, steps):
+def test_a_token_weighs_the_same_next_to_padding(config, steps):
     """Half of the rows masked out: half the gradient, not the same one over half the tokens."""
     row = random_batch(config, 1, 1)
     batch = {name: np.tile(a, (2, 4, 1)) for name, a in row.items()}
@@ -155,14 +155,14 @@ from gptjax.step.train_step import StepFunctions
 config = debug.get_config()
 config.optim.optimizer = sys.argv[1]
 config.optim.ema_decay = 0.5 if sys.argv[1] == "muon" else 0.0
-config.optim.eps = 1e-3  # else Adam blows the rounding of gradients near zero up to full steps
+config.optim.eps = 1e-3  # else Adam amplifies the rounding of gradients near zero to full steps
 model_config = GPTConfig.from_config(config, 512)
 rng = np.random.default_rng(0)
 tokens = rng.integers(0, 512, (2, 4, 33), dtype=np.int32)
 mask = np.ones((2, 4, 32), bool)
 batch = {"inputs": tokens[..., :-1], "targets": tokens[..., 1:], "loss_mask": mask}
 results = []
-# Newton-Schulz steps blow rounding in small singular values up, by at most 3.4445^5.
+# Newton-Schulz steps amplify rounding in small singular values by at most 3.4445^5.
 tolerance = 1e-6 if sys.argv[1] == "adamw" else 1e-5
 for fsdp, devices in ((1, jax.devices()[:1]), (2, jax.devices()), (4, jax.devices())):
     steps = StepFunctions(config, model_config, np.ones(512, np.int32), make_mesh(fsdp, devices))
