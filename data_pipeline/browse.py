@@ -21,9 +21,9 @@ from rich.table import Table
 
 from configs.cli import define_config, run
 from configs.errors import UserError
-from data_pipeline.packing import Documents, PackedRows
+from data_pipeline.packing import Documents, PackedRows, evaluation_rows
 from data_pipeline.prepare import prepare, summary
-from data_pipeline.subset import training_documents
+from data_pipeline.subset import training_documents, training_rows
 from data_pipeline.token_store import SPLITS, TokenStore
 from data_pipeline.tokenizer import Tokenizer
 
@@ -112,13 +112,17 @@ def main(
     if epoch < 0 or rows < 0:
         raise UserError(f"--epoch={epoch} and --rows={rows} must be at least 0.")
     store = TokenStore.open(prepare(config))
-    documents: Documents = store.split(split)
     if split == "train":
         documents = training_documents(store, config.data.max_train_tokens)
-    # Validation has the seed 0: see packing.evaluation_rows. Masks are not shown.
-    seed = config.seed if split == "train" else 0
-    bos_id, block_size = store.tokenizer.bos_id, config.model.block_size
-    packed = PackedRows(documents, block_size=block_size, seed=seed, bos_id=bos_id, segments=False)
+        packed = training_rows(config, store)
+    else:
+        documents = store.split(split)
+        packed = evaluation_rows(
+            documents,
+            bos_id=store.tokenizer.bos_id,
+            block_size=config.model.block_size,
+            document_mask=config.data.document_mask,
+        )
     n = packed.rows_per_epoch
     if not 0 <= start < n:
         raise UserError(

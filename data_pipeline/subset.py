@@ -1,8 +1,9 @@
 """A subset of the training documents: the same for all seeds, and nested in any larger one."""
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from data_pipeline.packing import Documents, permutation
+from data_pipeline.packing import Documents, PackedRows, permutation
 from data_pipeline.token_store import TokenStore
 
 
@@ -36,3 +37,14 @@ def training_documents(store: TokenStore, max_tokens: int) -> Documents:
     """Returns the training split, or `max_tokens` of it (0: all)."""
     split = store.split("train")
     return Subset(split, max_tokens) if 0 < max_tokens < split.n_tokens else split
+
+
+def training_rows(config: ConfigDict, store: TokenStore) -> PackedRows:
+    """Returns the rows that a run is trained on, in the order of its seed."""
+    return PackedRows(
+        training_documents(store, config.data.max_train_tokens),
+        block_size=config.model.block_size,
+        seed=config.seed,
+        bos_id=store.tokenizer.bos_id,
+        segments=config.data.document_mask,
+    )

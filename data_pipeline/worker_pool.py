@@ -1,4 +1,4 @@
-"""Runs work in several processes, with progress; the result does not depend on their number."""
+"""Runs work in several processes; the result does not depend on their number."""
 
 import contextlib
 import logging
@@ -25,17 +25,17 @@ R = TypeVar("R")
 
 
 class Pool:
-    """Processes that run functions of one argument; none where they would not pay.
+    """Processes that run functions of one argument; none where starting them would not pay.
 
-    Use it in a `with` block, whose end waits for the work in hand: finished parts are kept.
+    A `with` block waits at its end for the running calls, so that their parts are kept.
     """
 
     def __init__(self, workers: int, n_parts: int) -> None:
-        """Takes the number of processes (0: one for each core) and of parts they will encode."""
+        """Starts up to `workers` processes (0: one for each core) for `n_parts` parts to encode."""
         workers = min(workers or len(os.sched_getaffinity(0)), n_parts // PARTS_TO_PAY)
         self._workers = workers
         self._pool: futures.ProcessPoolExecutor | None = None
-        if workers > 1:  # else in this process, where a debugger can step in, too
+        if workers > 1:  # else in this process, where a debugger works
             self._pool = futures.ProcessPoolExecutor(
                 workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
             )
@@ -47,12 +47,12 @@ class Pool:
         self.close()
 
     def close(self) -> None:
-        """Waits for the work in hand and ends the processes."""
+        """Waits for the running calls and ends the processes."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
     def run(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R]]:
-        """Yields each item with its result, as they are finished.
+        """Yields each item with its result, in the order in which they finish.
 
         Raises:
           DataError: from the function, or because the system killed a process.
@@ -102,10 +102,9 @@ def missing(parts: Sequence[Part]) -> list[Part]:
 
 @contextlib.contextmanager
 def _bare_main() -> Iterator[None]:
-    """Hides the main program from new processes.
+    """Hides the main module, which spawned processes import.
 
-    Spawned processes import the main module. Where that is gptjax.main, each worker would import
-    JAX, and reserve memory of the GPU, for nothing.
+    With gptjax.main, each worker would import JAX and reserve memory of the GPU for nothing.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")

@@ -1,5 +1,6 @@
 """The run: build, restore, loop. Steps compute, the trainer orders them, the log reports them."""
 
+import contextlib
 import logging
 import math
 import time
@@ -14,9 +15,8 @@ from configs.errors import UserError
 from configs.validate import validate
 from data_pipeline.files import write_atomically
 from data_pipeline.loader import BatchIterator
-from data_pipeline.packing import PackedRows
 from data_pipeline.prepare import prepare
-from data_pipeline.subset import training_documents
+from data_pipeline.subset import training_rows
 from data_pipeline.token_store import TOKENIZER, TokenStore
 from gptjax.checkpoint import Checkpoints, RunProgress
 from gptjax.common.one_ahead import one_ahead
@@ -59,8 +59,7 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
 
     mesh = make_mesh(config.mesh.fsdp)
     steps = StepFunctions(config, model_config, store.tokenizer.token_bytes, mesh)
-    checkpoints = Checkpoints(workdir, config, store)
-    try:
+    with contextlib.closing(Checkpoints(workdir, config, store)) as checkpoints:
         restored = checkpoints.restore(steps)
         state, progress = restored or (initial_state(config, steps, store), RunProgress())
         try:
@@ -70,14 +69,10 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
                 f"{workdir} cannot be written ({error.strerror}): free some space, or give the run "
                 f"another folder (--config.workdir=...)."
             ) from error
-        run = Trainer(config, store, steps, checkpoints, state, progress)
-        try:
-            run.loop()
-        finally:
-            run.close()
-    finally:
-        checkpoints.close()
-    return run.state
+        trainer = Trainer(config, store, steps, checkpoints, state, progress)
+        with contextlib.closing(trainer):
+            trainer.loop()
+    return trainer.state
 
 
 def _write_description(config: ConfigDict, store: TokenStore) -> None:
@@ -111,13 +106,7 @@ class Trainer:
         checkpoints.before_save = self._before_save
         self._validation = Validation(config, store, steps)
         self._best_val_loss = progress.best_val_loss
-        rows = PackedRows(
-            training_documents(store, config.data.max_train_tokens),
-            block_size=config.model.block_size,
-            seed=config.seed,
-            bos_id=store.tokenizer.bos_id,
-            segments=config.data.document_mask,
-        )
+        rows = training_rows(config, store)
         self._batches = BatchIterator(
             rows,
             batch_size=config.train.batch_size,
@@ -187,7 +176,7 @@ class Trainer:
     def _dispatch(self) -> DispatchedStep:
         """Starts the next step without waiting for its result."""
         first_row = self._batches.state["next_row"]
-        with self._training_log.waiting_for_data():
+        with self._training_log.window.waiting():
             batch = next(self._batches)
         self.state, metrics = self._train_step(self.state, batch)
         self.step += 1

@@ -50,7 +50,7 @@ class TrainingLog:
         self._tokens_seen = progress.tokens_seen
         self.clock = Clock(progress.trained_seconds)
         peak = peak_flops(jax.devices()[0].device_kind)
-        self._window = Window(
+        self.window = Window(
             self.clock,
             flops_per_token=flops_per_token(model_config),
             peak_flops=None if peak is None else peak * jax.device_count(),
@@ -65,10 +65,6 @@ class TrainingLog:
         self._bar = ProgressBar("training", n_steps, step, shown=self._is_shown, keep=True)
         if step < n_steps:
             self.writer.write(step, {START: step})
-
-    def waiting_for_data(self) -> contextlib.AbstractContextManager[None]:
-        """Counts a `with` block as time spent waiting for data."""
-        return self._window.waiting()
 
     @contextlib.contextmanager
     def running(self, callback: PeriodicCallback) -> Iterator[None]:
@@ -89,7 +85,7 @@ class TrainingLog:
         values = {name: float(value) for name, value in metrics.items()}
         skipped = self.skipped.check(step, dispatched.first_row, values, nats_A)
         self._tokens_seen += int(values["n_targets"])
-        self._window.add(values, skipped=skipped, timed=timed)
+        self.window.add(values, skipped=skipped, timed=timed)
         loss = values["nats"] / values["n_targets"]
         self._bar.update(step, f"{step}/{self._train.max_iters} steps, loss {loss:.3f}")
         if step % self._train.log_interval == 0:
@@ -98,15 +94,15 @@ class TrainingLog:
     def _write_window(self, step: int) -> None:
         rows_seen = step * self._train.batch_size * self._train.gradient_accumulation_steps
         values = {
-            **self._window.scalars(),
+            **self.window.scalars(),
             "optim/skipped_steps": self.skipped.total,
             "data/tokens_seen": self._tokens_seen,
             "data/epoch": rows_seen / self._rows_per_epoch,
         }
-        self._seconds_per_step = self._window.seconds_per_step
+        self._seconds_per_step = self.window.seconds_per_step
         self.writer.write(step, values)
         self._print(step, training_line(values, self._seconds_left(step)))
-        self._window.restart()
+        self.window.restart()
 
     def _seconds_left(self, step: int) -> float | None:
         """Returns the time left at the current speed; callbacks take as long as the last time."""
@@ -148,7 +144,7 @@ class TrainingLog:
         return {
             "tokens_seen": self._tokens_seen,
             "trained_seconds": self.clock.seconds,
-            "window": self._window.state,
+            "window": self.window.state,
         }
 
     def close(self) -> None:

@@ -36,7 +36,7 @@ def test_the_time_left_includes_callbacks(log, monkeypatch, caplog):
     monkeypatch.setattr(training_log.time, "monotonic", lambda: now)
     log.clock._now = lambda: now
     log.clock._since = now
-    log._window.restart()
+    log.window.restart()
     assert "neither has been timed yet" in log.stop_notice(None)
     names = ("nats", "n_targets", "n_bytes", "grad_norm", "param_norm", "learning_rate")
     metrics = {**dict.fromkeys((*names,), 1.0), "skipped": 0, "skipped_in_a_row": 0}
