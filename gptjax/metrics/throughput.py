@@ -35,16 +35,11 @@ class Clock:
 
 
 _SCHEDULED = ("learning_rate", "muon_learning_rate", "weight_decay")  # the second with Muon only
-_WINDOW_SCALARS = (
-    "train/loss",
-    "train/bits_per_byte",
-    "optim/learning_rate",
-    "optim/grad_norm",
-    "optim/param_norm",
-    "perf/tokens_per_sec",
-    "perf/mfu",
-    "perf/train_seconds",
-    "data/wait_frac",
+_WINDOW_SCALARS = tuple(
+    """
+    train/loss train/bits_per_byte optim/learning_rate optim/grad_norm optim/param_norm
+    perf/tokens_per_sec perf/mfu perf/train_seconds data/wait_frac
+    """.split()
 )
 
 

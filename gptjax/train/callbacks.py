@@ -27,7 +27,7 @@ from gptjax.step.multihost import on_one_device
 
 _log = logging.getLogger(__name__)
 
-Callback = Callable[[int, Any], None]  # takes the step and the parameters
+Callback = Callable[[int, Any], object]  # takes the step and the parameters
 
 
 class PeriodicCallback(NamedTuple):
@@ -62,13 +62,12 @@ def measurements(
     """
     callbacks = []
     if config.sample.prompts:
-        sample = _samples(config, model_config, tokenizer)
-        run = _logged("sampling", _on_process_zero(sample))
-        callbacks.append(PeriodicCallback(config.sample.interval, run, rerun=True))
+        sample = _guarded("sampling", _samples(config, model_config, tokenizer))
+        callbacks.append(PeriodicCallback(config.sample.interval, sample, rerun=True))
     if config.eval.benchmarks:
-        measure = _benchmarks(config.eval, model_config, tokenizer, writer)
-        run = _logged("benchmarks", _on_process_zero(measure))
-        callbacks.append(PeriodicCallback(config.eval.benchmark_interval, run))
+        suite = _benchmarks(config.eval, model_config, tokenizer, writer)
+        measure = _guarded("benchmarks", suite)
+        callbacks.append(PeriodicCallback(config.eval.benchmark_interval, measure))
     return callbacks
 
 
@@ -78,34 +77,30 @@ def reports(config: ConfigDict) -> list[PeriodicCallback]:
         return []
     from gptjax.report.page import write_report
 
-    def report(step: int, _: Any) -> None:
-        if jax.process_index() == 0:
-            write_report(Path(config.workdir))
-
-    return [PeriodicCallback(config.report.interval, _logged("the report", report))]
+    write = _guarded("the report", lambda *_: write_report(Path(config.workdir)), gather=False)
+    return [PeriodicCallback(config.report.interval, write)]
 
 
-def _logged(name: str, callback: Callback) -> Callback:
-    """Logs errors instead of raising them: a run of days is worth more than its samples."""
+def _guarded(name: str, callback: Callback, *, gather: bool = True) -> Callback:
+    """Runs on process 0 and logs errors: a run of days is worth more than its samples.
+
+    With `gather`, the parameters are whole and on one device, however a mesh shards them.
+    """
 
     def run(step: int, params: Any) -> None:
         try:
-            callback(step, params)
-        except (UserError, OSError) as error:
-            _log.error("Step %d: %s failed (%s). Training continues.", step, name, error)
-        except Exception:  # such as no memory left on the device
-            _log.exception("Step %d: %s failed. Training continues.", step, name)
-
-    return run
-
-
-def _on_process_zero(callback: Callback) -> Callback:
-    """Runs on process 0, with the whole parameters on one device however a mesh shards them."""
-
-    def run(step: int, params: Any) -> None:
-        whole = on_one_device(params)  # every process gives its share
-        if jax.process_index() == 0:
-            callback(step, whole)
+            if gather:
+                params = on_one_device(params)  # every process gives its share
+            if jax.process_index() == 0:
+                callback(step, params)
+        except Exception as error:  # also such as no memory left on the device
+            _log.error(
+                "Step %d: %s failed (%s). Training continues.",
+                step,
+                name,
+                error,
+                exc_info=not isinstance(error, UserError | OSError),
+            )
 
     return run
 

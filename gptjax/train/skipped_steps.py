@@ -42,24 +42,8 @@ class SkippedSteps:
         if not skipped:
             return False
         loss, grad_norm = values["nats"] / values["n_targets"], values["grad_norm"]
-        self._report(step, first_row, loss, grad_norm, nats_A)
-        if self.in_a_row >= self._train.max_consecutive_skips:
-            raise UserError(
-                f"step {step} is number {self.in_a_row} in a row that had to be skipped "
-                f"(train.max_consecutive_skips): loss {loss:g}, gradient norm {grad_norm:g}. "
-                f"This state was not saved, and training again from the last checkpoint fails in "
-                f"the same way: start in another workdir with a lower "
-                f"--config.optim.learning_rate or a longer --config.optim.warmup_iters; if these "
-                f"are only spikes, continue with a higher --config.train.loss_spike_sigma. The "
-                f"documents are in metrics.jsonl (skipped/documents)."
-            )
-        return True
-
-    def _report(
-        self, step: int, first_row: int, loss: float, grad_norm: float, nats_A: np.ndarray
-    ) -> None:
-        """Lists the documents of the micro-steps without a finite loss, or of the whole batch."""
         size = self._train.batch_size
+        # The micro-steps without a finite loss, or else all of the batch.
         micro_steps = np.flatnonzero(~np.isfinite(nats_A)).tolist() or list(range(nats_A.size))
         documents = self._rows.document_ids(
             first_row + micro_step * size + row for micro_step in micro_steps for row in range(size)
@@ -82,3 +66,14 @@ class SkippedSteps:
                 "skipped/documents": documents,
             },
         )
+        if self.in_a_row >= self._train.max_consecutive_skips:
+            raise UserError(
+                f"step {step} is number {self.in_a_row} in a row that had to be skipped "
+                f"(train.max_consecutive_skips): loss {loss:g}, gradient norm {grad_norm:g}. "
+                f"This state was not saved, and training again from the last checkpoint fails in "
+                f"the same way: start in another workdir with a lower "
+                f"--config.optim.learning_rate or a longer --config.optim.warmup_iters; if these "
+                f"are only spikes, continue with a higher --config.train.loss_spike_sigma. The "
+                f"documents are in metrics.jsonl (skipped/documents)."
+            )
+        return True
