@@ -1,4 +1,4 @@
-"""Tokens a second of generation, beside nanoGPT's loop and transformers' `generate`, in one run.
+"""Tokens per second of generation, against nanoGPT's loop and transformers' `generate`.
 
     python -m benchmarks.generate --size=6x384 --size=12x512
 
@@ -39,7 +39,7 @@ def gpt_config(size: str) -> GPTConfig:
     n_head, vocab_size, block_size = SIZES[size]
     config = base.get_config()
     config.model.update(block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd)
-    config.model.bias = True  # GPT-2 of transformers has them always
+    config.model.bias = True  # GPT-2 of transformers always has them
     config.model.compute_dtype = "float32"
     config.model.attention = "xla"
     return GPTConfig.from_config(config, vocab_size)
@@ -79,7 +79,7 @@ def nanogpt_loop(gpt2: GPT2LMHeadModel, n: int, *, greedy: bool) -> list[int]:
     for _ in range(n):
         window = ids[:, -gpt2.config.n_positions :]
         x = gpt2.transformer(window, use_cache=False).last_hidden_state
-        logits = gpt2.lm_head(x[:, -1]) / TEMPERATURE  # of the last place only, as there
+        logits = gpt2.lm_head(x[:, -1]) / TEMPERATURE  # of the last position only, like nanoGPT
         if greedy:
             token = logits.argmax(-1, keepdim=True)
         else:
@@ -91,18 +91,18 @@ def nanogpt_loop(gpt2: GPT2LMHeadModel, n: int, *, greedy: bool) -> list[int]:
 
 @torch.no_grad()
 def transformers_generate(gpt2: GPT2LMHeadModel, n: int, *, greedy: bool) -> list[int]:
-    how = {} if greedy else {"temperature": TEMPERATURE, "top_k": TOP_K}
+    sampling = {} if greedy else {"temperature": TEMPERATURE, "top_k": TOP_K}
     ids = torch.tensor([PROMPT])
-    found = gpt2.generate(
+    tokens = gpt2.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=n,
         do_sample=not greedy,
         use_cache=True,
         pad_token_id=0,
-        **how,
+        **sampling,
     )
-    return found[0, len(PROMPT) :].tolist()
+    return tokens[0, len(PROMPT) :].tolist()
 
 
 def gptjax_generate(sampler: Sampler, n: int, *, greedy: bool) -> list[int]:
@@ -114,7 +114,9 @@ def gptjax_generate(sampler: Sampler, n: int, *, greedy: bool) -> list[int]:
 def measure(size: str, n: int, rounds: int) -> dict[str, Any]:
     config = gpt_config(size)
     params = gpt.init(config, jax.random.key(0))
-    params = jax.tree.map(lambda p: p * 3 if p.std() > 0 else p, params)  # not always one token
+    params = jax.tree.map(
+        lambda p: p * 3 if p.std() > 0 else p, params
+    )  # otherwise always the same token
     sampler, gpt2 = Sampler(config, params), to_transformers(config, params)
     contenders: dict[str, Callable[..., list[int]]] = {
         "gptjax": lambda n, greedy: gptjax_generate(sampler, n, greedy=greedy),
@@ -132,8 +134,8 @@ def measure(size: str, n: int, rounds: int) -> dict[str, Any]:
 
         return rate
 
-    found = alternate({name: turn(run) for name, run in contenders.items()}, rounds)
-    ours = found["gptjax"]["median"]
+    rates = alternate({name: turn(run) for name, run in contenders.items()}, rounds)
+    ours = rates["gptjax"]["median"]
     return {
         "size": size,
         "vocab_size": config.vocab_size,
@@ -141,10 +143,10 @@ def measure(size: str, n: int, rounds: int) -> dict[str, Any]:
         "new_tokens": n,
         "same_greedy_tokens": len(greedy["gptjax"]),
         "tokens_per_second": {
-            name: {k: round(v, 1) for k, v in rates.items()} for name, rates in found.items()
+            name: {k: round(v, 1) for k, v in values.items()} for name, values in rates.items()
         },
-        "over_nanogpt_loop": round(ours / found["nanogpt_loop"]["median"], 2),
-        "over_transformers": round(ours / found["transformers"]["median"], 2),
+        "over_nanogpt_loop": round(ours / rates["nanogpt_loop"]["median"], 2),
+        "over_transformers": round(ours / rates["transformers"]["median"], 2),
     }
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: fair turns, one core, results as JSON lines and as a table."""
+"""Common parts of the benchmarks: alternation, one core, results as JSON lines and a table."""
 
 import json
 import os
@@ -6,30 +6,30 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from gptjax.common.tables import plain_table
+
 
 def use_one_core() -> None:
-    """Keeps this process, and what it starts from now on, on one core."""
+    """Pins this process, and those it starts later, to one core."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
 def alternate(
     contenders: Mapping[str, Callable[[], float]], rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Calls every contender once a round, in turn, so that a busy moment hits them all alike.
+    """Calls each contender once per round, in turn, so that a busy moment affects all of them.
 
-    Returns:
-      for each the median, lowest and highest of what its calls returned; the first round is a
-      warm-up and does not count.
+    Returns the median, lowest and highest value of each; the first round is a warm-up.
     """
-    found: dict[str, list[float]] = {name: [] for name in contenders}
+    values: dict[str, list[float]] = {name: [] for name in contenders}
     for i in range(rounds + 1):
         for name, run in contenders.items():
             value = run()
             if i:
-                found[name].append(value)
+                values[name].append(value)
     return {
         name: {"median": statistics.median(v), "lowest": min(v), "highest": max(v)}
-        for name, v in found.items()
+        for name, v in values.items()
     }
 
 
@@ -39,12 +39,7 @@ def show(title: str, results: Sequence[Mapping[str, Any]]) -> None:
         print(json.dumps({"benchmark": title, **result}))
     columns = list(dict.fromkeys(key for result in results for key in result))
     cells = [[_cell(result.get(key)) for key in columns] for result in results]
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    print(f"\n{title}")
-    for line in (columns, *cells):
-        first, *rest = zip(line, widths, strict=True)
-        print("  ".join([first[0].ljust(first[1]), *(c.rjust(w) for c, w in rest)]).rstrip())
-    print()
+    print(f"\n{title}\n{plain_table([columns, *cells])}\n")
 
 
 def _cell(value: Any) -> str:

@@ -1,10 +1,10 @@
-"""Peak memory of the real train step, compiled for a card that need not be here, as a table.
+"""Table of the peak memory of the train step, compiled for a card without having it.
 
     JAX_PLATFORMS=cpu python -m benchmarks.memory_table        # needs the extra `target`; minutes
 
-Model of configs/rtx4070_110m.py (12 x 768, 1,024 tokens, 32,768 pieces), one micro-step a step:
-then the optimizer keeps no accumulated gradients, 0.41 GiB with this model. In brackets what others
-measured with a step of their own. A star: XLA was short of memory and computed things twice.
+Model of configs/rtx4070_110m.py (12 x 768, 1,024 tokens, 32,768 pieces), one micro-step per step:
+so there are no accumulated gradients, 0.41 GiB with this model. In brackets independent
+measurements with another implementation. A star: XLA was short of memory and rematerialized.
 """
 
 import json
@@ -19,7 +19,7 @@ from gptjax.plan import compile_step, devices
 _GIB = 2**30
 _CHUNK = 2048
 
-# attention, remat, loss_chunk: batch size -> GiB elsewhere
+# attention, remat, loss_chunk: batch size -> GiB of the independent measurement
 CASES = {
     ("xla", "none", 0): {12: 23.6},
     ("cudnn", "none", 0): {8: 9.5, 12: 13.6},
@@ -47,10 +47,10 @@ def main(_: list[str]) -> None:
     device = devices.find(flags.FLAGS.target)
     batch_sizes = sorted({b for cells in CASES.values() for b in cells})
     rows = []
-    for (attention, remat, loss_chunk), elsewhere in CASES.items():
+    for (attention, remat, loss_chunk), independent in CASES.items():
         row = [f"{attention}, remat {remat}, loss_chunk {loss_chunk:,}"]
         for batch_size in batch_sizes:
-            if batch_size not in elsewhere:
+            if batch_size not in independent:
                 row.append("")
                 continue
             step = compile_case(
@@ -62,10 +62,13 @@ def main(_: list[str]) -> None:
             )
             result = {"attention": attention, "remat": remat, "loss_chunk": loss_chunk}
             result |= {"batch_size": batch_size, "gib": round(step.total / _GIB, 3)}
-            result |= {"elsewhere": elsewhere[batch_size], "rematerialized": step.n_rematerialized}
+            result |= {
+                "independent": independent[batch_size],
+                "rematerialized": step.n_rematerialized,
+            }
             print(json.dumps({"benchmark": "memory_table", "target": device.name, **result}))
             star = "*" if step.n_rematerialized else ""
-            row.append(f"{step.total / _GIB:.1f}{star} ({elsewhere[batch_size]})")
+            row.append(f"{step.total / _GIB:.1f}{star} ({independent[batch_size]})")
         rows.append(row)
     print(f"\n| {device.kind}, GiB | " + " | ".join(f"B={b}" for b in batch_sizes) + " |")
     print("| --- |" + " --- |" * len(batch_sizes))

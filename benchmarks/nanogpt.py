@@ -1,14 +1,14 @@
-"""Seconds of a training step on a CPU beside nanoGPT's, in float32, in turns.
+"""Seconds of a training step on a CPU against nanoGPT's, in float32, alternately.
 
     git clone https://github.com/karpathy/nanoGPT
     python -m benchmarks.nanogpt --nanogpt=nanoGPT
 
 Both make one optimizer update from one batch: forward, backward, clipping, AdamW. nanoGPT runs as
-its train.py does on a CPU without torch.compile. A ratio above 1 says that gptjax is faster. Needs
+its train.py does on a CPU without torch.compile. A ratio above 1 means that gptjax is faster. Needs
 torch; torch and XLA use all cores this process may use (`taskset` sets them).
 
 On a CPU that is not Intel's, torch's MKL takes slower paths than the same CPU could run, about half
-as fast on AMD's with AVX-512. Say so where you quote a ratio from there.
+as fast on AMD's with AVX-512. Mention it when you quote a ratio from such a CPU.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def configuration(size: str, loss_chunk: int, scan_unroll: int) -> ConfigDict:
 
 
 def random_tokens(config: ConfigDict) -> np.ndarray:
-    """[B, T + 1]: time does not depend on what is read."""
+    """[B, T + 1]; the time does not depend on the tokens."""
     shape = (config.train.batch_size, config.model.block_size + 1)
     return np.random.default_rng(0).integers(0, config.tokenizer.vocab_size, shape, dtype=np.int32)
 
@@ -132,7 +132,7 @@ def main() -> None:
         config = configuration(size, arguments.loss_chunk, arguments.scan_unroll)
         contenders = {"gptjax": ours(config), "nanogpt": theirs(config, arguments.nanogpt)}
         first = {name: step() for name, step in contenders.items()}
-        expected = np.log(config.tokenizer.vocab_size)  # an untrained model knows nothing
+        expected = np.log(config.tokenizer.vocab_size)  # of an untrained model
         assert all(abs(loss - expected) < 0.5 for loss in first.values()), first
         wall: dict[str, list[float]] = {name: [] for name in contenders}
         cpu: dict[str, list[float]] = {name: [] for name in contenders}

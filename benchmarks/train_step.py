@@ -1,9 +1,9 @@
-"""Tokens a second, MFU, memory and time of the training step, on whatever device there is.
+"""Tokens per second, MFU, memory and time of the training step on the local device.
 
     python -m benchmarks.train_step --config=configs/rtx4070.py
 
-Batches are synthetic: tokens drawn at random, made beforehand. One line of JSON; `dispatch_ms` is
-what the host needs to start a step, and null stands for what the device does not tell.
+Batches of random tokens are made beforehand. Prints one line of JSON; `dispatch_ms` is the time
+that the host needs to start a step, and null stands for a figure that the device does not report.
 """
 
 import json
@@ -44,7 +44,7 @@ def synthetic_batch(config: ConfigDict, vocab_size: int, seed: int) -> dict[str,
 
 
 def measure(config: ConfigDict, steps: int) -> dict[str, object]:
-    """Returns what `steps` steps took; the first, which compiles, and the second do not count."""
+    """Times `steps` steps after two warm-up steps, of which the first compiles."""
     vocab_size = config.tokenizer.vocab_size
     model_config = GPTConfig.from_config(config, vocab_size)
     functions = StepFunctions(

@@ -1,8 +1,8 @@
-"""Log-probabilities of given tokens: the model's side of every evaluation.
+"""Log-probabilities of given tokens, for every evaluation.
 
-Requests are padded to one of a few lengths, `block_size` and its halves, in batches of one size
-for each, so that whatever is scored compiles `token_scores` a handful of times. Only the positions
-that are asked for reach the head, whose logits and softmax are float32.
+Requests are padded to `block_size` or one of its halves, with a fixed batch size for each length,
+so that `token_scores` is compiled only a few times. Only the requested positions reach the head,
+whose logits and softmax are float32.
 """
 
 import functools
@@ -28,11 +28,11 @@ _BATCH_TOKENS = 8192  # of a batch, padding included, so that batches take about
 _MIN_ROWS = 8
 _CHUNK = 512  # positions whose logits exist at a time
 
-Request = tuple[Sequence[int], Sequence[int]]  # ids of a context, never empty, and what follows it
+Request = tuple[Sequence[int], Sequence[int]]  # ids of a context and of its continuation, not empty
 
 
 class Score(NamedTuple):
-    """What the model thinks of a continuation."""
+    """The score of a continuation."""
 
     log_likelihood: float  # nats, summed over its tokens in float64
     is_greedy: bool  # whether each token is the most likely one
@@ -126,11 +126,10 @@ def _prompt_scores(
 
 
 def encode_request(tokenizer: Tokenizer, context: str, continuation: str) -> Request:
-    """Returns the ids of a context and of what follows it, cut as lm-eval 0.4.13 cuts them.
+    """Returns the ids of a context and its continuation, split like lm-eval 0.4.13.
 
     White space at the end of the context belongs to the continuation, and the two are encoded
-    together. BOS stands before every context, the empty one too: in training it stood before every
-    document.
+    together. BOS precedes every context, also an empty one, as it did every training document.
     """
     stripped = context.rstrip()
     context_ids = tokenizer.encode(stripped).tolist()
@@ -139,43 +138,39 @@ def encode_request(tokenizer: Tokenizer, context: str, continuation: str) -> Req
 
 
 def padded_lengths(block_size: int) -> list[int]:
-    """Returns the lengths that rows are padded to, the shortest first."""
+    """Returns the lengths to which rows are padded, shortest first."""
     return sorted({-(-block_size // 2**k) for k in range(_HALVINGS + 1)})
 
 
 def rows_per_batch(length: int) -> int:
-    """Returns how many rows of `length` tokens are scored at a time."""
+    """Returns the number of rows of `length` tokens in a batch."""
     return max(_MIN_ROWS, _BATCH_TOKENS // length)
 
 
 class _Row(NamedTuple):
-    request: int  # index of the request it is a part of
+    request: int  # its index
     tokens: list[int]  # at most block_size + 1
-    n_targets: int  # the last ones
+    n_targets: int  # at the end
 
 
 class Scorer:
     """Scores requests with one model."""
 
     def __init__(self, model_config: GPTConfig, params: Any):
-        """Compiles nothing yet; what an earlier scorer of the same shape compiled is used again."""
+        """Compiles nothing; programs of earlier scorers of the same shape are reused."""
         self.model_config = model_config
         self._params = params
         self.lengths = padded_lengths(model_config.block_size)
 
     def score(self, requests: Sequence[Request], name: str | None = None) -> list[Score]:
-        """Returns the score of each request, in their order.
+        """Returns the scores of the requests, in order; with a `name`, progress is shown.
 
         A context that is too long loses its beginning, BOS included, as in lm-eval. A continuation
-        longer than the model can see is scored in parts of half a row, each behind what precedes it
+        longer than `block_size` is scored in parts of half a row, each after what precedes it
         (lm-eval's own models refuse it).
 
-        Args:
-            requests: (context ids, continuation ids), neither of them empty.
-            name: for lines of progress; without it there are none.
-
         Raises:
-            ValueError: if a context or continuation is empty.
+            ValueError: a context or a continuation is empty.
         """
         rows = [row for i, request in enumerate(requests) for row in self._rows(i, request)]
         batches = self._batches(rows)
@@ -187,9 +182,9 @@ class Scorer:
                 log_probs_BT, greedy_BT = jax.device_get(scores)
                 for b, row in enumerate(batch_rows):
                     end = len(row.tokens) - 1
-                    wanted = slice(end - row.n_targets, end)
-                    log_likelihoods[row.request] += log_probs_BT[b, wanted].sum(dtype=float)
-                    greedy[row.request] &= greedy_BT[b, wanted].all()
+                    targets = slice(end - row.n_targets, end)
+                    log_likelihoods[row.request] += log_probs_BT[b, targets].sum(dtype=float)
+                    greedy[row.request] &= greedy_BT[b, targets].all()
                 progress.advance(len(batch_rows))
         return [Score(float(x), bool(g)) for x, g in zip(log_likelihoods, greedy, strict=True)]
 
@@ -205,7 +200,7 @@ class Scorer:
             yield _Row(index, tokens, stop - start)
 
     def _batches(self, rows: Iterable[_Row]) -> list[tuple[int, list[_Row]]]:
-        """Sorts rows by padded length, longest first: what does not fit in memory is known soon."""
+        """Groups rows by padded length, longest first, so that lack of memory shows early."""
         by_length: dict[int, list[_Row]] = {length: [] for length in self.lengths}
         for row in rows:
             by_length[next(n for n in self.lengths if n >= len(row.tokens) - 1)].append(row)

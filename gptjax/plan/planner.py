@@ -213,7 +213,7 @@ def _largest_compiled(
 
 
 def find_data(config: ConfigDict) -> Data:
-    """Returns the size of the data of `config` without preparing it."""
+    """Returns what is known of the data of `config` without preparing it."""
     expected = config.claims.expected_tokens
     try:
         store_path, shards = locate(config)
