@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from data_pipeline.packing import evaluation_rows
+from data_pipeline.subset import training_rows
 from gptjax.checkpoint import RunProgress
 from gptjax.train import training_log
 from gptjax.train.callbacks import PeriodicCallback
@@ -25,7 +25,7 @@ def log(debug_config, store, steps, initial, tmp_path):
     config = copy.deepcopy(debug_config)
     config.workdir = str(tmp_path)
     config.train.max_iters, config.train.log_interval = 100, 10
-    rows = evaluation_rows(config, store.split("train"), store.tokenizer)
+    rows = training_rows(config, store)
     log = TrainingLog(config, steps.model_config, rows, initial, RunProgress())
     yield log
     log.close()
