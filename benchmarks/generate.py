@@ -114,9 +114,8 @@ def gptjax_generate(sampler: Sampler, n: int, *, greedy: bool) -> list[int]:
 def measure(size: str, n: int, rounds: int) -> dict[str, Any]:
     config = gpt_config(size)
     params = gpt.init(config, jax.random.key(0))
-    params = jax.tree.map(
-        lambda p: p * 3 if p.std() > 0 else p, params
-    )  # otherwise always the same token
+    # Initial weights would always give the same token.
+    params = jax.tree.map(lambda p: p * 3 if p.std() > 0 else p, params)
     sampler, gpt2 = Sampler(config, params), to_transformers(config, params)
     contenders: dict[str, Callable[..., list[int]]] = {
         "gptjax": lambda n, greedy: gptjax_generate(sampler, n, greedy=greedy),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs.errors import UserError
-from gptjax.common import progress
+from data_pipeline import progress
 from gptjax.evaluate import benchmarks, published
 from gptjax.evaluate.benchmarks import Outcome, Suite, find_files, problems, read_items, summarise
 from gptjax.evaluate.tasks import TASKS, Item
@@ -481,8 +481,8 @@ def test_a_suite_encodes_once_and_scores_silently(
 
 
 def test_progress_shows_rate_and_time_left(model_config, params, caplog, monkeypatch):
-    monkeypatch.setattr(progress, "_LOG_SECONDS", 0.0)
-    caplog.set_level("INFO", "gptjax")
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    caplog.set_level("INFO", "data_pipeline")
     n = scoring.rows_per_batch(2) + 1
     Scorer(model_config, params).score([([1], [2])] * n, "lambada")
     first, last = (record.getMessage() for record in caplog.records)
