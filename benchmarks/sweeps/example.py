@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
         base=debug.get_config(),
         common={"train.max_iters": 40, "optim.lr_decay_iters": 40},
         settings={
-            "recipe": {},  # the others are compared with the first
+            "recipe": {},  # the first is the reference
             "slower": {"optim.learning_rate": 3e-3},
             "shorter": {"data.max_train_tokens": 20_000},
         },

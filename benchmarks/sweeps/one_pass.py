@@ -1,7 +1,7 @@
 """From the user's recipe to the best one, one thing at a time: one pass, equal size, three seeds.
 
 Run `python -m gptjax.sweep --sweep=benchmarks/sweeps/one_pass.py`. Each setting is the one before
-it and one change more; but Muon comes with its rates and warm-up, which muon_apart.py takes apart.
+it and one change more, except that Muon has its rates and warm-up, which muon_apart.py separates.
 The results are in benchmarks/LOG.md.
 """
 

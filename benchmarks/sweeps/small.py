@@ -1,8 +1,7 @@
 """The user's recipe in small, the base of the sweeps in this folder, and the best one.
 
-configs/rtx4070.py with every number that does not depend on size, and what does made smaller by a
-rule: heads stay 64 wide, the warm-up stays 0.8 % of the steps, the cosine ends with the run. A step
-has 2,048 tokens.
+configs/rtx4070.py with what depends on size scaled by a rule: heads stay 64 wide, the warm-up stays
+0.8 % of the steps, the cosine ends with the run. A step has 2,048 tokens.
 """
 
 from ml_collections import ConfigDict
@@ -42,7 +41,7 @@ def repeated(*, tokens: int, passes: int) -> ConfigDict:
 
 
 def best(config: ConfigDict) -> None:
-    """Makes the recipe the best one: the modern shape, Muon, a warm-up of 5 %."""
+    """Changes the recipe to the best one: the modern shape, Muon, a warm-up of 5 %."""
     modern.apply(config)
     optim = config.optim
     optim.optimizer = "muon"
@@ -52,7 +51,7 @@ def best(config: ConfigDict) -> None:
 
 
 def set_tokens(config: ConfigDict, tokens: int) -> None:
-    """Makes the run read `tokens`, and its schedules end with it."""
+    """Sets the length of the run and of its schedules to `tokens`."""
     train, optim = config.train, config.optim
     rows = train.batch_size * train.gradient_accumulation_steps
     train.max_iters = tokens // (rows * config.model.block_size)

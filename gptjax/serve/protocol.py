@@ -55,7 +55,7 @@ def _encodable(text: str) -> str:
     return text
 
 
-_Integer = Annotated[int, BeforeValidator(_whole)]  # JSON does not tell 2.0 from 2
+_Integer = Annotated[int, BeforeValidator(_whole)]  # 2.0 is an integer in JSON
 _Text = Annotated[str, AfterValidator(_encodable)]
 _NonEmpty = Annotated[str, Field(min_length=1)]
 _NonEmptyList = Field(min_length=1, fail_fast=True)
@@ -92,7 +92,8 @@ class Parameters(pydantic.BaseModel):
     echo: bool = Field(False, description="must be true or false")
     stream: bool = Field(False, description="must be true or false")
     stream_options: dict[str, bool | None] | None = Field(
-        None, description="must be an object such as {'include_usage': true}, beside stream = true"
+        None,
+        description="must be an object such as {'include_usage': true}, and stream must be true",
     )
     user: Any = None
     # Only values without effect are valid:

@@ -4,8 +4,8 @@ python -m gptjax.sweep --sweep=benchmarks/sweeps/example.py --jobs=2
 python -m gptjax.sweep --sweep=benchmarks/sweeps/example.py --summary --reference=recipe
 
 All runs are validated before the first starts. Each gets a workdir in runs/sweeps/NAME/ with a
-log.txt, and a row in results.jsonl beside it (see report/sweep_results.py): of its results, or of
-the reason why it failed. After a stop or a kill, the same command resumes: it skips runs that have
+log.txt, and a row in results.jsonl (see report/sweep_results.py) with its results, or the reason
+why it failed. After a stop or a kill, the same command resumes: it skips runs that have
 a row. `gptjax.report --workdir=runs/sweeps/NAME` draws the runs.
 """
 

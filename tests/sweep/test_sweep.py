@@ -134,7 +134,7 @@ def test_summary_is_that_of_numpy():
     assert second[5:8] == ["500", "0.50", "20.0"]
     xs = np.linspace(125, 500, 400_001)
     ratios = []
-    for s in both:  # each beside the run of its seed
+    for s in both:  # each with the reference's run of that seed
         reached = xs[np.interp(xs, [125, 250, 375, 500], b[s]) <= a[s, -1]]
         ratios.append(reached[0] / 1000)
     error = np.std(ratios, ddof=1) / math.sqrt(3)
@@ -162,9 +162,9 @@ def test_unreached_losses_and_single_runs_have_no_figure():
         summary(rows, [], "c")
 
 
-def test_a_run_that_ended_without_a_figure_says_why(made, tmp_path):
+def test_a_finished_run_without_results_has_a_reason(finished, tmp_path):
     """Only a run before its last step is left without a row, to be resumed."""
-    folder, _, _ = made
+    folder, _, _ = finished
     workdir = tmp_path / "good-s1"
     shutil.copytree(folder / "good-s1", workdir)
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
@@ -252,7 +252,7 @@ def get_config():
 
 
 @pytest.fixture(scope="module")
-def made(debug_config, tmp_path_factory):
+def finished(debug_config, tmp_path_factory):
     """A sweep, killed when it had a row, stopped, and resumed; (folder, rows, outputs)."""
     home = tmp_path_factory.mktemp("sweep")
     (home / "tiny.py").write_text(
@@ -291,8 +291,8 @@ def made(debug_config, tmp_path_factory):
     return folder, rows, outputs
 
 
-def test_each_run_has_a_row_despite_kills(made):
-    folder, rows, outputs = made
+def test_each_run_has_a_row_despite_kills(finished):
+    folder, rows, outputs = finished
     assert [output.returncode for output in outputs] == [0, 0, 0], outputs[0].stderr
     assert sorted((r["setting"], r["seed"]) for r in rows[:4]) == [
         ("bad", 1),
@@ -316,8 +316,8 @@ def test_each_run_has_a_row_despite_kills(made):
     assert "difference to bad" in outputs[1].stdout
 
 
-def test_a_row_has_the_results_of_the_same_run_alone(made, debug_config, tmp_path):
-    _, rows, _ = made
+def test_a_row_has_the_results_of_the_same_run_alone(finished, debug_config, tmp_path):
+    _, rows, _ = finished
     config = copy.deepcopy(debug_config)
     config.workdir = str(tmp_path / "alone")
     config.optim.beta2, config.seed = 0.95, 2
@@ -329,8 +329,8 @@ def test_a_row_has_the_results_of_the_same_run_alone(made, debug_config, tmp_pat
     assert row["passes"] == pytest.approx(lines[-2]["data/epoch"])
 
 
-def test_report_draws_a_sweep(made):
-    folder, _, _ = made
+def test_report_draws_a_sweep(finished):
+    folder, _, _ = finished
     page = write_report(folder).read_text()
     assert "difference to good" in page and "bad, seed 2, failed: " in page
     data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
