@@ -14,7 +14,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
@@ -216,7 +216,9 @@ def join_parts(
     left_out = 0
     content = hashlib.sha256()
     paths = shard_files(folder, shard)
-    with _removed_on_error(paths), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as on_error, contextlib.ExitStack() as stack:
+        for path in paths:  # an incomplete file would occupy a full disk
+            on_error.callback(path.unlink, missing_ok=True)
         out = {path: stack.enter_context(path.open("wb")) for path in paths}
         for part in parts:
             documents, _ = read_part(part.path)
@@ -226,7 +228,14 @@ def join_parts(
             for split in SPLITS:
                 mine = documents["val"] == (split == "val")
                 kept = documents[mine & keep]
-                counts[split].update(_count(kept))
+                gpt2_tokens = kept["gpt2_tokens"][kept["gpt2_tokens"] >= 0]
+                counts[split].update(
+                    documents=len(kept),
+                    tokens=int(kept["tokens"].sum()),
+                    bytes=int(kept["bytes"].sum()),
+                    gpt2_tokens=int(gpt2_tokens.sum()),
+                    gpt2_documents=len(gpt2_tokens),
+                )
                 out[shard_file(folder, shard, split, "lengths")].write(kept["tokens"].tobytes())
                 out[shard_file(folder, shard, split, "rows")].write(kept["row"].tobytes())
                 target = out[shard_file(folder, shard, split, "tokens")]
@@ -235,6 +244,7 @@ def join_parts(
         for f in out.values():
             f.flush()
             os.fsync(f.fileno())
+        on_error.pop_all()
     fsync_folder(folder)
     return {
         **{split: dict(counts[split]) for split in SPLITS},
@@ -249,28 +259,6 @@ def _is_in(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
         return np.zeros(len(values), bool)
     places = np.searchsorted(ordered, values)
     return ordered[np.minimum(places, len(ordered) - 1)] == values
-
-
-@contextlib.contextmanager
-def _removed_on_error(paths: Sequence[Path]) -> Iterator[None]:
-    """Removes incomplete files, which frees space on a full disk."""
-    try:
-        yield
-    except BaseException:
-        for path in paths:
-            path.unlink(missing_ok=True)
-        raise
-
-
-def _count(documents: np.ndarray) -> dict[str, int]:
-    known = documents["gpt2_tokens"][documents["gpt2_tokens"] >= 0]
-    return {
-        "documents": len(documents),
-        "tokens": int(documents["tokens"].sum()),
-        "bytes": int(documents["bytes"].sum()),
-        "gpt2_tokens": int(known.sum()),
-        "gpt2_documents": len(known),
-    }
 
 
 def _copy_kept(source: BinaryIO, target: BinaryIO, lengths: np.ndarray, keep: np.ndarray) -> None:

@@ -268,7 +268,8 @@ def _join(
     damaged: list[dict[str, Any]] = []
     val_hashes = []  # 8 bytes a document
     n_documents = 0
-    for part in itertools.chain(*plan):
+    every_part = list(itertools.chain(*plan))
+    for part in every_part:
         documents, counts = encode.read_part(part.path)
         skipped.update(counts["skipped"])
         damaged += ({"file": part.shard.name, **damage} for damage in counts["damaged"])
@@ -276,7 +277,7 @@ def _join(
         n_documents += len(documents)
 
     def all_hashes() -> Iterator[np.ndarray]:
-        return (encode.read_part(p.path)[0]["text_hash"] for p in itertools.chain(*plan))
+        return (encode.read_part(part.path)[0]["text_hash"] for part in every_part)
 
     in_val = np.unique(np.concatenate(val_hashes))
     joined, files = [], [work / token_store.TOKENIZER]

@@ -51,11 +51,17 @@ _TRAINER: dict[str, Any] = {
 
 
 class Piece(NamedTuple):
-    """An entry of the vocabulary."""
+    """An entry of a SentencePiece vocabulary."""
 
     text: str  # with plain spaces
     score: float  # merges with higher scores are made first
     kind: str  # normal, unknown, control or byte (its text is <0x0A>)
+
+    def utf8(self) -> bytes:
+        """Returns what the piece decodes to; nothing for unknown and control."""
+        if self.kind == "byte":
+            return bytes([int(self.text[3:-1], 16)])
+        return self.text.encode() if self.kind == "normal" else b""
 
 
 class Tokenizer:
@@ -151,7 +157,7 @@ class SentencePiece:
         self.bos_id: int = self._sp.bos_id()
         self.pieces = [self._piece(i) for i in range(self.vocab_size)]
         self._check(name)
-        self.table = [_piece_bytes(piece) for piece in self.pieces]
+        self.table = [piece.utf8() for piece in self.pieces]
         self.hash = self._hash()
         byte_ids = [self._sp.piece_to_id(f"<0x{b:02X}>") for b in SPACE.encode()]
         self._cache = _WordCache(self._sp)
@@ -172,9 +178,8 @@ class SentencePiece:
 
     def _check(self, name: str) -> None:
         """Rejects a model that is not lossless, or whose pieces cross the end of a word."""
-        sp = self._sp
+        sp, problems = self._sp, []
         pieces = [sp.id_to_piece(i) for i in range(self.vocab_size)]
-        problems = []
         if self.vocab_size > MAX_VOCAB_SIZE:
             problems.append(f"it has {self.vocab_size:,} pieces, over {MAX_VOCAB_SIZE:,}")
         if (sp.unk_id(), sp.bos_id(), sp.eos_id(), sp.pad_id()) != (0, 1, -1, -1):
@@ -200,12 +205,6 @@ class SentencePiece:
             digest.update(len(piece).to_bytes(4, "little") + piece + bytes(kind))
             digest.update(np.float32(sp.get_score(i)).tobytes())
         return digest.hexdigest()
-
-
-def _piece_bytes(piece: Piece) -> bytes:
-    if piece.kind == "byte":
-        return bytes([int(piece.text[3:-1], 16)])
-    return piece.text.encode() if piece.kind == "normal" else b""
 
 
 class _WordCache(dict[str, bytes]):
