@@ -1,6 +1,7 @@
 """Loss and bits per byte over documents: the validation split, or a parquet file of other text."""
 
 import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,42 +22,20 @@ from gptjax.metrics import aggregate
 
 
 class Texts:
-    """Documents of a parquet file, encoded in memory (2 bytes a token); see `packing.Documents`."""
+    """Documents in memory, 2 bytes a token; see `packing.Documents`."""
 
-    def __init__(
-        self, path: Path, tokenizer: Tokenizer, limit: int | None = None, name: str | None = None
-    ):
-        """Reads and encodes a file with FineWeb's string columns `text` and `id`.
-
-        With `limit`, a fixed random sample of its documents; with a `name`, progress is shown.
-
-        Raises:
-            UserError: there is no such file, or it cannot be used.
-        """
-        if not path.is_file():
-            raise UserError(f"--text: there is no file {path}.")
-        info = parquet.inspect(path)
-        drawn = set(permutation(info.n_documents, 0, 0)[:limit].tolist())
+    def __init__(self, texts: Iterable[tuple[str, bytes | memoryview]], tokenizer: Tokenizer):
+        """Encodes pairs of an origin and a text in UTF-8."""
         bos = np.array([tokenizer.bos_id], "<u2")
-        documents: list[np.ndarray] = []
         self._ids: list[str] = []
-        first = 0  # number of the row group's first row in the file
-        with BatchProgress(name, "documents", len(drawn), info.n_row_groups) as progress:
-            for i, size in enumerate(info.row_group_sizes):
-                wanted = drawn.intersection(range(first, first + size))
-                for document in parquet.read_row_group(path, i) if wanted else ():
-                    if first + document.row in wanted:
-                        ids = b"".join(tokenizer.encode_utf8(document.utf8))
-                        documents.append(np.concatenate([bos, np.frombuffer(ids, "<u2")]))
-                        self._ids.append(f"{path.name}:{first + document.row}")
-                first += size
-                progress.advance(len(wanted))
-        if not documents:
-            raise UserError(f"--text: {path} holds no text.")
-        self.n_docs = len(documents)
-        self.doc_lengths = np.array([d.size for d in documents], np.int32)
+        self._documents: list[np.ndarray] = []
+        for origin, utf8 in texts:
+            ids = b"".join(tokenizer.encode_utf8(utf8))
+            self._documents.append(np.concatenate([bos, np.frombuffer(ids, "<u2")]))
+            self._ids.append(origin)
+        self.n_docs = len(self._documents)
+        self.doc_lengths = np.array([d.size for d in self._documents], np.int32)
         self.n_tokens = int(self.doc_lengths.sum(dtype=np.int64))
-        self._documents = documents
 
     def read(self, doc: int, start: int, stop: int) -> np.ndarray:
         """Returns tokens [start:stop) of document `doc`, uint16."""
@@ -65,6 +44,34 @@ class Texts:
     def doc_id(self, doc: int) -> str:
         """Returns the origin of document `doc`, as `file.parquet:row` (rows count from 0)."""
         return self._ids[doc]
+
+
+def read_parquet(
+    path: Path, limit: int | None = None, name: str | None = None
+) -> Iterator[tuple[str, memoryview]]:
+    """Yields (`file.parquet:row`, text) from a file with FineWeb's string columns `text` and `id`.
+
+    With `limit`, a fixed random sample of its documents; with a `name`, progress is shown.
+
+    Raises:
+        UserError: there is no such file, or it holds no text or cannot be used.
+    """
+    if not path.is_file():
+        raise UserError(f"--text: there is no file {path}.")
+    info = parquet.inspect(path)
+    drawn = set(permutation(info.n_documents, 0, 0)[:limit].tolist())
+    first, n_texts = 0, 0  # number of the row group's first row in the file
+    with BatchProgress(name, "documents", len(drawn), info.n_row_groups) as progress:
+        for i, size in enumerate(info.row_group_sizes):
+            wanted = drawn.intersection(range(first, first + size))
+            for document in parquet.read_row_group(path, i) if wanted else ():
+                if first + document.row in wanted:
+                    n_texts += 1
+                    yield f"{path.name}:{first + document.row}", document.utf8
+            first += size
+            progress.advance(len(wanted))
+    if not n_texts:
+        raise UserError(f"--text: {path} holds no text.")
 
 
 def evaluate_documents(

@@ -19,7 +19,12 @@ from data_pipeline.token_store import TOKENIZER
 from gptjax.checkpoint import Checkpoints, RunProgress
 from gptjax.common.workdir import save_config
 from gptjax.evaluate import __main__
-from gptjax.evaluate.text_loss import Texts, evaluate_documents, validation_documents
+from gptjax.evaluate.text_loss import (
+    Texts,
+    evaluate_documents,
+    read_parquet,
+    validation_documents,
+)
 from gptjax.inference.load import LoadedModel, load_run
 from gptjax.metrics.aggregate import ratio
 from gptjax.model import gpt
@@ -170,7 +175,7 @@ def write(path, texts, row_group_size=3, **columns):
 
 def test_text_of_a_file_is_read_whole(tmp_path, store):
     texts = ["One.", "Two\n\nlines, \u2581 and 漢字", None, "", "Four " * 50]
-    documents = Texts(write(tmp_path / "a.parquet", texts), store.tokenizer)
+    documents = Texts(read_parquet(write(tmp_path / "a.parquet", texts)), store.tokenizer)
     read = [documents.read(d, 0, documents.doc_lengths[d]) for d in range(documents.n_docs)]
     assert [ids[0] for ids in read] == [store.tokenizer.bos_id] * 3
     assert [store.tokenizer.decode(ids) for ids in read] == [texts[0], texts[1], texts[4]]
@@ -182,14 +187,14 @@ def test_the_same_documents_from_a_file_have_the_same_loss(tmp_path, run, store)
     texts = [
         store.tokenizer.decode(split.read(d, 0, split.doc_lengths[d])) for d in range(split.n_docs)
     ]
-    texts = Texts(write(tmp_path / "val.parquet", texts), store.tokenizer)
+    texts = Texts(read_parquet(write(tmp_path / "val.parquet", texts)), store.tokenizer)
     assert evaluate_documents(run, texts) == evaluate_documents(run, split)
 
 
 def test_a_limit_draws_documents_from_all_over_the_file(tmp_path, store):
     texts = [f"document {i}" for i in range(40)]
     path = write(tmp_path / "a.parquet", texts)
-    some, again = (Texts(path, store.tokenizer, 8) for _ in range(2))
+    some, again = (Texts(read_parquet(path, 8), store.tokenizer) for _ in range(2))
     read = [store.tokenizer.decode(some.read(d, 0, some.doc_lengths[d])) for d in range(8)]
     assert some.n_docs == 8 and len(set(read)) == 8 and set(read) <= set(texts)
     assert read != texts[:8] and read == sorted(read, key=texts.index)
@@ -198,12 +203,12 @@ def test_a_limit_draws_documents_from_all_over_the_file(tmp_path, store):
 
 def test_files_that_hold_no_text_are_refused(tmp_path, store):
     with pytest.raises(UserError, match="there is no file"):
-        Texts(tmp_path / "none.parquet", store.tokenizer)
+        list(read_parquet(tmp_path / "none.parquet"))
     with pytest.raises(UserError, match="holds no text"):
-        Texts(write(tmp_path / "empty.parquet", [None, ""]), store.tokenizer)
+        list(read_parquet(write(tmp_path / "empty.parquet", [None, ""])))
     pq.write_table(pa.table({"words": ["a"]}), tmp_path / "other.parquet")
     with pytest.raises(UserError, match="'id'"):
-        Texts(tmp_path / "other.parquet", store.tokenizer)
+        list(read_parquet(tmp_path / "other.parquet"))
 
 
 # --- the program ---

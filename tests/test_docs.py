@@ -1,0 +1,214 @@
+"""README and docs/ are true: their commands run and print what is shown, what they name exists.
+
+Fenced blocks `console` and `pycon` are executed in a copy of the checkout. Output is compared by
+its shape: any number stands for any number, `...` for any text. Words behind the language say how a
+block is run: slow (`make test-slow`), fails (exit status not 0), background (its first command is a
+server), network (not run), shared (needs files beside the checkout), and the extra that it needs.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from configs import base
+from configs.validate import leaves
+
+ROOT = Path(__file__).parents[1]
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in DOCS}
+EXTRAS = {
+    "target": ("jax_cuda12_plugin",),
+    "export": ("tokenizers", "safetensors", "gguf"),
+    "lmeval": ("lm_eval",),
+    "clients": ("transformers", "xllamacpp", "openai"),
+}
+FLAGS = {"slow", "fails", "background", "network", "shared", *EXTRAS}
+BLOCK = re.compile(r"^( *)```(\w+)([^\n]*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+NUMBER = re.compile(r"\d[\d,.:]*(?:e[+-]?\d+)?")
+
+
+class Block(NamedTuple):
+    file: str
+    line: int
+    language: str
+    flags: frozenset[str]
+    text: str
+
+
+def blocks_of(file: str) -> list[Block]:
+    found = []
+    for match in BLOCK.finditer(TEXTS[file]):
+        indent, language, flags, text = match.groups()
+        line = TEXTS[file].count("\n", 0, match.start()) + 1
+        text = re.sub(f"^{indent}", "", text, flags=re.MULTILINE)
+        found.append(Block(file, line, language, frozenset(flags.split()), text))
+    return found
+
+
+BLOCKS = [block for file in TEXTS for block in blocks_of(file)]
+EXECUTED = [block for block in BLOCKS if "network" not in block.flags]
+
+
+def cases(*, slow: bool) -> list:
+    chosen = [block for block in EXECUTED if ("slow" in block.flags) == slow]
+    return [pytest.param(block, id=f"{block.file}:{block.line}") for block in chosen]
+
+
+def assert_shape(output: str, expected: str) -> None:
+    """The whole output is as expected, but for numbers, white space and what `...` stands for."""
+    chunks = [" ".join(chunk.split()) for chunk in expected.split("...")]
+    texts = [NUMBER.pattern.join(map(re.escape, NUMBER.split(chunk))) for chunk in chunks]
+    pattern = " ?.*? ?".join(texts)
+    output = " ".join(output.split())
+    assert re.fullmatch(pattern, output), f"{output}\n is not of the shape\n{pattern}"
+
+
+def commands_of(block: Block) -> list[tuple[str, str]]:
+    pairs = []
+    for line in block.text.splitlines():
+        if line.startswith("$ "):
+            pairs.append((line[2:], []))
+        else:
+            pairs[-1][1].append(line)
+    return [(command, "\n".join(output)) for command, output in pairs]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the checkout; `python` and `make` use the environment of this test run."""
+    folder = tmp_path_factory.mktemp("docs") / "gptjax"
+    ignored = shutil.ignore_patterns(".venv", ".git", "runs", "data", "__pycache__", ".*_cache")
+    shutil.copytree(ROOT, folder, ignore=ignored)
+    (folder / ".venv").symlink_to(Path(sys.prefix))
+    servers = []
+    yield folder, servers
+    for server in servers:
+        server.terminate()
+        server.wait(timeout=60)
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def run_block(block: Block, folder: Path, servers: list) -> None:
+    for extra in block.flags & EXTRAS.keys():
+        for module in EXTRAS[extra]:
+            pytest.importorskip(module, reason=f"needs the extra {extra}")
+    if "shared" in block.flags:
+        data = ROOT / ".." / "shared" / "eval"
+        if not data.is_dir():
+            pytest.skip("needs the benchmarks of ../shared/eval")
+        (folder / "eval").symlink_to(data.resolve())
+    if block.language == "pycon":
+        code = "import doctest, sys; print(doctest.testfile(sys.argv[1], module_relative=False))"
+        (folder / "block.txt").write_text(block.text)
+        command = [sys.executable, "-c", code, "block.txt"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+        assert "TestResults(failed=0, attempted=" in done.stdout, done.stdout + done.stderr
+        return
+    for i, (command, expected) in enumerate(commands_of(block)):
+        if "background" in block.flags and i == 0:
+            log = folder / "server.log"
+            with log.open("wb") as out:
+                start = ["bash", "-c", f"exec {command}"]
+                servers.append(
+                    subprocess.Popen(start, cwd=folder, stdout=out, stderr=out, env=environment())
+                )
+            while not (output := log.read_text()):
+                assert servers[-1].poll() is None
+                time.sleep(0.2)
+        else:
+            done = subprocess.run(
+                ["bash", "-c", command],
+                cwd=folder,
+                env=environment(),
+                text=True,
+                timeout=900,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+            output = done.stdout
+            assert (done.returncode != 0) == ("fails" in block.flags), output
+        assert_shape(output, expected)
+
+
+@pytest.mark.parametrize("block", cases(slow=False))
+def test_block(block, checkout):
+    run_block(block, *checkout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", cases(slow=True))
+def test_slow_block(block, checkout):
+    """In the order of the documents: README's quickstart trains the model that others use."""
+    run_block(block, *checkout)
+
+
+@pytest.mark.slow
+def test_the_example(checkout, tmp_path):
+    """After the blocks: it opens the quickstart's run, from another directory."""
+    folder, _ = checkout
+    command = [sys.executable, folder / "examples/open_a_run.py", folder / "runs/quickstart"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "5,311,232 parameters" in done.stdout and "bits per byte on 55 bytes" in done.stdout
+
+
+def test_blocks_say_how_they_are_run():
+    for block in BLOCKS:
+        where = f"{block.file}:{block.line}"
+        assert block.language in ("console", "pycon"), f"{where}: only what is executed is fenced"
+        assert block.flags <= FLAGS, where
+    not_run = [c for b in BLOCKS if "network" in b.flags for c, _ in commands_of(b)]
+    assert [command.split()[0] for command in not_run] == ["hf", "mkdir"]  # the download alone
+
+
+def test_the_shape_of_an_output():
+    for expected, output in (
+        ("loss 5.12 ± 0.04 | ...", "loss 4.9  ± 1 | more\nlines"),
+        ("...\nstep 20/20 | x", "step 7/9 | x\n"),
+        ("a\n...\nb", "a\nb"),
+    ):
+        assert_shape(output, expected)
+    for expected, output in (
+        ("loss 5.12", "loss n/a"),
+        ("a 1 b", "a 1 c"),
+        ("...\nlast 1", "first\nlast 1\nmore"),
+    ):
+        with pytest.raises(AssertionError, match="is not of the shape"):
+            assert_shape(output, expected)
+
+
+@pytest.mark.parametrize("file", TEXTS)
+def test_what_is_named_exists(file):
+    text = TEXTS[file]
+    for module in set(re.findall(r"python -m ((?:gptjax|data_pipeline|benchmarks)[\w.]*)", text)):
+        assert importlib.util.find_spec(module), module
+    for path in set(
+        re.findall(
+            r"`((?:configs|data_pipeline|gptjax|tests|benchmarks|docs|examples)/[\w/.]*)`", text
+        )
+    ):
+        assert (ROOT / path).exists(), path
+    for path in re.findall(r"\]\(([\w./-]+)\)", text):
+        assert (ROOT / file).parent.joinpath(path).exists(), path
+    keys = set(leaves(base.get_config()))
+    for key in set(re.findall(r"--config\.([\w.]+)", text)):
+        assert key in keys or key == "optim.learnin_rate", key
+    groups = {key.partition(".")[0] for key in keys if "." in key}
+    for key in set(re.findall(rf"`((?:{'|'.join(groups)})\.\w+)", text)):
+        assert key in keys or key in ("tokenizer.model", "tokenizer.json"), key
+
+
+def test_the_readme_is_short():
+    readme = TEXTS["README.md"]
+    assert readme.count("\n") <= 170 and len(readme.split()) <= 1500
