@@ -147,8 +147,8 @@ class Checkpoints:
         if jax.process_count() > 1:
             write()  # a collective, which cannot run beside those of training
         else:
-            # Not an executor, whose threads a process waits for at exit: half a checkpoint has no
-            # name, so a process can leave at any moment.
+            # Not an executor: Python waits for its threads at exit. A daemon can be cut off, for
+            # half a checkpoint has no name.
             threading.Thread(target=write, name=f"save-{step}", daemon=True).start()
         return future
 
@@ -176,7 +176,7 @@ class Checkpoints:
         kept = set(steps[-self._config.checkpoint.keep_latest :])
         kept |= {-step for _, step in by_loss[: self._config.checkpoint.keep_best]}
         optim = self._config.optim
-        if optim.schedule == "wsd":  # from there the run can be made longer
+        if optim.schedule == "wsd":  # to resume from with a larger max_iters
             start = decay_start(optim, self._config.train.max_iters)
             kept.add(max((step for step in steps if step <= start), default=-1))
         for step in set(steps) - kept:

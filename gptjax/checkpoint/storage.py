@@ -164,7 +164,7 @@ def place(arrays: Mapping[str, np.ndarray], shapes: Any, folder: Path) -> Any:
     current = {name: f"{x.dtype}{list(x.shape)}" for name, x in leaves.items()}
     if problems := differences(saved, current):
         raise UserError(
-            f"{folder} is good, but this version of gptjax has other arrays ({len(problems)}):"
+            f"{folder} is good, but this version of gptjax has different arrays ({len(problems)}):"
             "\n  - " + "\n  - ".join(problems[:12]) + "\nResume it with the version that wrote it."
         )
     placed = [
@@ -194,12 +194,12 @@ def verify(workdir: Path) -> dict[int, str]:
 
 def set_aside(folder: Path) -> Path:
     """Moves a damaged checkpoint to a folder that nothing reads; returns its new path."""
-    home = folder.parent / DAMAGED
-    home.mkdir(exist_ok=True)
+    parent = folder.parent / DAMAGED
+    parent.mkdir(exist_ok=True)
     names = itertools.chain([folder.name], (f"{folder.name}-{i}" for i in itertools.count(2)))
-    target = next(home / name for name in names if not (home / name).exists())
+    target = next(parent / name for name in names if not (parent / name).exists())
     folder.rename(target)
-    fsync_folder(home)
+    fsync_folder(parent)
     fsync_folder(folder.parent)
     return target
 
