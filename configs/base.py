@@ -1,8 +1,8 @@
 """Every configuration key, with its default and its unit or reason.
 
-The other files of this folder start from `get_config()` and change some leaves; any leaf can also be
-set on the command line: `--config.optim.learning_rate=3e-4`. Nothing else in the code base holds a
-default, and a key that is not declared here does not exist.
+The other files of this folder start from `get_config()` and change some keys; any key can also be set
+on the command line: `--config.optim.learning_rate=3e-4`. No other file holds a default. `--help` of
+every command that takes --config prints the comments below.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -119,17 +119,6 @@ def get_config() -> ConfigDict:
         tensorboard=True,  # event files in workdir/tb
         wandb=False,  # Weights & Biases; needs the extra `wandb`
         wandb_project="gptjax",
-    )
-
-    # What is said of a run by those who recommend it. The plan sets beside it what is so; nothing else reads it.
-    config.claims = config_dict.create(
-        n_params=config_dict.placeholder(int),
-        source_tokens=config_dict.placeholder(int),  # in the whole source
-        passes=config_dict.placeholder(float),  # over the training split
-        steps_per_sec=(),  # optimizer steps: lowest and highest
-        days=config_dict.placeholder(float),  # of training
-        expected_tokens=config_dict.placeholder(int),  # no claim: what the source will hold, reckoned with while it is not there
-        batch_fits=config_dict.placeholder(bool),  # train.batch_size, in the memory of the device
     )
 
     config.mesh = config_dict.create(

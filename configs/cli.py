@@ -1,4 +1,4 @@
-"""The `--config` flag of every program: one file, any leaf overridden, all slips listed at once."""
+"""The command line of every program: the `--config` flag, all mistakes listed at once, `--help`."""
 
 import logging
 import re
@@ -14,7 +14,7 @@ from configs.errors import UserError
 from configs.validate import unknown_keys
 from configs.workdir import CONFIG
 
-_FOLDERS = {"config": "configs", "sweep": "benchmarks/sweeps"}  # of files, by the flag
+_FOLDERS = {"config": "configs", "sweep": "benchmarks/sweeps"}  # flag -> folder of its files
 _OVERRIDE = re.compile(r"--?config\.([\w.]+)")
 
 
@@ -24,29 +24,34 @@ def define_config(
     *,
     default: str | None = None,
 ) -> None:
-    """Defines `--config`; call it beside the program's other flags, before `run`.
+    """Defines `--config`, or a flag `name` like it, with the help `text`; call it before `run`.
 
-    Args:
-        name: of the flag.
-        text: what --help says of it.
-        default: a file of this folder; without one, the flag must be given.
+    Without `default`, a file of this folder, the flag is required.
     """
     file = default and str(Path(__file__).with_name(default))
     config_flags.DEFINE_config_file(name, file, text, lock_config=True)
     if file is None:
         flags.mark_flag_as_required(name)
-    # absl's --help tells of the program's own flags, and would count this one as the library's.
+    # --help lists the flags of the program's own module; this one would count as the library's.
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
 
 def run(main: Callable[[ConfigDict], None], name: str = "config") -> None:
-    """Parses the command line and calls `main(config)`; a `UserError` ends it with status 1."""
-    app.run(lambda _: call(main, flags.FLAGS[name].value), flags_parser=_parse)
+    """Parses the command line and calls `main(config)` with the value of the flag `name`.
+
+    Exit status: 0 after --help, 1 after a `UserError` or an unknown flag, 2 after an unknown key.
+    """
+    app.run(lambda _: call(main, flags.FLAGS[name].value), flags_parser=_parse_config)
+
+
+def run_argv(main: Callable[[list[str]], None]) -> None:
+    """Does the same for a program without --config: `main` gets what is not a flag, as sys.argv."""
+    app.run(lambda argv: call(main, argv), flags_parser=_parse)
 
 
 def call(main: Callable[..., None], *args: object) -> None:
-    """Sets logging up, calls `main(*args)`; a `UserError` becomes a paragraph and exit status 1."""
-    absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax tells much, and of what we tell, too
+    """Sets up logging and calls `main(*args)`; a `UserError` is printed, with exit status 1."""
+    absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs each save, which gptjax logs too
     handler = absl_logging.get_absl_handler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     for package in ("gptjax", "data_pipeline", "__main__"):
@@ -59,22 +64,38 @@ def call(main: Callable[..., None], *args: object) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Parses the flags, after looking for mistakes that absl would meet with a traceback."""
-    problems = unknown_keys([m[1] for m in map(_OVERRIDE.match, argv) if m])
+    """Parses the flags; the exit status of --help is 0, where absl has 1."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, flags.Error):
+            raise
+    if "config" in flags.FLAGS and not {"--helpxml", "--only_check_flags"} & set(argv):
+        from configs.help import describe_keys  # only now: programs start faster without it
+
+        print("\n" + describe_keys())
+    sys.exit(0)
+
+
+def _parse_config(argv: list[str]) -> list[str]:
+    """Parses the flags, after a check for mistakes that absl would report with a traceback."""
+    problems = unknown_keys(m[1] for m in map(_OVERRIDE.match, argv) if m)
     for argument in argv:
         name, _, rest = argument.lstrip("-").partition("=")
-        value, _, given = rest.partition(":")
+        value, _, workdir = rest.partition(":")
         if name not in _FOLDERS:
             continue
         if not Path(value).is_file():
             files = sorted(f.as_posix() for f in Path(_FOLDERS[name]).glob("[a-z]*.py"))
-            problems.append(f"--{name}={value} is no file (here are: {', '.join(files) or 'none'})")
-        elif Path(value).name == "workdir.py" and not (Path(given) / CONFIG).is_file():
             problems.append(
-                f"--config={value}:{given} must name the workdir of a run, which has a config.json "
-                f"(for example --config={value}:runs/quickstart)"
+                f"--{name}={value} is no file (available: {', '.join(files) or 'none'})"
+            )
+        elif Path(value).name == "workdir.py" and not (Path(workdir) / CONFIG).is_file():
+            problems.append(
+                f"--config={value}:{workdir} must name the workdir of a run, which has a "
+                f"{CONFIG} (for example --config={value}:runs/quickstart)"
             )
     if problems:
         print("error: " + "\n       ".join(problems), file=sys.stderr)
         sys.exit(2)
-    return app.parse_flags_with_usage(argv)
+    return _parse(argv)

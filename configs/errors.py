@@ -1,9 +1,9 @@
-"""Mistakes that a person can mend: programs print their paragraph, without a traceback."""
+"""Errors for users: programs print their one paragraph, without a traceback."""
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: programs print its one paragraph, without a traceback."""
+    """A mistake that the user can correct."""
 
 
 class DataError(UserError):
-    """Something is wrong with the data; the message says what, where, and what to do."""
+    """Unusable data; the message says what is wrong, where, and what to do."""

@@ -2,13 +2,32 @@
 
 Run `python -m gptjax.main --config=configs/rtx4070.py`.
 
-The numbers are the recipe's own, one for one. What they amount to on the data at hand (parameters,
-tokens, passes over the shard, time) is printed before the first step: believe that, not this line.
+The numbers are the recipe's own, one for one. The plan printed before the first step has what they
+amount to on your data: parameters, tokens, passes over the shard, time.
 """
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.validate import leaves
+
+# What the recipe is often recommended with; the plan prints the computed figures beside it.
+CLAIMS: dict[str, Any] = {
+    "n_params": 110_000_000,
+    "source_tokens": 6_500_000_000,  # in the whole source
+    "passes": 15.0,  # over the training split
+    "steps_per_sec": (22.0, 26.0),  # optimizer steps: lowest and highest
+    "days": 5.0,  # of training
+    "fitting_batch_size": 12,  # in the memory of the card
+}
+EXPECTED_TOKENS = 730_000_000  # of the default data.source, one FineWeb file of 2.15 GB
+_CLAIMED_OF = """
+    model.block_size model.n_layer model.n_head model.n_kv_head model.n_embd model.norm
+    model.position model.mlp model.mlp_dim model.tie_embeddings model.bias tokenizer.vocab_size
+    train.batch_size train.gradient_accumulation_steps train.max_iters
+""".split()
 
 
 def get_config() -> ConfigDict:
@@ -50,13 +69,10 @@ def get_config() -> ConfigDict:
     config.model.attention = "auto"
     config.model.remat = "dots"
     config.model.loss_chunk = 0
-
-    # What the recipe is recommended with; `python -m gptjax.plan` says what is so.
-    config.claims.expected_tokens = 730_000_000  # one FineWeb file of 2.15 GB
-    config.claims.n_params = 110_000_000
-    config.claims.source_tokens = 6_500_000_000
-    config.claims.passes = 15.0
-    config.claims.steps_per_sec = (22.0, 26.0)
-    config.claims.days = 5.0
-    config.claims.batch_fits = True
     return config
+
+
+def claims_of(config: ConfigDict) -> dict[str, Any]:
+    """Returns CLAIMS if `config` has the recipe's model shape, batch and max_iters, else {}."""
+    values, recipe = leaves(config), leaves(get_config())
+    return CLAIMS if all(values[key] == recipe[key] for key in _CLAIMED_OF) else {}

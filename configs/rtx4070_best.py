@@ -27,8 +27,6 @@ def get_config() -> ConfigDict:
     """Returns the recipe."""
     config = base.get_config()
     config.workdir = "runs/rtx4070_best"
-    config.claims.expected_tokens = 730_000_000  # one FineWeb file of 2.15 GB
-    config.claims.days = 5.0
 
     modern.apply(config)
     config.model.n_layer = 16

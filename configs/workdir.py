@@ -1,4 +1,4 @@
-"""The configuration of a run, read from its workdir: to go on with it, or from its model.
+"""The configuration of a run, read from its workdir: to resume it, or to train from its model.
 
 Run `python -m gptjax.main --config=configs/workdir.py:runs/quickstart`.
 """
@@ -11,20 +11,21 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-CONFIG = "config.json"  # of every workdir
+CONFIG = "config.json"  # in every workdir
+_REMOVED = ("claims",)  # groups of earlier versions that changed nothing of a run
 
 
 def get_config(workdir: str) -> ConfigDict:
-    """Returns what `workdir`/config.json says, `completed`."""
+    """Returns the `completed` configuration of `workdir`/config.json."""
     return completed(json.loads((Path(workdir) / CONFIG).read_text()))
 
 
 def completed(saved: dict[str, Any]) -> ConfigDict:
-    """Returns a saved configuration with the keys of today: those it lacks have their defaults.
+    """Returns a saved configuration in which keys that are newer than it have their defaults.
 
-    The default of a key is how runs were before there was the key. Keys that are none of today's
-    stay, for the caller to refuse.
+    The default of a key is what runs did before the key existed. Unknown keys stay: the caller
+    refuses them.
     """
     config = base.get_config()
-    config.update(ConfigDict(saved))
+    config.update(ConfigDict({k: v for k, v in saved.items() if k not in _REMOVED}))
     return config

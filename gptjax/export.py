@@ -11,9 +11,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
-from configs.cli import call
+from configs import cli
 from configs.errors import UserError
 from data_pipeline.files import fsync_folder, write_atomically
 from data_pipeline.token_store import TOKENIZER
@@ -85,4 +85,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
     flags.DEFINE_enum("format", "hf", ["hf", "gguf"], "hf: a folder; gguf: a file for llama.cpp.")
     flags.DEFINE_string("out", None, "Path to write; must not exist yet.", required=True)
-    app.run(lambda argv: call(_main, argv))
+    cli.run_argv(_main)

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
-from configs.cli import call
+from configs import cli
 from configs.errors import UserError
 from gptjax.inference.generation import continue_texts
 from gptjax.inference.load import load_run
@@ -64,4 +64,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("top_k", 200, "Draw from the k most likely tokens; 0: all.", lower_bound=0)
     flags.DEFINE_float("top_p", 1.0, "Draw from the smallest set with this probability.")
     flags.DEFINE_integer("seed", 0, "The same seed gives the same texts; the i-th has seed + i.")
-    app.run(lambda argv: call(_main, argv))
+    cli.run_argv(_main)

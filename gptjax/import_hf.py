@@ -14,11 +14,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 
-from configs import base
-from configs.cli import call
+from configs import base, cli
 from configs.errors import UserError
 from data_pipeline import gpt2_tokenizer
 from data_pipeline.files import write_atomically
@@ -133,4 +132,4 @@ def _main(_: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("source", None, "Folder of the model.", required=True)
     flags.DEFINE_string("workdir", None, "Folder to create.", required=True)
-    app.run(lambda argv: call(_main, argv))
+    cli.run_argv(_main)

@@ -32,6 +32,9 @@ try:
 except ImportError as error:
     _MISSING = f"lm-eval cannot be imported ({error}): pip install 'gptjax[lmeval]'."
     if __name__ == "__main__":
+        if "--help" in sys.argv:  # with lm-eval, its own --help
+            print(__doc__, _MISSING, sep="\n")
+            sys.exit()
         sys.exit(f"error: {_MISSING}")
     raise UserError(_MISSING) from error
 

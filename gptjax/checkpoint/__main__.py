@@ -6,9 +6,9 @@ python -m gptjax.checkpoint verify --workdir=runs/quickstart
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
-from configs.cli import call
+from configs import cli
 from configs.errors import UserError
 from gptjax.checkpoint import verify
 
@@ -25,4 +25,4 @@ def _main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
-    app.run(lambda argv: call(_main, argv))
+    cli.run_argv(_main)

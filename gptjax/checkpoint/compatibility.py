@@ -57,8 +57,6 @@ FREE = frozenset(
     sample.interval report.interval
     sample.prompts sample.max_new_tokens sample.temperature sample.top_k sample.top_p
     log.tensorboard log.wandb log.wandb_project mesh.fsdp
-    claims.n_params claims.source_tokens claims.passes claims.steps_per_sec claims.days
-    claims.expected_tokens claims.batch_fits
     """.split()
 )
 _MAX_DATA_DIFFERENCES = 12  # in an error message

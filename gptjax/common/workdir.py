@@ -1,4 +1,4 @@
-"""The folder of a run: what its files are called; its configuration and metrics, read back."""
+"""The folder of a run: the names of its files; writes and reads its configuration and metrics."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from data_pipeline.files import write_atomically
 _log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"  # one JSON object a line: step, time and values
-CHECKPOINTS = "checkpoints"  # a folder for each step kept
+CHECKPOINTS = "checkpoints"  # a folder for each saved step
 EVALUATIONS = "eval"  # STEP.json, by gptjax.evaluate
 SAMPLES = "samples"  # STEP.txt
 TENSORBOARD = "tb"
@@ -32,10 +32,9 @@ def save_config(config: ConfigDict, workdir: Path) -> None:
 
 
 def load_config(workdir: Path) -> ConfigDict:
-    """Reads `workdir/config.json`; keys that are newer than it have their defaults, and are logged.
+    """Reads `workdir/config.json`; keys that are newer than it get their defaults, and are logged.
 
-    Raises:
-        UserError: if it is missing or damaged, or has keys that are none.
+    Raises UserError if the file is missing or damaged, or has unknown keys.
     """
     path = workdir / CONFIG
     if not path.is_file():
@@ -45,13 +44,13 @@ def load_config(workdir: Path) -> ConfigDict:
         )
     try:
         saved = json.loads(path.read_text())
-        stored, config = leaves(ConfigDict(saved)), completed(saved)
-    except (ValueError, TypeError, AttributeError) as error:  # no JSON, no object, a value's type
+        stored, config = leaves(saved), completed(saved)
+    except (ValueError, TypeError, AttributeError) as error:  # not JSON, no object, a value's type
         raise UserError(
             f"{path} is damaged ({error}). Run gptjax.main with the run's configuration again: "
-            f"it writes the file anew."
+            f"it rewrites the file."
         ) from error
-    if problems := unknown_keys(stored):
+    if problems := unknown_keys(leaves(config)):
         raise UserError(f"{path} was written by another version: " + "; ".join(problems))
     if newer := [key for key in leaves(config) if key not in stored]:
         _log.info("%s is older than %s: they have their defaults", path, ", ".join(newer))
@@ -59,7 +58,7 @@ def load_config(workdir: Path) -> ConfigDict:
 
 
 def read_metrics(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Returns the lines of `workdir/metrics.jsonl`, and the text of those that are not whole.
+    """Returns (lines of `workdir/metrics.jsonl`, text of incomplete lines).
 
     A run that is writing, or was killed, leaves half a line. Values that are not finite are None.
     """
@@ -80,5 +79,5 @@ def read_metrics(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
 def _finite(value: Any) -> Any:
     try:
         return None if isinstance(value, int | float) and not math.isfinite(value) else value
-    except OverflowError:  # an integer beyond every float
+    except OverflowError:  # an integer too large for a float
         return None

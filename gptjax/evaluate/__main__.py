@@ -11,9 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
-from configs.cli import call
+from configs import cli
 from configs.errors import UserError
 from data_pipeline.files import write_atomically
 from gptjax.common.workdir import EVALUATIONS
@@ -103,4 +103,4 @@ if __name__ == "__main__":
         "--text, a random sample that is the same each time.",
         lower_bound=1,
     )
-    app.run(lambda argv: call(_main, argv))
+    cli.run_argv(_main)

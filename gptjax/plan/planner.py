@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs import base
 from configs.errors import DataError
+from configs.rtx4070 import EXPECTED_TOKENS
 from data_pipeline.prepare import locate
 from data_pipeline.subset import training_documents
 from data_pipeline.token_store import TokenStore
@@ -214,16 +216,15 @@ def _largest_compiled(
 
 def find_data(config: ConfigDict) -> Data:
     """Returns what is known of the data of `config` without preparing it."""
-    expected = config.claims.expected_tokens
     try:
         store_path, shards = locate(config)
         if store_path.exists():
             return stored(config, TokenStore.open(store_path))
     except DataError as error:
-        if expected is None:
+        if config.data.source != base.get_config().data.source:
             return Data(None, None, f"not known: {str(error).partition('. ')[0]}")
-        origin = "expected (claims.expected_tokens): the source is not there yet"
-        return _split(config, expected, origin)
+        origin = "expected (one FineWeb file of 2.15 GB): the source is not there yet"
+        return _split(config, EXPECTED_TOKENS, origin)
     log2_pieces = math.log2(config.tokenizer.vocab_size)
     bytes_per_token = float(np.interp(log2_pieces, _LOG2_PIECES, _BYTES_PER_TOKEN))
     tokens = sum(sum(shard.text_bytes) / bytes_per_token + shard.n_documents for shard in shards)

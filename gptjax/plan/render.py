@@ -1,5 +1,6 @@
 """The text of a plan: summary, claims beside actual figures, warnings with remedies."""
 
+from configs.rtx4070 import claims_of
 from data_pipeline.progress import format_seconds
 from gptjax.plan.planner import Plan
 from gptjax.plan.scaling_law import effective_tokens
@@ -148,34 +149,27 @@ def _time(plan: Plan) -> str:
 
 
 def _claims(plan: Plan) -> list[tuple[str, str]]:
-    """Returns (what is claimed, what is so) for each claim of the configuration."""
-    claims, data = plan.config.claims, plan.data
-    found = []
-    if claims.n_params is not None:
-        found.append((f"{claims.n_params / 1e6:.0f}M parameters", f"{plan.n_params / 1e6:.1f}M"))
-    if claims.source_tokens is not None:
-        so = "not known yet"
-        if data.train_tokens is not None and data.val_tokens is not None:
-            so = f"{(data.train_tokens + data.val_tokens) / 1e9:.2f}e9 ({data.origin})"
-        found.append((f"{claims.source_tokens / 1e9:.1f}e9 tokens of data", so))
-    if claims.passes is not None:
-        so = "not known yet" if plan.passes is None else f"{plan.passes:.0f}"
-        found.append((f"{claims.passes:g} passes over them", so))
-    if claims.steps_per_sec:
-        so = "not known for this device"
-        if (at_best := plan.seconds_at(1.0)) is not None:
-            rate = plan.config.train.max_iters / at_best
-            so = f"{rate:.2f} at the peak of the card, {0.4 * rate:.2f} at 40 % of it (assumed)"
-        found.append(("-".join(f"{r:g}" for r in claims.steps_per_sec) + " steps a second", so))
-    if claims.days is not None:
-        so = "not known for this device"
-        if (seconds := plan.seconds_at(1.0)) is not None:
-            so = f"{seconds / 86400:.1f} at the peak, {seconds / 0.4 / 86400:.1f} at 40 % (assumed)"
-        found.append((f"{claims.days:g} days", so))
-    if claims.batch_fits is not None:
-        claimed = f"batch_size {plan.config.train.batch_size} fits"
-        found.append((claimed if claims.batch_fits else f"not so: {claimed}", _batch_verdict(plan)))
-    return found
+    """Returns (claim, computed figure) pairs of the recipe; [] for any other configuration."""
+    claims, data = claims_of(plan.config), plan.data
+    if not claims:
+        return []
+    tokens, rate, days = "not known yet", "not known for this device", "not known for this device"
+    if data.train_tokens is not None and data.val_tokens is not None:
+        tokens = f"{(data.train_tokens + data.val_tokens) / 1e9:.2f}e9 ({data.origin})"
+    if (at_peak := plan.seconds_at(1.0)) is not None:
+        steps = plan.config.train.max_iters / at_peak
+        rate = f"{steps:.2f} at the peak of the card, {0.4 * steps:.2f} at 40 % of it (assumed)"
+        days = f"{at_peak / 86400:.1f} at the peak, {at_peak / 0.4 / 86400:.1f} at 40 % (assumed)"
+    passes = "not known yet" if plan.passes is None else f"{plan.passes:.0f}"
+    low, high = claims["steps_per_sec"]
+    return [
+        (f"{claims['n_params'] / 1e6:.0f}M parameters", f"{plan.n_params / 1e6:.1f}M"),
+        (f"{claims['source_tokens'] / 1e9:.1f}e9 tokens of data", tokens),
+        (f"{claims['passes']:g} passes over them", passes),
+        (f"{low:g}-{high:g} steps a second", rate),
+        (f"{claims['days']:g} days", days),
+        (f"batch_size {claims['fitting_batch_size']} fits", _batch_verdict(plan)),
+    ]
 
 
 def _batch_verdict(plan: Plan) -> str:

@@ -7,9 +7,9 @@ python -m gptjax.report --workdir=runs/sweeps/example
 
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
-from configs.cli import call
+from configs import cli
 from configs.errors import UserError
 from gptjax.report.page import write_report
 
@@ -33,4 +33,4 @@ if __name__ == "__main__":
     flags.DEFINE_multi_string("compare", [], "Folders of runs, or sweeps, to put beside it.")
     flags.FLAGS.set_gnu_getopt(True)  # other flags may follow the folders of --compare
     flags.DEFINE_string("out", None, "The page; without: report.html in the first folder.")
-    app.run(lambda argv: call(_main, argv))
+    cli.run_argv(_main)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from configs.errors import UserError
-from configs.validate import leaves_of
+from configs.validate import leaves
 from configs.workdir import CONFIG
 from data_pipeline.token_store import TOKENIZER
 from data_pipeline.tokenizer import Tokenizer
@@ -142,7 +142,7 @@ def _lines(workdir: Path, notes: list[str]) -> list[Line]:
 def _config(workdir: Path, notes: list[str]) -> dict[str, Any]:
     """Returns the leaves of config.json, of whatever version it is."""
     try:
-        return dict(leaves_of(json.loads((workdir / CONFIG).read_text())))
+        return leaves(json.loads((workdir / CONFIG).read_text()))
     except (OSError, ValueError, AttributeError) as error:
         notes.append(f"config.json could not be read: {error}.")
         return {}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from configs import base
-from configs.validate import leaves_of
+from configs.validate import leaves
 from data_pipeline.progress import format_seconds
 from gptjax.evaluate.published import NOTES, Results, comparison
 from gptjax.evaluate.tasks import TASKS
@@ -248,7 +248,7 @@ def _with_errors(result: dict[str, Any]) -> dict[str, str]:
     if isinstance(scores, dict):  # those of TASKS have a table of their own
         scores = {name: score for name, score in scores.items() if name not in TASKS}
         result = result | {"benchmarks": scores}
-    numbers = dict(leaves_of(result))
+    numbers = leaves(result)
     numbers = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
     return {
         name: _number(value, "," if isinstance(value, int) else ",.5g")
@@ -344,7 +344,7 @@ def _texts(run: History) -> str:
 def config(runs: list[History]) -> str:
     """Every leaf of config.json, with its default where that is another."""
     defaults = base.get_config()
-    known = dict(leaves_of(json.loads(json.dumps(defaults.to_dict()))))  # tuples as lists
+    known = leaves(json.loads(json.dumps(defaults.to_dict())))  # tuples as lists
     sections = []
     for run in runs:
         rows = []

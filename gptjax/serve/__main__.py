@@ -7,9 +7,9 @@ import logging
 import socket
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
-from configs.cli import call
+from configs import cli
 from configs.errors import UserError
 from gptjax.inference.load import load_run
 from gptjax.inference.sampler import Sampler
@@ -82,4 +82,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("port", 8000, "Port; 0: any free one.", lower_bound=0)
     flags.DEFINE_bool("public", False, "Allow a --host that other machines can reach.")
     flags.DEFINE_string("token_file", None, "File with the token that clients must send.")
-    app.run(lambda argv: call(_main, argv))
+    cli.run_argv(_main)

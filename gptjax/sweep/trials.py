@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from configs import base
 from configs.errors import UserError
-from configs.validate import leaves, leaves_of, unknown_keys, validate
-from configs.workdir import CONFIG
+from configs.validate import leaves, unknown_keys, validate
+from configs.workdir import CONFIG, completed
 from data_pipeline.prepare import locate, prepare
 from data_pipeline.token_store import TokenStore
 from gptjax.common.workdir import CHECKPOINTS
@@ -31,7 +31,7 @@ LEAN = {
 # Keys that no result depends on: paths, and what is logged and kept.
 _WITHOUT_EFFECT = re.compile(
     r"(workdir|compilation_cache_dir|data\.(cache_dir|prepare_workers|prefetch_batches)|"
-    r"train\.(log_interval|max_epochs|max_hours)|(checkpoint|sample|log|claims)\..*)$"
+    r"train\.(log_interval|max_epochs|max_hours)|(checkpoint|sample|log)\..*)$"
 )
 _NAME = re.compile(r"\w[\w.,+=-]*")
 
@@ -80,8 +80,7 @@ def declared_trials(sweep: ConfigDict, folder: Path) -> list[Trial]:
             problems.append(f"the setting {setting!r} cannot be the name of a folder")
         for seed in sweep.seeds:
             config = base.get_config()
-            of_base = dict(leaves_of(sweep.base.to_dict()))
-            own = _apply(config, [of_base, LEAN, sweep.common, change, {"seed": seed}])
+            own = _apply(config, [leaves(sweep.base), LEAN, sweep.common, change, {"seed": seed}])
             trial = Trial(setting, seed, config)
             config.workdir = str(folder / trial.name)
             try:
@@ -132,7 +131,7 @@ def changes(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
 def _json_leaves(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
     """Returns leaves by dotted name, with lists for tuples."""
     tree = config.to_dict() if isinstance(config, ConfigDict) else config
-    return dict(leaves_of(json.loads(json.dumps(tree))))
+    return leaves(json.loads(json.dumps(tree)))
 
 
 def refuse_changed(trials: list[Trial], rows: Mapping[tuple[str, int], Mapping[str, Any]]) -> None:
@@ -143,7 +142,7 @@ def refuse_changed(trials: list[Trial], rows: Mapping[tuple[str, int], Mapping[s
         if row := rows.get(trial.key):
             saved = changes(row["overrides"])  # a row of an older version can name a default
         elif file.is_file():
-            saved = changes(json.loads(file.read_text()))
+            saved = changes(completed(json.loads(file.read_text())))
         else:
             continue
         current = changes(trial.config)

@@ -76,7 +76,7 @@ def test_claims_are_listed_beside_actual_figures(recipe):
 
 def test_without_claims_there_is_no_section_of_them(recipe):
     config = copy.deepcopy(recipe.config)
-    config.claims = base.get_config().claims
+    config.model.n_embd = 768
     text = render.describe(dataclasses.replace(recipe, config=config), full=True)
     assert "Claimed" not in text
 

@@ -340,5 +340,5 @@ def test_report_draws_a_sweep(finished):
 
 def test_a_missing_sweep_file(capsys):
     with pytest.raises(SystemExit):
-        cli._parse(["sweep", "--sweep=none.py"])
-    assert "--sweep=none.py is no file (here are: " in capsys.readouterr().err
+        cli._parse_config(["sweep", "--sweep=none.py"])
+    assert "--sweep=none.py is no file (available: " in capsys.readouterr().err
