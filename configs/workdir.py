@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from configs import base
 
 CONFIG = "config.json"  # in every workdir
-_REMOVED = ("claims",)  # groups of earlier versions that changed nothing of a run
 
 
 def get_config(workdir: str) -> ConfigDict:
@@ -27,5 +26,5 @@ def completed(saved: dict[str, Any]) -> ConfigDict:
     refuses them.
     """
     config = base.get_config()
-    config.update(ConfigDict({k: v for k, v in saved.items() if k not in _REMOVED}))
+    config.update(ConfigDict(saved))
     return config

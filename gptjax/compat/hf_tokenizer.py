@@ -68,10 +68,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             "pair": sequence_a + sequence_b,
             "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}},
         },
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}],
-        },
+        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
         "model": {
             "type": "BPE",
             "dropout": None,

@@ -19,12 +19,7 @@ from data_pipeline.files import write_atomically
 from gptjax.common.workdir import EVALUATIONS
 from gptjax.evaluate import benchmarks
 from gptjax.evaluate.published import text_table
-from gptjax.evaluate.text_loss import (
-    Texts,
-    evaluate_documents,
-    read_parquet,
-    validation_documents,
-)
+from gptjax.evaluate.text_loss import Texts, evaluate_documents, read_parquet, validation_documents
 from gptjax.inference.load import load_run
 from gptjax.inference.scoring import Scorer
 from gptjax.model.flops import count_params
@@ -73,9 +68,7 @@ def _main(_: list[str]) -> None:
         save(path, {"val": result})
     for text in texts:
         result = evaluate_documents(
-            run,
-            Texts(read_parquet(text, limit, f"reading {text.name}"), run.tokenizer),
-            text.name,
+            run, Texts(read_parquet(text, limit, f"reading {text.name}"), run.tokenizer), text.name
         )
         print(_line(str(text), result), flush=True)
         save(path, {"text": {str(text): result}})

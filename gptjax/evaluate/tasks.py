@@ -120,13 +120,7 @@ TASKS: dict[str, Task] = {
             ("acc", "acc_norm"),
             "activity_label, ctx_a, ctx_b, endings and label (the test split has no labels)",
         ),
-        Task(
-            "lambada",
-            r"lambada",
-            _lambada,
-            ("acc", "perplexity"),
-            "text, or context and target",
-        ),
+        Task("lambada", r"lambada", _lambada, ("acc", "perplexity"), "text, or context and target"),
         Task(
             "piqa",
             r"piqa",

@@ -7,11 +7,7 @@ import optax
 from ml_collections import ConfigDict
 
 from gptjax.optim.muon import muon, only_at_last
-from gptjax.optim.schedules import (
-    learning_rate_schedule,
-    muon_learning_rate_schedule,
-    weight_decay,
-)
+from gptjax.optim.schedules import learning_rate_schedule, muon_learning_rate_schedule, weight_decay
 from gptjax.optim.skip_bad_steps import skip_bad_steps
 
 

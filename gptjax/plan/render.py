@@ -20,10 +20,7 @@ def describe(plan: Plan, *, full: bool) -> str:
     passes = "passes not known" if plan.passes is None else f"{plan.passes:.1f} passes"
     recomputing = plan.cost.flops / (plan.tokens_per_step * plan.flops_per_token)
     rows = [
-        (
-            "parameters",
-            f"{plan.n_params:,} ({plan.n_params_non_embedding:,} without embeddings)",
-        ),
+        ("parameters", f"{plan.n_params:,} ({plan.n_params_non_embedding:,} without embeddings)"),
         ("data", _data(plan)),
         (
             "a step",

@@ -62,11 +62,7 @@ def test_a_removed_workdir_is_made_again(checkpoints, initial, steps, tmp_path, 
     assert bits(checkpoints.restore(steps)[0]) == bits(state_of(initial, 2))
 
 
-def test_a_removed_workdir_that_another_run_has_taken_is_left_to_it(
-    checkpoints,
-    initial,
-    tmp_path,
-):
+def test_a_removed_workdir_that_another_run_has_taken_is_left_to_it(checkpoints, initial, tmp_path):
     shutil.rmtree(tmp_path / "run")
     other = WorkdirLock(tmp_path / "run")
     with pytest.raises(UserError, match="in use by another run"):
@@ -118,12 +114,7 @@ class Death:
 
 
 def test_killed_before_any_step_of_a_save_the_old_or_the_new_checkpoint_is_whole(
-    initial,
-    steps,
-    debug_config,
-    store,
-    tmp_path,
-    monkeypatch,
+    initial, steps, debug_config, store, tmp_path, monkeypatch
 ):
     """Each durable step after Orbax's, of a save that also removes an old checkpoint."""
     config = copy.deepcopy(debug_config)

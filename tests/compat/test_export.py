@@ -244,8 +244,7 @@ def test_existing_paths_are_left_alone(workdir, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("function", "package"),
-    [(export.export_hf, "safetensors"), (export.export_gguf, "gguf")],
+    ("function", "package"), [(export.export_hf, "safetensors"), (export.export_gguf, "gguf")]
 )
 def test_a_missing_package_is_reported(function, package, workdir, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)

@@ -66,13 +66,6 @@ def test_missing_keys_get_their_defaults_and_are_logged(tmp_path, caplog):
     assert f"is older than {', '.join(missing)}: " in message
 
 
-def test_removed_keys_of_earlier_versions_are_ignored(tmp_path):
-    config = quickstart.get_config()
-    saved = config.to_dict() | {"claims": {"days": 5.0, "steps_per_sec": [22.0, 26.0]}}
-    (tmp_path / "config.json").write_text(json.dumps(saved))
-    assert load_config(tmp_path).to_dict() == config.to_dict()
-
-
 @pytest.mark.parametrize("text", ["", '{"model": {', "[1, 2]", '{"seed": "one"}', '{"model": 3}'])
 def test_a_damaged_file_is_reported(tmp_path, text):
     (tmp_path / "config.json").write_text(text)

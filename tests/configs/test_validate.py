@@ -49,11 +49,7 @@ RULES = [
     *((name, {name: -1}, f"{name} = -1(.0)? must not be negative") for name in NOT_NEGATIVE),
     ("compute_dtype", {"model.compute_dtype": "float16"}, "auto, float32, bfloat16"),
     ("remat", {"model.remat": "some"}, "model.remat = 'some' must be one of none, dots, full"),
-    (
-        "on_corrupt",
-        {"data.on_corrupt": "skip"},
-        "'skip' must be one of stop, keep_before",
-    ),
+    ("on_corrupt", {"data.on_corrupt": "skip"}, "'skip' must be one of stop, keep_before"),
     ("norm", {"model.norm": "batchnorm"}, "must be one of layernorm, rmsnorm"),
     ("position", {"model.position": "alibi"}, "must be one of learned, rope"),
     ("mlp", {"model.mlp": "relu"}, "must be one of gelu, swiglu, relu2"),

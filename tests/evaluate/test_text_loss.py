@@ -19,12 +19,7 @@ from data_pipeline.token_store import TOKENIZER
 from gptjax.checkpoint import Checkpoints, RunProgress
 from gptjax.common.workdir import save_config
 from gptjax.evaluate import __main__
-from gptjax.evaluate.text_loss import (
-    Texts,
-    evaluate_documents,
-    read_parquet,
-    validation_documents,
-)
+from gptjax.evaluate.text_loss import Texts, evaluate_documents, read_parquet, validation_documents
 from gptjax.inference.load import LoadedModel, load_run
 from gptjax.metrics.aggregate import ratio
 from gptjax.model import gpt

@@ -49,11 +49,7 @@ def position_gradients(params, positions, segment_ids):
 
     def states(wpe):
         x_BTD = gpt.hidden_states(
-            TINY,
-            params | {"wpe": wpe},
-            tokens,
-            positions_BT=positions,
-            segment_ids_BT=segment_ids,
+            TINY, params | {"wpe": wpe}, tokens, positions_BT=positions, segment_ids_BT=segment_ids
         )
         return x_BTD[0] @ direction_D
 

@@ -257,11 +257,7 @@ def test_another_store_is_refused_and_the_difference_is_named(recording, config,
     source = pq.read_table(config.data.source)
     pq.write_table(source.slice(1), tmp_path / "other.parquet")
     for name, value, words in (
-        (
-            "source",
-            str(tmp_path / "other.parquet"),
-            r"data.sources.0.file: quickstart.par",
-        ),
+        ("source", str(tmp_path / "other.parquet"), r"data.sources.0.file: quickstart.par"),
         ("val_fraction", 0.06, r"data.settings.val_fraction: 0.05 saved, 0.06 now"),
     ):
         other = copy.deepcopy(config)
