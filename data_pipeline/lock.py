@@ -21,8 +21,8 @@ class Held(UserError):
 class FileLock:
     """Holds a file from construction to `release`; the file names its holder in JSON.
 
-    Not filelock's: before version 4 it empties the file at each try, and it does not notice that
-    the file of a lock it holds was removed.
+    Not filelock's: it does not take the lock again where the file of a held one was removed, and
+    its older versions empty the file at each try.
     """
 
     def __init__(self, path: Path, *, wait: bool = False):
