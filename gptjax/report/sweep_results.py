@@ -1,11 +1,9 @@
-"""The table of a sweep: a line of JSON a run, and what it says.
+"""The results of a sweep: one line of JSON per run, and tables that compare its settings.
 
-A row holds `date`, `commit`, `sweep`, `setting`, `seed`, `overrides` (of configs/base.py), `status`
-(done or failed) and, of a run that is done, `n_params`, `n_params_non_embedding`, `tokens`,
-`passes`, `seconds` (of training), `flops`, `val_loss` (nats a token), `bits_per_byte`,
-`best_bits_per_byte`, `skipped_steps`, `checkpoints_kept` and `curve`: [step, tokens, seconds,
-bits_per_byte] of each evaluation. A run that failed has its `reason` instead. `commit` is what is
-checked out; `code`, a digest of the sources as they are, differs where they were changed since.
+A row holds `date`, `commit`, `code`, `sweep`, `setting`, `seed`, `overrides` (of configs/base.py)
+and `status` (done or failed). A run that is done adds the figures of `measured` and
+`checkpoints_kept`, a failed one its `reason`. `commit` is what is checked out; `code`, a digest of
+the sources as they are, differs where they were changed since.
 """
 
 import json
@@ -14,7 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +24,7 @@ from gptjax.common.workdir import load_config
 from gptjax.model.config import GPTConfig
 from gptjax.model.flops import count_params, flops_per_token
 from gptjax.report import run_history
+from gptjax.report.table import Table
 
 _log = logging.getLogger(__name__)
 
@@ -36,11 +35,11 @@ _UNKNOWN = "–"
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
-    """Adds a row; it is on the disk when this returns."""
+    """Appends a row; it is on the disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(row, allow_nan=False).encode() + b"\n"
     with path.open("ab") as f:
-        if f.tell() and path.read_bytes()[-1:] != b"\n":  # a row was cut short
+        if f.tell() and path.read_bytes()[-1:] != b"\n":  # the last row was interrupted
             line = b"\n" + line
         f.write(line)
         f.flush()
@@ -49,7 +48,7 @@ def append(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read(path: Path, sweep: str) -> dict[tuple[str, int], Row]:
-    """Returns the rows of a sweep by (setting, seed), each the latest; without a file, none."""
+    """Returns the latest rows of a sweep by (setting, seed); none without a file."""
     rows: dict[tuple[str, int], Row] = {}
     for text in path.read_text().splitlines() if path.is_file() else ():
         try:
@@ -57,14 +56,16 @@ def read(path: Path, sweep: str) -> dict[tuple[str, int], Row]:
             if row["sweep"] == sweep:
                 rows[row["setting"], row["seed"]] = row
         except (ValueError, KeyError, TypeError):
-            _log.warning("%s: a line is not whole and left out: %.60s", path, text)
+            _log.warning("%s: skipped an incomplete line: %.60s", path, text)
     return rows
 
 
 def measured(workdir: Path) -> Row | str | None:
-    """Returns what a run has come to, from its workdir; None if it has not reached its end.
+    """Returns the figures of a run; a reason if it ended without; None if it has not ended.
 
-    Of one that ended without figures to compare, in words why.
+    They are `n_params`, `n_params_non_embedding`, `tokens`, `passes`, `seconds` (of training),
+    `flops`, `val_loss` (nats a token), `bits_per_byte`, `best_bits_per_byte`, `skipped_steps`, and
+    `curve`: [step, tokens, seconds, bits_per_byte] of each evaluation.
     """
     try:
         run = run_history.read(workdir)
@@ -96,13 +97,10 @@ def measured(workdir: Path) -> Row | str | None:
         "flops": tokens[-1] * flops_per_token(model_config),
         "val_loss": run.last("val/loss"),
         "bits_per_byte": bits[-1],
-        "best_bits_per_byte": min(value for value in bits if value is not None),
+        "best_bits_per_byte": min(value for _, value in run.known("val/bits_per_byte")),
         "skipped_steps": run.last("optim/skipped_steps"),
         "curve": [list(point) for point in zip(steps, tokens, seconds, bits, strict=True)],
     }
-
-
-# ---- what the table says
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
@@ -141,25 +139,14 @@ def first_reached(xs: Sequence[float], ys: Sequence[float], target: float) -> fl
     return None
 
 
-class Table(NamedTuple):
-    """Text, cell by cell."""
-
-    caption: str
-    head: list[str]
-    rows: list[list[str]]
-
-
 def declare(folder: Path, settings: Sequence[str]) -> None:
-    """Notes in the folder of a sweep what its settings are, in their order."""
+    """Records the settings of a sweep, in their order, in its folder."""
     text = json.dumps({"settings": list(settings)}, indent=1) + "\n"
     write_atomically(folder / _DECLARED, text.encode())
 
 
 def of_folder(folder: Path) -> tuple[list[Table], list[str]] | None:
-    """Returns the `summary` of the sweep whose folder this is; None where it is of none.
-
-    The others are compared with its first setting.
-    """
+    """Returns the `summary` of a sweep's folder against its first setting; None for others."""
     try:
         settings = json.loads((folder / _DECLARED).read_text())["settings"]
         return summary(read(folder / TABLE, folder.name).values(), settings, settings[0])
@@ -170,50 +157,46 @@ def of_folder(folder: Path) -> tuple[list[Table], list[str]] | None:
 def summary(
     rows: Iterable[Row], settings: Sequence[str], reference: str
 ) -> tuple[list[Table], list[str]]:
-    """Returns the settings side by side, and when each was as good as `reference`; and notes.
+    """Returns tables that compare the settings at their end and at equal loss, and notes.
 
-    Args:
-        rows: of one sweep.
-        settings: in the order of the lines; the rest of the rows follows.
-        reference: the setting that the others are compared with.
+    `rows` are of one sweep, `settings` the order of the lines (other settings follow), `reference`
+    the setting to compare with.
 
     Raises:
-        UserError: there is no such setting.
+        UserError: if `reference` is not a setting.
     """
     rows = list(rows)
     names = list(dict.fromkeys([*settings, *(row["setting"] for row in rows)]))
     if reference not in names:
         raise UserError(f"--reference={reference}: the settings are {', '.join(names)}.")
-    done = {
-        name: {r["seed"]: r for r in rows if r["setting"] == name and r["status"] == "done"}
-        for name in names
-    }
-    failed = [r for name in names for r in rows if (r["setting"], r["status"]) == (name, "failed")]
+    done: dict[str, dict[int, Row]] = {name: {} for name in names}
+    failed: dict[str, list[Row]] = {name: [] for name in names}
+    for row in rows:
+        if row["status"] == "done":
+            done[row["setting"]][row["seed"]] = row
+        elif row["status"] == "failed":
+            failed[row["setting"]].append(row)
     lines = []
     for name in names:
-        n_failed = sum(r["setting"] == name for r in failed)
-        count = f"{len(done[name])}" + (f" (+ {n_failed} failed)" if n_failed else "")
-        figures = _figures(done[name], done[reference], name == reference)
-        lines.append([name, count, *figures])
+        count = str(len(done[name]))
+        if failed[name]:
+            count += f" (+ {len(failed[name])} failed)"
+        lines.append([name, count, *_figures(done[name], done[reference], name == reference)])
     head = ["setting", "runs", "val bits per byte", f"difference to {reference}", "parameters"]
-    tables = [
-        Table("", [*head, "tokens", "passes", "seconds", "model FLOPs"], lines),
-        _equal_loss(done, reference),
+    head += ["tokens", "passes", "seconds", "model FLOPs"]
+    notes = [
+        f"{name}, seed {row['seed']}, failed: {row['reason']}"
+        for name in names
+        for row in failed[name]
     ]
-    notes = [f"{r['setting']}, seed {r['seed']}, failed: {r['reason']}" for r in failed]
     if len(codes := {row["code"] for row in rows}) > 1:
-        notes.append(f"{len(codes)} versions of the code made these runs (`code` in the rows).")
-    return tables, notes
+        notes.append(f"These runs used {len(codes)} versions of the code (`code` in the rows).")
+    return [Table(head, lines), _equal_loss(done, reference)], notes
 
 
 def markdown(tables: Iterable[Table], notes: Iterable[str]) -> str:
-    """Returns what `summary` returns as Markdown."""
-    parts = []
-    for table in tables:
-        lines = [table.head, ["---"] * len(table.head), *table.rows]
-        text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-        parts += [table.caption, text] if table.caption else [text]
-    return "\n\n".join([*parts, *notes])
+    """Returns the tables and notes of `summary` as Markdown."""
+    return "\n\n".join([*(table.markdown() for table in tables), *notes])
 
 
 def _with_error(pair: tuple[float, float | None] | None, form: str) -> str:
@@ -233,10 +216,10 @@ def _figures(
         return float(np.mean([run[name] for run in runs.values()]))
 
     bits = {seed: run["bits_per_byte"] for seed, run in runs.items()}
-    others = {seed: run["bits_per_byte"] for seed, run in reference.items()}
+    reference_bits = {seed: run["bits_per_byte"] for seed, run in reference.items()}
     return [
         _with_error(mean_and_deviation(list(bits.values())), ".4f"),
-        "" if is_reference else _with_error(paired_difference(bits, others), "+.4f"),
+        "" if is_reference else _with_error(paired_difference(bits, reference_bits), "+.4f"),
         f"{mean('n_params'):,.0f}",
         f"{mean('tokens'):,.0f}",
         f"{mean('passes'):.2f}",
@@ -246,17 +229,16 @@ def _figures(
 
 
 def _equal_loss(done: Mapping[str, Mapping[int, Row]], reference: str) -> Table:
-    """Returns what each run needed to be as good as the reference's of the same seed at its end.
+    """Returns the tokens and seconds until each run reached the reference's loss at its end.
 
-    Ratios are means over seeds, with their standard error.
+    Runs of a seed are compared. Ratios are means over seeds, with their standard error.
     """
     ends = {seed: run["curve"][-1] for seed, run in done[reference].items()}
     lines = []
     for name, runs in done.items():
         common = [seed for seed in runs if seed in ends]
-        # [seed][tokens, seconds] until the line through its evaluations is as low
-        found = [_until(runs[seed]["curve"], ends[seed][3]) for seed in common]
-        reached = [at for at in found if at is not None]
+        crossings = [_crossing(runs[seed]["curve"], ends[seed][3]) for seed in common]
+        reached = [crossing for crossing in crossings if crossing is not None]
         cells = [_UNKNOWN] * 4
         if common and len(reached) == len(common):  # a mean over some would flatter
             cells = []
@@ -266,15 +248,15 @@ def _equal_loss(done: Mapping[str, Mapping[int, Row]], reference: str) -> Table:
                 cells.append(_with_error(mean_and_error(ratios), ".3f"))
         lines.append([name, f"{len(reached)} of {len(common)}", *cells])
     return Table(
-        f"Until each run was as good as that of {reference} with its seed at the end (straight "
-        "between evaluations):",
         ["setting", "reached", "tokens", "ratio", "seconds", "ratio"],
         lines,
+        caption=f"Until each run was as good as that of {reference} with its seed at the end "
+        "(straight between evaluations):",
     )
 
 
-def _until(curve: Sequence[Sequence[Any]], target: float) -> tuple[float, float] | None:
-    """Returns (tokens, seconds) at which a run was first as good as `target`; None if never."""
+def _crossing(curve: Sequence[Sequence[Any]], target: float) -> tuple[float, float] | None:
+    """Returns (tokens, seconds) at which a run first reached `target`; None if never."""
     _, tokens, seconds, bits = zip(*(p for p in curve if p[3] is not None), strict=True)
     if (at := first_reached(tokens, bits, target)) is None:
         return None
