@@ -1,7 +1,7 @@
-"""What a run left in its workdir, read back: metrics, configuration, sampled texts, evaluations.
+"""Reads what a run left in its workdir: metrics, configuration, sampled texts, evaluations.
 
-A workdir may be of a run that is still going, was cut short, or comes from another version: what
-cannot be read is left out and told in `History.notes`.
+The run may be unfinished, interrupted, or of another version: what cannot be read is left out and
+listed in `History.notes`.
 """
 
 import dataclasses
@@ -24,15 +24,14 @@ from gptjax.metrics.writers import START
 from gptjax.model.config import GPTConfig
 from gptjax.model.flops import flops_per_token
 
-Line = tuple[int, dict[str, Any]]  # step, and values by name; None: not known
-
+Line = tuple[int, dict[str, Any]]  # step, and values by name; None: unknown
 
 _SEED = re.compile(r"-s\d+$")  # ends the names of a sweep's workdirs
 
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """A run as its workdir tells it."""
+    """A run as read from its workdir."""
 
     name: str
     lines: list[Line]
@@ -48,33 +47,32 @@ class History:
         rows = [(step, values[name]) for step, values in self.lines if is_number(values, name)]
         return [step for step, _ in rows], [value for _, value in rows]
 
+    def known(self, name: str) -> list[tuple[int, float]]:
+        """Returns the steps and values of `name` where it is known."""
+        return [(s, v) for s, v in zip(*self.series(name), strict=True) if v is not None]
+
+    def last(self, name: str) -> float | None:
+        """Returns the last known value of `name`; None if there is none."""
+        known = self.known(name)
+        return known[-1][1] if known else None
+
     @property
     def setting(self) -> str:
-        """The name without the seed that a sweep adds to it: runs that differ in the seed only."""
+        """The name without the seed that a sweep adds to it."""
         return _SEED.sub("", self.name)
 
     @property
     def restarts(self) -> list[int]:
-        """The steps from which the run was continued."""
+        """The steps from which the run was resumed."""
         return self.series(START)[0][1:]
 
-    @property
-    def skipped(self) -> list[Line]:
-        """The lines about skipped steps: they hold `skipped/loss` and the like."""
-        return [line for line in self.lines if "skipped/loss" in line[1]]
-
-    def last(self, name: str) -> float | None:
-        """Returns the last known value of `name`; None where there is none."""
-        known = [value for value in self.series(name)[1] if value is not None]
-        return known[-1] if known else None
-
     def position(self, name: str, steps: list[int]) -> list[float] | None:
-        """Returns where `steps` lie on `data/tokens_seen` or `perf/train_seconds`.
+        """Returns the positions of `steps` on `data/tokens_seen` or `perf/train_seconds`.
 
-        Exact at the lines that have `name`; between them, and before the first, by the rate there;
-        past the last one by its rate. None where no line has it.
+        Exact at the lines that have `name`; interpolated between them and from step 0, extrapolated
+        at the last rate beyond them. None where no line has it.
         """
-        known = [(s, v) for s, v in zip(*self.series(name), strict=True) if v is not None and s > 0]
+        known = [(step, value) for step, value in self.known(name) if step > 0]
         if not known:
             return None
         xs, ys = zip((0, 0.0), *known, strict=True)
@@ -85,12 +83,12 @@ class History:
 
 
 def is_number(values: dict[str, Any], name: str) -> bool:
-    """Whether `name` is among the values of a line, as a number or one that is not known."""
+    """Returns whether a line has the number `name`, known or not."""
     return name in values and isinstance(values[name], int | float | None)
 
 
 def workdirs(folder: Path) -> list[Path]:
-    """Returns `folder`, or, where it is that of a sweep, the workdirs in it that have metrics."""
+    """Returns `folder`, or, if it is a sweep's, the workdirs in it that have metrics."""
     inside = sorted(path.parent for path in folder.glob(f"*/{METRICS}"))
     return inside if inside and not (folder / METRICS).is_file() else [folder]
 
@@ -104,39 +102,33 @@ def read(workdir: Path) -> History:
     path = workdir / METRICS
     if not path.is_file():
         raise UserError(
-            f"{workdir} has no {METRICS}: give the folder that `python -m gptjax.main` writes to "
-            f"(config.workdir), once its run has logged a line; for example runs/quickstart."
+            f"{workdir} has no {METRICS}: give the workdir of a run that has logged a line "
+            f"(config.workdir of `python -m gptjax.main`), for example runs/quickstart."
         )
     notes: list[str] = []
-    lines = _lines(workdir, notes)
+    lines, damaged = read_metrics(workdir)
+    if damaged:
+        notes.append(
+            f"{METRICS}: {len(damaged)} incomplete line(s) could not be read and are left out "
+            "(the run is still writing, or was interrupted)."
+        )
     return History(
         name=workdir.resolve().name,
-        lines=lines,
+        lines=[(line.pop("step"), line) for line in lines],
         written=path.stat().st_mtime,
         config=_config(workdir, notes),
         flops_per_token=_flops_per_token(workdir, notes),
         samples={
             file.stem: file.read_text(errors="replace")
-            for file in sorted((workdir / SAMPLES).glob("*.txt"), key=_number)
+            for file in sorted((workdir / SAMPLES).glob("*.txt"), key=_by_step)
         },
         evaluations=dict(_evaluations(workdir, notes)),
         notes=notes,
     )
 
 
-def _number(file: Path) -> tuple[float, str]:
+def _by_step(file: Path) -> tuple[float, str]:
     return (int(file.stem) if file.stem.isdecimal() else math.inf, file.stem)
-
-
-def _lines(workdir: Path, notes: list[str]) -> list[Line]:
-    """Returns the steps and values of the whole lines."""
-    lines, damaged = read_metrics(workdir)
-    if n := len(damaged):
-        notes.append(
-            f"{METRICS}: {n} line{'s' if n > 1 else ''} could not be read and "
-            f"{'are' if n > 1 else 'is'} left out (a run that is writing, or was cut short)."
-        )
-    return [(line.pop("step"), line) for line in lines]
 
 
 def _config(workdir: Path, notes: list[str]) -> dict[str, Any]:
@@ -149,15 +141,12 @@ def _config(workdir: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def _flops_per_token(workdir: Path, notes: list[str]) -> int | None:
-    """Returns the model FLOPs of a token: the shape is in config.json, V in the tokenizer."""
+    """Returns the model FLOPs of a token; V is the tokenizer's where there is one."""
     try:
         config = load_config(workdir)
-        tokenizer = workdir / TOKENIZER
-        vocab_size = (
-            Tokenizer.load(tokenizer).vocab_size
-            if tokenizer.is_file()
-            else config.tokenizer.vocab_size
-        )
+        vocab_size = config.tokenizer.vocab_size
+        if (tokenizer := workdir / TOKENIZER).is_file():
+            vocab_size = Tokenizer.load(tokenizer).vocab_size
         return flops_per_token(GPTConfig.from_config(config, vocab_size))
     except UserError as error:
         notes.append(f"FLOPs are not known: {error}")
@@ -165,7 +154,7 @@ def _flops_per_token(workdir: Path, notes: list[str]) -> int | None:
 
 
 def _evaluations(workdir: Path, notes: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for file in sorted((workdir / EVALUATIONS).glob("*.json"), key=_number):
+    for file in sorted((workdir / EVALUATIONS).glob("*.json"), key=_by_step):
         try:
             result = json.loads(file.read_text())
         except (OSError, ValueError, RecursionError) as error:
@@ -174,4 +163,4 @@ def _evaluations(workdir: Path, notes: list[str]) -> Iterator[tuple[str, dict[st
         if isinstance(result, dict):
             yield file.stem, result
         else:
-            notes.append(f"eval/{file.name} is left out: it holds no object.")
+            notes.append(f"eval/{file.name} is left out: not a JSON object.")
