@@ -1,4 +1,4 @@
-"""What the report's script draws: which metrics share a chart, and their values, thinned."""
+"""The data of the page's charts: which metrics share a chart, and their values, thinned."""
 
 import dataclasses
 import math
@@ -49,11 +49,12 @@ _CHARTS = (
 
 
 def page_data(histories: list[History]) -> dict[str, Any]:
-    """Returns the JSON that the script reads: `charts`, `means` and `runs`.
+    """Returns the JSON that report.js reads: `charts` (main ones first), `means` and `runs`.
 
-    Of a run: `name`, `group` (number of its setting: its colour), `flops_per_token`, and `tables`
+    A run has `name`, `group` (number of its setting: its colour), `flops_per_token`, and `tables`
     of metrics written at the same steps, with the columns `step`, `tokens`, `seconds` (None where
-    not known) and one for each metric; `restarts` has the same three columns.
+    unknown) and one for each metric; `restarts` has the same three columns. `lines_per_point` of a
+    chart is the greatest of its tables, 0 without values.
     """
     names = {
         name
@@ -62,34 +63,43 @@ def page_data(histories: list[History]) -> dict[str, Any]:
         for name in values.keys() - _NOT_DRAWN
         if is_number(values, name) and not name.startswith(BENCHMARK)
     }
-    scores = list(_scores(histories))
-    settings = list(dict.fromkeys(history.setting for history in histories))
     drawn = {name for chart in _CHARTS for name in chart.names}
-    others = [Chart(name, "", (name,), main=False) for name in sorted(names - drawn)]
-    names.update(name for chart in scores for name in chart.names)
+    rest = [Chart(name, "", (name,), main=False) for name in sorted(names - drawn)]
+    charts = [*_CHARTS, *_benchmark_charts(histories), *rest]
+    names.update(name for chart in charts for name in chart.names)
+    settings = list(dict.fromkeys(history.setting for history in histories))
+    runs: list[dict[str, Any]] = [
+        {
+            "name": history.name,
+            "group": settings.index(history.setting),
+            "flops_per_token": history.flops_per_token,
+            "restarts": _positions(history, history.restarts),
+            "tables": _tables(history, names),
+        }
+        for history in histories
+    ]
+    lines_per_point: dict[str, int] = defaultdict(int)
+    for table in (table for run in runs for table in run["tables"]):
+        for name in table["values"]:
+            lines_per_point[name] = max(lines_per_point[name], table["lines_per_point"])
     return {
-        "charts": [dataclasses.asdict(chart) for chart in (*_CHARTS, *scores, *others)],
-        "means": sorted(_MEANS),
-        "runs": [
-            {
-                "name": history.name,
-                "group": settings.index(history.setting),
-                "flops_per_token": history.flops_per_token,
-                "restarts": _places(history, history.restarts),
-                "tables": _tables(history, names),
-            }
-            for history in histories
+        "charts": [
+            dataclasses.asdict(chart)
+            | {"lines_per_point": max(lines_per_point[name] for name in chart.names)}
+            for chart in sorted(charts, key=lambda chart: not chart.main)
         ],
+        "means": sorted(_MEANS),
+        "runs": runs,
     }
 
 
-def _scores(histories: list[History]) -> Iterator[Chart]:
+def _benchmark_charts(histories: list[History]) -> Iterator[Chart]:
     """Yields a chart for each metric of each benchmark that was measured during training."""
     for task in TASKS.values():
         for i, metric in enumerate(task.metrics):
             name = f"{BENCHMARK}{task.name}/{metric}"
-            if any(history.last(name) is not None for history in histories):
-                unit = "" if metric == "perplexity" else "share of the items answered rightly"
+            if any(history.known(name) for history in histories):
+                unit = "" if metric == "perplexity" else "share of correct items"
                 yield Chart(f"{task.name} {metric}", unit, (name,), main=i == 0)
 
 
@@ -99,33 +109,32 @@ def _tables(history: History, names: set[str]) -> list[dict[str, Any]]:
         steps, values = history.series(name)
         if any(value is not None for value in values):
             by_steps[tuple(steps)][name] = values
-    return [_table(history, list(steps), columns) for steps, columns in by_steps.items()]
+    return [_table(history, steps, columns) for steps, columns in by_steps.items()]
 
 
 def _table(
-    history: History, steps: list[int], columns: dict[str, list[float | None]]
+    history: History, steps: tuple[int, ...], columns: dict[str, list[float | None]]
 ) -> dict[str, Any]:
     size = -(-len(steps) // _MAX_POINTS)
     groups = [range(i, min(i + size, len(steps))) for i in range(0, len(steps), size)]
-    last = [steps[group[-1]] for group in groups]
     return {
-        **_places(history, last),
+        **_positions(history, [steps[group[-1]] for group in groups]),
         "lines_per_point": size,
         "values": {
-            name: [_short(_thin(name, values, group)) for group in groups]
+            name: [_rounded(_thin(name, values, group)) for group in groups]
             for name, values in columns.items()
         },
     }
 
 
-def _places(history: History, steps: list[int]) -> dict[str, Any]:
-    """Returns where `steps` lie on the axes of steps, tokens and seconds."""
+def _positions(history: History, steps: list[int]) -> dict[str, Any]:
+    """Returns the positions of `steps` on the axes of steps, tokens and seconds."""
     tokens = history.position("data/tokens_seen", steps)
     seconds = history.position("perf/train_seconds", steps)
     return {
         "step": steps,
         "tokens": tokens and [round(value) if math.isfinite(value) else None for value in tokens],
-        "seconds": seconds and [_short(value) for value in seconds],
+        "seconds": seconds and [_rounded(value) for value in seconds],
     }
 
 
@@ -137,6 +146,6 @@ def _thin(name: str, values: list[float | None], group: range) -> float | None:
     return sum(known) / len(known) if name in _MEANS else known[-1]
 
 
-def _short(value: float | None) -> float | None:
+def _rounded(value: float | None) -> float | None:
     """Rounds to seven significant digits, a float32's: a third of the file's size."""
     return float(f"{value:.7g}") if value is not None and math.isfinite(value) else None

@@ -324,7 +324,19 @@ def test_hostile_text_stays_text(tmp_path):
     assert page.curve(HOSTILE)[1] == [1.0]
 
 
-def test_page_asks_for_nothing_and_runs_nothing_else(tmp_path):
+def test_vendored_library_is_the_published_one(tmp_path):
+    folder = Path(run_history.__file__).parent / "static/vendor/uplot"
+    listed = re.findall(r"([0-9a-f]{64})  (\S+)", (folder / "README.md").read_text())
+    assert {name for _, name in listed} == {"uPlot.iife.min.js", "uPlot.min.css"}
+    for digest, name in listed:
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+    source = report(make_run(tmp_path / "run")).source
+    for name in ("uPlot.iife.min.js", "uPlot.min.css", "LICENSE"):
+        assert (folder / name).read_text() in source
+    assert len(source) < 120_000  # of which uPlot is 53,000
+
+
+def test_page_requests_nothing_and_runs_nothing_else(tmp_path):
     page = report(make_run(tmp_path / "run"))
     policy = next(a["content"] for tag, a in page.tags if "http-equiv" in a)
     assert policy.startswith("default-src 'none';")
@@ -418,7 +430,7 @@ def test_runs_of_no_or_another_configuration(tmp_path, damage):
     assert len(page.curve("train/loss")[1]) == len(STEPS)
 
 
-def test_mistakes_are_told_and_leave_the_last_page(tmp_path):
+def test_errors_leave_the_last_page(tmp_path):
     run = make_run(tmp_path / "run")
     page = write_report(run)
     before = page.read_bytes()
@@ -454,32 +466,59 @@ def test_command_line(tmp_path):
 
 
 @contextlib.contextmanager
-def looked_at(browser, path, width, **options):
-    """The page in a window of this width; whatever it complains of or asks for fails the test."""
+def opened(browser, path, width, **options):
+    """The page in a window of this width; console messages, errors and requests fail the test."""
     context = browser.new_context(viewport={"width": width, "height": 850}, **options)
     page = context.new_page()
-    complaints = []
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
-    page.on("request", lambda request: complaints.append(request.url))
+    messages = []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("dialog", lambda dialog: (messages.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda request: messages.append(request.url))
     page.goto(path.as_uri())
-    page.wait_for_selector("#charts svg path.curve", state="attached")
+    page.wait_for_selector(".card .uplot canvas", state="attached")
     yield page
     context.close()
-    assert complaints == [path.as_uri()]
+    assert messages == [path.as_uri()]
 
 
 def card_of(page, title):
     return page.locator(".card").filter(has=page.locator(f"strong:text-is('{title}')"))
 
 
+def curves(page, title):
+    """The extent in pixels of each visible curve of a chart."""
+    return page.evaluate(
+        """(title) => {
+            const { plot } = cards.find((card) => card.title === title);
+            return plot.series.flatMap(({ show }, i) => {
+                const known = plot.data[0].filter((_, j) => typeof plot.data[i][j] === "number");
+                const values = plot.data[i].filter((value) => typeof value === "number");
+                const span = (scale, values) => {
+                    const at = values.map((value) => plot.valToPos(value, scale));
+                    return Math.max(...at) - Math.min(...at);
+                };
+                return i && show ? [{ width: span("x", known), height: span("y", values) }] : [];
+            });
+        }""",
+        title,
+    )
+
+
+def ticks(page, title, axis):
+    """The labels of the ticks of x (axis 0) or y (1) of a chart."""
+    return page.evaluate(
+        """([title, axis]) => cards.find((card) => card.title === title).plot.axes[axis]._values""",
+        [title, axis],
+    )
+
+
 def slide(page, name, value):
     page.evaluate(
         """([name, value]) => {
-            const slider = document.getElementById(name);
+            const slider = document.querySelector(`input[name=${name}]`);
             slider.value = value;
-            slider.dispatchEvent(new Event("input"));
+            slider.dispatchEvent(new Event("input", { bubbles: true }));
         }""",
         [name, value],
     )
@@ -489,7 +528,7 @@ def slide(page, name, value):
 @pytest.mark.parametrize("width", [390, 1280])
 def test_page_fits_the_window_and_draws(browser, tmp_path, width):
     path = write_report(make_hostile_run(tmp_path), [make_run(tmp_path / ("long-name" * 12))])
-    with looked_at(browser, path, width) as page:
+    with opened(browser, path, width) as page:
         page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
         page.wait_for_timeout(200)
         for x in ("tokens", "seconds", "flops", "step"):
@@ -497,58 +536,70 @@ def test_page_fits_the_window_and_draws(browser, tmp_path, width):
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             for title in ("Loss", "Bits per byte", "Learning rate", "Gradient norm", "Throughput"):
                 card = card_of(page, title)
-                paths = card.locator(".plot path.curve")
-                assert paths.count() == (4 if title in ("Loss", "Bits per byte") else 2)
-                for i in range(paths.count()):
-                    drawn = paths.nth(i).bounding_box()
+                n = 4 if title in ("Loss", "Bits per byte") else 2
+                assert card.locator(".u-series button").count() == n
+                for drawn in curves(page, title):
                     assert drawn["width"] > 100 and drawn["height"] > 10
-                assert card.locator(".tick.x").count() >= 2
-                assert card.locator(".tick.y").count() >= 2
-        assert card_of(page, "MFU").locator("svg").count() == 0
+                assert len(curves(page, title)) == n
+                assert len(ticks(page, title, 0)) >= 2 and len(ticks(page, title, 1)) >= 2
+        assert card_of(page, "MFU").locator("canvas").count() == 0
 
 
 @pytest.mark.slow
-def test_cursor_axes_and_smoothing_tell_the_truth(browser, tmp_path):
+def test_cursor_axes_and_smoothing_show_exact_values(browser, tmp_path):
     path = write_report(make_run(tmp_path / "run"))
-    with looked_at(browser, path, 1000) as page:
+    with opened(browser, path, 1000) as page:
         card = card_of(page, "Loss")
-        outputs = card.locator("output")
+        outputs = card.locator(".u-series:not(:first-child):not(.faint) .u-value")
+        x_label, x_value = (
+            card.locator(f".u-series:first-child .u-{x}") for x in ("label", "value")
+        )
 
         def read():
             return [float(text) for text in outputs.all_text_contents()]
 
-        def hover(share):  # of the x axis, which spans from 0 to the last evaluation
-            axis = card.locator(".axis").bounding_box()
-            page.mouse.move(axis["x"] + share * axis["width"], axis["y"] + 50)
+        def hover(share):  # of the x axis
+            plot = card.locator(".u-over").bounding_box()
+            page.mouse.move(plot["x"] + share * plot["width"], plot["y"] + 50)
 
         last = [loss(100), loss(104) + 1]
         assert read() == pytest.approx(last, rel=1e-3)
-        assert card.locator(".title").text_content() == "tokens"
+        assert (x_label.text_content(), x_value.text_content()) == ("tokens", "last")
         hover(tokens(40) / tokens(104))
         assert read() == pytest.approx([loss(40), loss(25) + 1], rel=1e-3)
-        assert card.locator(".readout").text_content().startswith("20.")  # thousand
+        assert x_value.text_content() == "20.48K"
+        # The other charts show the same place.
+        norm = card_of(page, "Gradient norm").locator(".u-series:last-child .u-value")
+        assert norm.text_content() == "1.4"
         page.check("input[value=flops]", force=True)
         hover(tokens(30) / tokens(104))
         assert read() == pytest.approx([loss(30), loss(25) + 1], rel=1e-3)
-        exponent = re.fullmatch(r"(.*)e9", card.locator(".readout").text_content())
+        assert x_value.text_content() == "4.152B"  # 30 x 512 x 270,336
         page.check("input[value=seconds]", force=True)
         hover(seconds(70) / 39.5)
         assert read() == pytest.approx([loss(70), loss(75) + 1], rel=1e-3)
-        labels = card.locator(".tick.x").all_text_contents()
-        assert labels[:2] == ["0 s", "10 s"], (labels, exponent)
+        assert x_label.text_content() == "seconds of training"
+        labels = ticks(page, "Loss", 0)
+        assert labels[:2] == ["0", "10"]
 
+        page.mouse.move(0, 0)
         slide(page, "from", 0.5)  # of 39.5 seconds
-        labels = card.locator(".tick.x").all_text_contents()
-        assert labels[0] == "25 s"  # the first line from there on is that of step 70
+        labels = ticks(page, "Loss", 0)
+        assert labels[0] == "25"  # the first line from there on is that of step 70
         slide(page, "from", 0)
         slide(page, "smoothing", 0.9)
         weights = [0.9 ** (len(STEPS) - 1 - i) for i in range(len(STEPS))]
         smoothed = sum(w * loss(s) for w, s in zip(weights, STEPS, strict=True)) / sum(weights)
         assert read() == pytest.approx([smoothed, last[1]], rel=1e-3)  # val loss is not smoothed
+        assert len(curves(page, "Loss")) == 3  # the raw training loss stays, faintly
 
-        card.locator("button").first.click()  # hides the training loss
+        card.locator("button:visible").first.click()  # hides the training loss
+        page.mouse.move(0, 0)
         assert outputs.all_text_contents()[0] == "–"
-        assert card.locator(".plot path.curve").count() == 1
+        assert len(curves(page, "Loss")) == 1
+
+        page.check("input[name=logX]")  # no value at x = 0, and ticks of a logarithmic axis
+        assert page.evaluate("cards[0].plot.scales.x.min") > 0
 
 
 @pytest.mark.slow
@@ -556,7 +607,7 @@ def test_colours_follow_the_system(browser, tmp_path):
     path = write_report(make_run(tmp_path / "run"))
     light = []
     for scheme in ("light", "dark"):
-        with looked_at(browser, path, 800, color_scheme=scheme) as page:
+        with opened(browser, path, 800, color_scheme=scheme) as page:
             colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
             light.append(sum(map(int, re.findall(r"\d+", colour))) / 3)
     assert light[0] > 200 and light[1] < 60
