@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from configs import base
+from configs.validate import leaves
 from data_pipeline.progress import format_seconds
 from gptjax.evaluate.published import Results, comparison
 from gptjax.evaluate.tasks import TASKS
