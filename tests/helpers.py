@@ -1,8 +1,10 @@
-"""Shared by tests of several packages: a tiny model, states and their bits, a page's text."""
+"""Shared by tests of several files: a tiny model, states and their bits, a page's text."""
 
+import contextlib
 import dataclasses
 import hashlib
 import html.parser
+import http.client
 import json
 import re
 from pathlib import Path
@@ -101,6 +103,18 @@ def bits(tree):
         x = np.asarray(x)
         digest.update(f"{jax.tree_util.keystr(path)} {x.dtype} {x.shape}".encode() + x.tobytes())
     return digest.hexdigest()
+
+
+def ask(port, method, path, body=None, **headers):
+    """Returns the status and the decoded JSON of a local server's answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    with contextlib.closing(connection):
+        data = None if body is None else body if isinstance(body, bytes) else json.dumps(body)
+        standard = {"Content-Type": "application/json"} if body is not None else {}
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, data, {**standard, **named})
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
 
 
 class Page(html.parser.HTMLParser):
