@@ -178,7 +178,7 @@ def test_reading_outside_a_document_is_an_error(made):
 
 def test_hash_is_that_of_the_content(made, folder):
     store = TokenStore.open(made[0])
-    assert TokenStore.open(folder).hash == store.hash  # wherever it lies
+    assert TokenStore.open(folder).hash == store.hash  # whatever its folder
     edit_manifest(folder, lambda m: m.update(comment="statistics may come and go"))
     assert TokenStore.open(folder).hash == store.hash
     edit_manifest(folder, lambda m: m["tokenizer"].update(hash="0"))

@@ -87,7 +87,7 @@ def test_ids_of_any_text_are_those_of_sentencepiece(tok, sp, text):
 
 
 def test_pieces_are_those_trained_on_the_raw_text(tok, texts):
-    """Words and counts instead of the text are an optimisation: the pieces must not differ."""
+    """Words and counts instead of the text are an optimisation: the pieces cannot differ."""
     model = io.BytesIO()
     options = tokenizer._TRAINER | {"input_format": "text", "num_threads": 1}
     spm.SentencePieceTrainer.train(
