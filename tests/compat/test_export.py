@@ -285,7 +285,7 @@ def test_a_run_starts_with_the_parameters_and_tokenizer_of_another(workdir, tmp_
 def test_a_model_of_another_shape_is_refused_and_nothing_made(workdir, tmp_path):
     config = continued(workdir, tmp_path)
     config.model.n_embd, config.model.bias = 64, True
-    with pytest.raises(UserError, match=r"n_embd: 32 there, 64 here\n.*bias: False there"):
+    with pytest.raises(UserError, match=r"n_embd: 32 saved, 64 now\n.*bias: False saved"):
         trainer.train_and_evaluate(config)
     assert not (tmp_path / "tuned" / "config.json").exists()
 
