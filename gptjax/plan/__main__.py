@@ -8,8 +8,7 @@ that of the compiled step, in a minute (for a card that this machine lacks, with
 
     python -m gptjax.plan --suggest --days=5 --target=rtx4070
 
-proposes the size of the model, the batch and the steps for the given data and time. The default
---config is configs/rtx4070_best.py.
+proposes the size of the model, the batch and the steps for the given data and time.
 """
 
 import sys
@@ -23,27 +22,20 @@ from configs.validate import validate
 from gptjax.plan import devices, planner, render, suggest
 
 
-def main(
-    config: ConfigDict,
-    *,
-    target_name: str,
-    compile_step: bool = False,
-    days: float | None = None,
-    tflops: float | None = None,
-) -> None:
-    """Prints the plan in full, or sizes for that many `days`; status 1 if the run does not fit."""
-    if target_name != devices.LOCAL:  # leave a GPU of this machine alone
+def _main(config: ConfigDict) -> None:
+    target, days = flags.FLAGS.target, flags.FLAGS.days
+    if target != devices.LOCAL:  # leave a GPU of this machine alone
         jax.config.update("jax_platforms", "cpu")
-    device = devices.find(target_name)
+    device = devices.find(target)
     validate(config, device.count)
     data = planner.find_data(config)
-    if days is not None:
-        speed, origin = suggest.sustained_flops(config, device, tflops)
+    if flags.FLAGS.suggest:
+        speed, origin = suggest.sustained_flops(config, device, flags.FLAGS.tflops)
         suggestions, best = suggest.suggest(config, device, data, days=days, flops_per_sec=speed)
         speed_text = f"{speed / 1e12:.3g} TFLOP/s ({origin})"
         print(suggest.describe(suggestions, best, days=days, speed=speed_text))
         return
-    plan = planner.make_plan(config, device, data, compile_step=compile_step)
+    plan = planner.make_plan(config, device, data, compile_step=flags.FLAGS.compile)
     print(render.describe(plan, full=True))
     if not plan.fits:
         sys.exit(1)
@@ -59,12 +51,4 @@ if __name__ == "__main__":
     flags.DEFINE_bool("suggest", False, "Propose model size, batch and steps for --days instead.")
     flags.DEFINE_float("days", 5.0, "Of training, for --suggest.")
     flags.DEFINE_float("tflops", None, "Model TFLOP/s of all devices, measured; for --suggest.")
-    run(
-        lambda config: main(
-            config,
-            target_name=flags.FLAGS.target,
-            compile_step=flags.FLAGS.compile,
-            days=flags.FLAGS.days if flags.FLAGS.suggest else None,
-            tflops=flags.FLAGS.tflops,
-        )
-    )
+    run(_main)

@@ -66,8 +66,6 @@ def _traffic(computations: dict[str, dict[str, _Instruction]], name: str) -> int
     for instruction in instructions.values():
         sizes = [instructions[operand].size for operand in instruction.operands]
         match instruction.opcode:
-            case opcode if opcode in _FREE:
-                continue
             case "while":
                 trips = _TRIPS.search(instruction.attributes)
                 (body,) = instruction.called("body")
@@ -86,7 +84,7 @@ def _traffic(computations: dict[str, dict[str, _Instruction]], name: str) -> int
                 total += 2 * instruction.size
             case "dynamic-update-slice":
                 total += 2 * sizes[1]
-            case _:
+            case opcode if opcode not in _FREE:
                 total += instruction.size + sum(sizes)
     return total
 

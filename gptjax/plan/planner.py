@@ -95,8 +95,8 @@ class Plan:
         if peak is None or bandwidth is None:
             return None
         peak, bandwidth = self.device.count * peak, self.device.count * bandwidth
-        best = self.cost.seconds(peak, bandwidth)
-        return self.cost.flops / peak, self.cost.bytes / bandwidth, best
+        cost = self.cost
+        return cost.flops / peak, cost.bytes / bandwidth, cost.seconds(peak, bandwidth)
 
     def seconds_at(self, mfu: float) -> float | None:
         """Returns the duration of the run at a share of the peak; None if that is unknown."""
@@ -228,10 +228,8 @@ def find_data(config: ConfigDict) -> Data:
     log2_pieces = math.log2(config.tokenizer.vocab_size)
     bytes_per_token = float(np.interp(log2_pieces, _LOG2_PIECES, _BYTES_PER_TOKEN))
     tokens = sum(sum(shard.text_bytes) / bytes_per_token + shard.n_documents for shard in shards)
-    origin = (
-        f"estimated from the footer, at {bytes_per_token:.1f} bytes a token; exact once prepared"
-    )
-    return _split(config, round(tokens), origin)
+    origin = f"estimated from the footer, at {bytes_per_token:.1f} bytes a token"
+    return _split(config, round(tokens), f"{origin}; exact once prepared")
 
 
 def stored(config: ConfigDict, store: TokenStore) -> Data:

@@ -14,14 +14,18 @@ _LONG_RUN_DAYS = 10
 def describe(plan: Plan, *, full: bool) -> str:
     """Returns the summary, warnings last; `full` adds roofline, parts of memory, claims."""
     device, train, model_config = plan.device, plan.config.train, plan.model_config
-    where = f"{device.count} x {device.kind}"
-    if not device.is_local:
-        where += " (by name: nothing was run there)"
+    by_name = "" if device.is_local else " (by name: nothing was run there)"
+    data = plan.data.origin
+    if plan.data.train_tokens is not None:
+        data = (
+            f"{plan.data.train_tokens:,} tokens to train on, {plan.data.val_tokens:,} for "
+            f"validation, {data}"
+        )
     passes = "passes not known" if plan.passes is None else f"{plan.passes:.1f} passes"
     recomputing = plan.cost.flops / (plan.tokens_per_step * plan.flops_per_token)
     rows = [
         ("parameters", f"{plan.n_params:,} ({plan.n_params_non_embedding:,} without embeddings)"),
-        ("data", _data(plan)),
+        ("data", data),
         (
             "a step",
             f"{plan.tokens_per_step:,} tokens: {train.gradient_accumulation_steps} micro-steps of "
@@ -44,7 +48,7 @@ def describe(plan: Plan, *, full: bool) -> str:
         *([("", _parts_of_memory(plan)), ("roofline", _roofline(plan))] if full else []),
         ("time", _time(plan)),
     ]
-    lines = [f"Plan for {where}:", *_aligned(rows)]
+    lines = [f"Plan for {device.count} x {device.kind}{by_name}:", *_aligned(rows)]
     if full and (claims := _claims(plan)):
         lines += ["Claimed of this run, and what is so:", *_aligned(claims)]
     return "\n".join([*lines, *(f"  WARNING: {warning}" for warning in warnings(plan))])
@@ -57,16 +61,6 @@ def _aligned(rows: list[tuple[str, str]]) -> list[str]:
 
 def _gib(n_bytes: int) -> str:
     return f"{n_bytes / _GIB:.2f}"
-
-
-def _data(plan: Plan) -> str:
-    data = plan.data
-    if data.train_tokens is None:
-        return data.origin
-    return (
-        f"{data.train_tokens:,} tokens to train on, {data.val_tokens:,} for validation, "
-        f"{data.origin}"
-    )
 
 
 def _worth(plan: Plan) -> str:
@@ -159,23 +153,19 @@ def _claims(plan: Plan) -> list[tuple[str, str]]:
         days = f"{at_peak / 86400:.1f} at the peak, {at_peak / 0.4 / 86400:.1f} at 40 % (assumed)"
     passes = "not known yet" if plan.passes is None else f"{plan.passes:.0f}"
     low, high = claims["steps_per_sec"]
+    verdict = (
+        f"{'so' if plan.fits else 'not so'}, {_gib(plan.peak_bytes)} of "
+        f"{_gib(plan.device.budget_bytes)} GiB, with attention {plan.model_config.attention}, "
+        f"remat {plan.config.model.remat}, loss_chunk {plan.config.model.loss_chunk:,}"
+    )
     return [
         (f"{claims['n_params'] / 1e6:.0f}M parameters", f"{plan.n_params / 1e6:.1f}M"),
         (f"{claims['source_tokens'] / 1e9:.1f}e9 tokens of data", tokens),
         (f"{claims['passes']:g} passes over them", passes),
         (f"{low:g}-{high:g} steps a second", rate),
         (f"{claims['days']:g} days", days),
-        (f"batch_size {claims['fitting_batch_size']} fits", _batch_verdict(plan)),
+        (f"batch_size {claims['fitting_batch_size']} fits", verdict),
     ]
-
-
-def _batch_verdict(plan: Plan) -> str:
-    model = plan.config.model
-    return (
-        f"{'so' if plan.fits else 'not so'}, {plan.peak_bytes / _GIB:.2f} of "
-        f"{plan.device.budget_bytes / _GIB:.2f} GiB, with attention {plan.model_config.attention}, "
-        f"remat {model.remat}, loss_chunk {model.loss_chunk:,}"
-    )
 
 
 def warnings(plan: Plan) -> list[str]:
@@ -211,8 +201,7 @@ def warnings(plan: Plan) -> list[str]:
             f"the validation split has only {data.val_tokens:,} tokens, so its loss is noisy: "
             f"raise data.val_fraction."
         )
-    seconds = plan.seconds_at(0.4)
-    if seconds is not None and seconds > _LONG_RUN_DAYS * 86400:
+    if (seconds := plan.seconds_at(0.4) or 0.0) > _LONG_RUN_DAYS * 86400:
         steps = int(train.max_iters * 5 * 86400 / seconds)
         texts.append(
             f"{seconds / 86400:.0f} days at 40 % of the peak. Five days are about {steps:,} steps: "
@@ -253,14 +242,12 @@ def refusal(plan: Plan) -> str:
 
 def _remedies(plan: Plan) -> str:
     """Returns the settings left that would need less memory."""
-    model = plan.config.model
+    model, on_gpu = plan.config.model, plan.device.platform == "gpu"
     remat = {"none": "dots", "dots": "full"}.get(model.remat)
     remedies = {
         "model.loss_chunk=2048 (logits never whole)": model.loss_chunk == 0,
         "model.attention=auto (scores never T x T)": plan.model_config.attention == "xla",
         f"model.remat={remat} (recomputes more)": remat is not None,
-        "give JAX more of the card (XLA_PYTHON_CLIENT_MEM_FRACTION=0.9)": (
-            plan.device.platform == "gpu"
-        ),
+        "give JAX more of the card (XLA_PYTHON_CLIENT_MEM_FRACTION=0.9)": on_gpu,
     }
     return ", or ".join(text for text, left in remedies.items() if left) or "take a smaller model"

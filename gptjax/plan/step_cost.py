@@ -61,8 +61,7 @@ def trace_step(config: ConfigDict, model_config: GPTConfig, mesh: Mesh) -> tuple
     """Returns the traced train step, and the shapes of the state it takes; allocates nothing."""
     steps = StepFunctions(config, model_config, np.zeros(model_config.vocab_size, np.int32), mesh)
     state = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        *(steps.state_shapes, steps.state_shardings),
+        lambda x, sharding: x.update(sharding=sharding), steps.state_shapes, steps.state_shardings
     )
     train = config.train
     shape = (train.gradient_accumulation_steps, train.batch_size, model_config.block_size)
@@ -168,8 +167,5 @@ def _shape(variable: Any) -> tuple[int, ...]:
 
 def _size(values: Any) -> int:
     """Returns the bytes of variables, arrays or shapes."""
-    total = 0
-    for value in values:
-        aval = getattr(value, "aval", value)
-        total += aval.size * aval.dtype.itemsize
-    return total
+    shaped = [getattr(value, "aval", value) for value in values]
+    return sum(x.size * x.dtype.itemsize for x in shaped)

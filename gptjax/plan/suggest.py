@@ -1,9 +1,9 @@
 """Which size of model to train, and for how many steps, in a given time."""
 
 import copy
-import dataclasses
 import functools
 from pathlib import Path
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -22,8 +22,7 @@ _WIDTH_PER_LAYER = 64  # GPT-2's shape; the loss hardly depends on it (Kaplan et
 _SHOWN = 3  # sizes to either side of the best
 
 
-@dataclasses.dataclass(frozen=True)
-class Suggestion:
+class Suggestion(NamedTuple):
     """A model of one size, trained for all of the time."""
 
     plan: Plan  # its `config` is the suggested one
@@ -52,8 +51,8 @@ def sustained_flops(config: ConfigDict, device: Device, tflops: float | None) ->
             f"size here, perf/tokens_per_sec times its FLOPs a token / 1e12), or the --config of a "
             f"run that has logged some steps in its workdir."
         )
-    peak = device.count * device.peak_flops
-    return ASSUMED_MFU * peak, f"assumed, {ASSUMED_MFU:.0%} of the peak"
+    rate = ASSUMED_MFU * device.count * device.peak_flops
+    return rate, f"assumed, {ASSUMED_MFU:.0%} of the peak"
 
 
 def suggest(
@@ -71,14 +70,15 @@ def suggest(
         raise UserError(f"a size can only be suggested for data that is known: {data.origin}.")
     if not days > 0:
         raise UserError(f"--days={days}: must be positive.")
-    sized = []
+    train, sized = config.train, []
+    step_tokens = train.batch_size * train.gradient_accumulation_steps * config.model.block_size
     for shape in _shapes(config):
         model_config = GPTConfig.from_config(
             planner.resolve_auto(shape, device), config.tokenizer.vocab_size
         )
         n_params, _ = count_params(model_config)
         tokens = days * 86400 * flops_per_sec / flops_per_token(model_config)
-        shape.train.max_iters = int(tokens / _tokens_per_step(shape))
+        shape.train.max_iters = int(tokens / step_tokens)
         if shape.train.max_iters > 0:
             passes = tokens / data.train_tokens
             sized.append((scaling_law.loss(n_params, data.train_tokens, passes), shape))
@@ -100,25 +100,21 @@ def suggest(
 
 
 def describe(suggestions: list[Suggestion], best: int, *, days: float, speed: str) -> str:
-    """Returns a table of suggestions, and the flags for the best one.
-
-    `speed` says how many FLOP/s were assumed, and why.
-    """
+    """Returns a table of suggestions, and the flags for the best one; `speed` is text."""
     rows = [("", "n_layer x n_embd", "parameters", "tokens", "passes", "rows", "memory", "loss")]
-    for i, (plan, loss) in enumerate((s.plan, s.loss) for s in suggestions):
+    for i, (plan, loss) in enumerate(suggestions):
         train = plan.config.train
-        rows.append(
-            (
-                "->" if i == best else "",
-                f"{plan.model_config.n_layer} x {plan.model_config.n_embd}",
-                f"{plan.n_params / 1e6:,.1f}M",
-                f"{plan.tokens / 1e9:,.3g}e9",
-                f"{plan.passes:.1f}",
-                f"{train.batch_size} x {train.gradient_accumulation_steps}",
-                f"{plan.peak_bytes / 2**30:.2f} GiB",
-                f"{loss:.3f}",
-            )
+        row = (
+            "->" if i == best else "",
+            f"{plan.model_config.n_layer} x {plan.model_config.n_embd}",
+            f"{plan.n_params / 1e6:,.1f}M",
+            f"{plan.tokens / 1e9:,.3g}e9",
+            f"{plan.passes:.1f}",
+            f"{train.batch_size} x {train.gradient_accumulation_steps}",
+            f"{plan.peak_bytes / 2**30:.2f} GiB",
+            f"{loss:.3f}",
         )
+        rows.append(row)
     chosen = suggestions[best].plan
     return "\n".join(
         [
@@ -130,11 +126,6 @@ def describe(suggestions: list[Suggestion], best: int, *, days: float, speed: st
             *(f"  --config.{key}={value}" for key, value in _flags(chosen.config).items()),
         ]
     )
-
-
-def _tokens_per_step(config: ConfigDict) -> int:
-    train = config.train
-    return train.batch_size * train.gradient_accumulation_steps * config.model.block_size
 
 
 def _shapes(config: ConfigDict) -> list[ConfigDict]:
