@@ -66,13 +66,12 @@ def write(
 
 def _add_tokenizer(writer: Any, tokenizer: Tokenizer, types: Any) -> None:
     if tokenizer.byte_level is None:
-        kinds = {kind: types[kind.upper()] for kind in ("normal", "unknown", "control", "byte")}
         pieces = tokenizer.pieces()
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         writer.add_token_list([piece.text.replace(" ", SPACE) for piece in pieces])
         writer.add_token_scores([piece.score for piece in pieces])
-        writer.add_token_types([kinds[piece.kind] for piece in pieces])
+        writer.add_token_types([types[piece.kind.upper()] for piece in pieces])
         writer.add_unk_token_id(0)
         writer.add_add_space_prefix(False)
     else:

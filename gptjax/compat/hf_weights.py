@@ -4,12 +4,12 @@ Only names and layouts differ: layers are separate instead of stacked, and Qwen3
 [out, in]. The names are in hf_architectures.py.
 """
 
-import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from configs.errors import UserError
 from data_pipeline.tokenizer import Tokenizer
@@ -50,13 +50,12 @@ def architecture_of_json(hf: Mapping[str, Any]) -> Architecture:
 def hf_config(model_config: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """Returns the content of config.json; UserError if no stock architecture fits."""
     architecture = architecture_of(model_config)
-    fixed = {key: values[0] for key, values in architecture.fixed.items()}
     return {
         "architectures": [architecture.hf_class],
         "model_type": architecture.name,
         "vocab_size": tokenizer.vocab_size,
         **{name: getattr(model_config, key) for key, name in architecture.keys.items()},
-        **{key: value for key, value in fixed.items() if value is not None},
+        **{key: value for key, (value, *_) in architecture.fixed.items() if value is not None},
         "tie_word_embeddings": model_config.tie_embeddings,
         **architecture.extras(model_config),
         "bos_token_id": tokenizer.bos_id,
@@ -127,10 +126,11 @@ def named_tensors(
     model_config: GPTConfig, params: Params, vocab_size: int
 ) -> Iterator[NamedTensor]:
     """Yields all parameters; arguments and errors are those of `to_hf`."""
+    ours = flatten_dict(params, sep=".")
     for row in architecture_of(model_config).tensors:
         if row.ours == "lm_head" and model_config.tie_embeddings:
             continue
-        stacked = _array(row, params)
+        stacked = _array(row.ours, ours)
         if row.ours in _BY_VOCABULARY:
             stacked = stacked[:vocab_size]
         parts = [stacked]
@@ -146,15 +146,14 @@ def named_tensors(
                 yield NamedTensor(hf.format(i), gguf.format(i), is_matrix, array)
 
 
-def _array(row: Tensor, params: Params) -> np.ndarray:
+def _array(name: str, arrays: Mapping[str, Any]) -> np.ndarray:
     """Returns one of our arrays; zeros for a bias that the model lacks."""
-    *path, key = row.ours.split(".")
-    module = functools.reduce(lambda at, name: at[name], path, params)
-    if key != "bias" or key in module:
-        return np.asarray(module[key], np.float32)
-    if "scale" in module:
-        return np.zeros_like(module["scale"], np.float32)
-    return np.zeros_like(module["kernel"][..., 0, :], np.float32)
+    module, _, key = name.rpartition(".")
+    if key != "bias" or name in arrays:
+        return np.asarray(arrays[name], np.float32)
+    scale = arrays.get(f"{module}.scale")
+    like = arrays[f"{module}.kernel"][..., 0, :] if scale is None else scale
+    return np.zeros_like(like, np.float32)
 
 
 def to_hf(model_config: GPTConfig, params: Params, vocab_size: int) -> dict[str, np.ndarray]:
@@ -187,7 +186,7 @@ def from_hf(
     """
     architecture, model = architecture_of_json(hf), model_settings(hf)
     prefix = architecture.hf_prefix
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    tensors = {name.removeprefix(prefix): array for name, array in tensors.items()}
 
     def tensor(name: str) -> np.ndarray:
         name = name.removeprefix(prefix)
@@ -211,11 +210,10 @@ def from_hf(
             "config.json says that the head is the embedding (tie_word_embeddings), but the "
             "checkpoint has a different one (lm_head.weight)"
         )
-    params: Params = {}
+    arrays = {}
     for row in architecture.tensors:
         if row.ours == "lm_head" and model["tie_embeddings"]:
             continue
-        *path, key = row.ours.split(".")
         layers = range(model["n_layer"] if "{}" in row.hf[0] else 1)
         try:
             stacked = np.stack([layer(row, i) for i in layers])
@@ -223,19 +221,10 @@ def from_hf(
             raise UserError(f"the checkpoint's tensors {', '.join(row.hf)}: {error}") from error
         if "{}" not in row.hf[0]:
             stacked = stacked[0]
-        if row.ours in _BY_VOCABULARY:
-            stacked = stacked[:vocab_size]
-        functools.reduce(lambda at, name: at.setdefault(name, {}), path, params)[key] = stacked
-    biased = [module for module in _modules(params) if "bias" in module]
-    bias = any(module["bias"].any() for module in biased)
-    if not bias:
-        for module in biased:
-            del module["bias"]
-    return params, bias
-
-
-def _modules(params: Params) -> Iterator[Params]:
-    yield params
-    for value in params.values():
-        if isinstance(value, dict):
-            yield from _modules(value)
+        arrays[row.ours] = stacked[:vocab_size] if row.ours in _BY_VOCABULARY else stacked
+    biases = [name for name in arrays if name.endswith(".bias")]
+    has_bias = any(arrays[name].any() for name in biases)
+    if not has_bias:
+        for name in biases:
+            del arrays[name]
+    return unflatten_dict(arrays, sep="."), has_bias
