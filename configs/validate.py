@@ -150,10 +150,8 @@ def leaves(config: ConfigDict | dict[str, Any], prefix: str = "") -> dict[str, A
     """Returns the values of a configuration, or of nested dicts, by dotted name."""
     values: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, ConfigDict | dict):
-            values |= leaves(value, f"{prefix}{key}.")
-        else:
-            values[f"{prefix}{key}"] = value
+        nested = isinstance(value, ConfigDict | dict)
+        values |= leaves(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return values
 
 

@@ -31,9 +31,6 @@ from gptjax.model import gpt
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import Params
 
-_TOKENIZERS = (TOKENIZER, "tokenizer.json")  # gptjax.export writes both: ours has precedence
-_VOCAB_AND_MERGES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
-
 
 def import_hf(source: Path, workdir: Path) -> ConfigDict:
     """Creates a workdir with checkpoint 0 from the folder `source`; returns its configuration.
@@ -56,8 +53,7 @@ def import_hf(source: Path, workdir: Path) -> ConfigDict:
             f"{source}: its {tokenizer.vocab_size:,} tokens are over 65,536, the limit of 16 bits"
         )
     config = base.get_config()
-    config.workdir = str(workdir)
-    config.init_from = str(workdir)
+    config.workdir = config.init_from = str(workdir)
     config.tokenizer.file = str(workdir / TOKENIZER)
     config.tokenizer.vocab_size = tokenizer.vocab_size
     config.model.update(hf_weights.model_settings(hf))
@@ -83,10 +79,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _tokenizer(source: Path) -> bytes:
     """Returns the content of the workdir's tokenizer.model."""
-    for name in _TOKENIZERS:
+    for name in (TOKENIZER, "tokenizer.json"):  # gptjax.export writes both: ours has precedence
         if (source / name).is_file():
             return (source / name).read_bytes()
-    for vocab, merges in _VOCAB_AND_MERGES:
+    for vocab, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
         if (source / vocab).is_file() and (source / merges).is_file():
             lines = (source / merges).read_text("utf-8").split("\n")
             return gpt2_tokenizer.make_json(_read_json(source / vocab), lines)

@@ -16,8 +16,9 @@ from configs.cli import call
 from configs.errors import UserError
 from data_pipeline.progress import BatchProgress
 from data_pipeline.tokenizer import Tokenizer
-from gptjax.inference import generation
+from gptjax.inference.generation import continue_texts
 from gptjax.inference.load import load_run
+from gptjax.inference.sampler import Sampler, Sampling
 from gptjax.inference.scoring import Scorer
 from gptjax.model.config import GPTConfig
 
@@ -46,10 +47,9 @@ class GPTJax(TemplateLM):
     """One model on one device; BOS precedes every context, as it did every training document."""
 
     def __init__(self, model_config: GPTConfig, params: Any, tokenizer: Tokenizer):
-        """Takes a model; `create_from_arg_obj` loads one from a workdir."""
         super().__init__()
-        self._gpt, self._params, self._tokenizer = model_config, params, tokenizer
-        self._scorer = Scorer(model_config, params)
+        self._tokenizer, self._block_size = tokenizer, model_config.block_size
+        self._scorer, self._sampler = Scorer(model_config, params), Sampler(model_config, params)
 
     @classmethod
     def create_from_arg_obj(
@@ -80,7 +80,7 @@ class GPTJax(TemplateLM):
     @property
     def max_length(self) -> int:
         """The longest context, in tokens."""
-        return self._gpt.block_size
+        return self._block_size
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
@@ -113,8 +113,8 @@ class GPTJax(TemplateLM):
                 context_len=1,
             )
         ]
-        scores = self._scorer.score([window for _, window in windows])
         totals = [0.0] * len(requests)
+        scores = self._scorer.score([window for _, window in windows])
         for (i, _), score in zip(windows, scores, strict=True):
             totals[i] += score.log_likelihood
         return totals
@@ -131,31 +131,20 @@ class GPTJax(TemplateLM):
 
     def _generate(self, context: str, settings: Mapping[str, Any]) -> str:
         until = settings.get("until") or []
-        stops = [until] if isinstance(until, str) else list(until)
-        text = ""
-        pieces = generation.generate_text(
-            self._gpt,
-            self._params,
-            self._tokenizer,
-            context,
+        stop = [text for text in ([until] if isinstance(until, str) else until) if text]
+        sampling = Sampling(
             max_new_tokens=int(settings.get("max_gen_toks", _MAX_GEN_TOKENS)),
             temperature=float(settings.get("temperature", 0.0)),
             top_k=int(settings.get("top_k", 0)),
             top_p=float(settings.get("top_p", 1.0)),
-            seed=0,
         )
-        for piece in pieces:
-            text += piece
-            if ends := [at for stop in stops if stop and (at := text.find(stop)) >= 0]:
-                return text[: min(ends)]
-        return text
-
-
-def _main() -> None:
-    from lm_eval.__main__ import cli_evaluate
-
-    cli_evaluate()
+        pieces = continue_texts(
+            self._sampler, self._tokenizer, [context], sampling, seeds=[0], stop=stop
+        )
+        return "".join(piece for _, piece in pieces)
 
 
 if __name__ == "__main__":
-    call(_main)
+    from lm_eval.__main__ import cli_evaluate
+
+    call(cli_evaluate)

@@ -56,7 +56,6 @@ def _main(_: list[str]) -> None:
     values = flags.FLAGS
     workdir, limit = Path(values.workdir), values.limit
     files = benchmarks.find_files([Path(p) for p in values.benchmarks])
-    texts = [Path(p) for p in values.text]
     run = load_run(workdir)
     n_params = count_params(run.model_config)[0]
     print(f"{workdir}, step {run.step:,}: {n_params:,} parameters", flush=True)
@@ -66,10 +65,9 @@ def _main(_: list[str]) -> None:
         result = evaluate_documents(run, validation_documents(run), "val")
         print(_line("val", result), flush=True)
         save(path, {"val": result})
-    for text in texts:
-        result = evaluate_documents(
-            run, Texts(read_parquet(text, limit, f"reading {text.name}"), run.tokenizer), text.name
-        )
+    for text in map(Path, values.text):
+        documents = Texts(read_parquet(text, limit, f"reading {text.name}"), run.tokenizer)
+        result = evaluate_documents(run, documents, text.name)
         print(_line(str(text), result), flush=True)
         save(path, {"text": {str(text): result}})
     if files:

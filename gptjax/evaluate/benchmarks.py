@@ -1,15 +1,15 @@
 """Runs benchmarks from local JSON-lines files."""
 
 import collections
-import dataclasses
 import gzip
+import itertools
 import json
 import math
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,13 +59,14 @@ def _find(paths: Sequence[Path]) -> tuple[dict[str, list[Path]], list[str]]:
         if not path.exists():
             errors.append(f"there is no file or folder {path}.")
             continue
-        files = [path] if path.is_file() else sorted(_json_lines_in(path))
-        above = path.absolute().parent.parent if path.is_file() else path.absolute().parent
-        known = [(f, n) for f in files if (n := recognise(f.absolute().relative_to(above)))]
+        files, above, reason = [path], path.absolute().parent.parent, "names no"
+        if path.is_dir():
+            files = sorted(f for f in path.rglob("*.jsonl*") if f.name.endswith(_SUFFIXES))
+            above, reason = path.absolute().parent, "holds no file whose path names a"
+        known = [(f, n) for f in files if (n := _recognise(f.absolute().relative_to(above)))]
         for file, name in known:
             files_by_task[name].append(file)
         if not known:
-            reason = "names no" if path.is_file() else "holds no file whose path names a"
             errors.append(
                 f"{path} {reason} known benchmark: {', '.join(TASKS)}. Files end in "
                 f"{' or '.join(_SUFFIXES)}, such as hellaswag_val.jsonl."
@@ -79,17 +80,10 @@ def _find(paths: Sequence[Path]) -> tuple[dict[str, list[Path]], list[str]]:
     return {name: files_by_task[name] for name in TASKS if name in files_by_task}, errors
 
 
-def _json_lines_in(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*.jsonl*") if path.name.endswith(_SUFFIXES))
-
-
-def recognise(path: Path) -> str | None:
+def _recognise(path: Path) -> str | None:
     """Returns the benchmark named by the file, or else by the nearest folder."""
-    for part in reversed(path.parts):
-        for name, task in TASKS.items():
-            if re.search(task.pattern, part.lower()):
-                return name
-    return None
+    named = itertools.product(reversed(path.parts), TASKS.values())
+    return next((task.name for part, task in named if re.search(task.pattern, part.lower())), None)
 
 
 def read_items(task: Task, files: Sequence[Path], limit: int | None = None) -> list[Item]:
@@ -109,35 +103,32 @@ def read_items(task: Task, files: Sequence[Path], limit: int | None = None) -> l
     ]
 
 
-def _parse_lines(task: Task, path: Path) -> Iterator[Item]:
+def _parse_lines(task: Task, path: Path) -> list[Item]:
     try:
-        opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-        with opened as file:
-            lines = file.read().decode().split("\n")  # splitlines() splits at more characters
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} cannot be read ({error}): it may be incomplete. Download it again."
         ) from error
-    is_empty = True
-    for number, line in enumerate(lines, 1):
+    items = []
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() splits at more characters
         if not line.strip():
             continue
         try:
-            item = task.parse(json.loads(line))
+            items.append(task.parse(json.loads(line)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(
                 f"{path}, line {number}: not an item of {task.name} ({reason}). Expected is one "
                 f"JSON object per line, with {task.layout}."
             ) from error
-        is_empty = False
-        yield item
-    if is_empty:
+    if not items:
         raise UserError(f"{path} holds no items.")
+    return items
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """An item with the scores of its requests."""
 
     item: Item
@@ -180,11 +171,7 @@ class Suite:
     def __init__(
         self, tokenizer: Tokenizer, files: Mapping[str, Sequence[Path]], limit: int | None = None
     ):
-        """Reads the files of `find_files`, at most `limit` items of each benchmark or paradigm.
-
-        Raises:
-            UserError: one of the files cannot be used.
-        """
+        """Reads the files of `find_files`; `limit` and errors are those of `read_items`."""
         self.items = {name: read_items(TASKS[name], of, limit) for name, of in files.items()}
         self._tokenizer = tokenizer
         self._requests: dict[str, list[Request]] = {}
@@ -207,11 +194,11 @@ class Suite:
         for name in self.items:
             outcomes = self.score(name, scorer, progress=progress)
             metrics = TASKS[name].metrics
-            groups: dict[str, list[Outcome]] = collections.defaultdict(list)
-            for outcome in outcomes:
-                groups[outcome.item.group].append(outcome)
             results[name] = summarise(outcomes, metrics)
             if name == "blimp":
+                groups: dict[str, list[Outcome]] = collections.defaultdict(list)
+                for outcome in outcomes:
+                    groups[outcome.item.group].append(outcome)
                 parts = {f"{name}/{g}": summarise(o, metrics) for g, o in sorted(groups.items())}
                 results[name] |= _mean_accuracy(list(parts.values()))
                 results |= parts

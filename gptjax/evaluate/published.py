@@ -71,15 +71,11 @@ def comparison(columns: Mapping[str, Results]) -> list[list[str]]:
         for metric in task.metrics if any(cells) else ():
             items = dict.fromkeys(f"{n:,}" for v in cells if isinstance(n := v.get("n"), int))
             chances = [chance for v in cells if (chance := v.get("chance")) is not None]
-            rows.append(
-                [
-                    f"{name} {metric}",
-                    " / ".join(items),  # several with different limits
-                    _figure(chances[0], metric) if chances else "",
-                    *(_with_error(values, metric) for values in cells),
-                    *(_figure(p.figures.get(f"{name}/{metric}"), metric) for p in PUBLISHED),
-                ]
-            )
+            row = [f"{name} {metric}", " / ".join(items)]  # several with different limits
+            row += [_figure(chances[0], metric) if chances else ""]
+            row += [_with_error(values, metric) for values in cells]
+            row += [_figure(p.figures.get(f"{name}/{metric}"), metric) for p in PUBLISHED]
+            rows.append(row)
     return rows
 
 

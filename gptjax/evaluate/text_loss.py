@@ -26,12 +26,11 @@ class Texts:
 
     def __init__(self, texts: Iterable[tuple[str, bytes | memoryview]], tokenizer: Tokenizer):
         """Encodes pairs of an origin and a text in UTF-8."""
-        bos = np.array([tokenizer.bos_id], "<u2")
         self._ids: list[str] = []
         self._documents: list[np.ndarray] = []
         for origin, utf8 in texts:
-            ids = b"".join(tokenizer.encode_utf8(utf8))
-            self._documents.append(np.concatenate([bos, np.frombuffer(ids, "<u2")]))
+            tokens = np.frombuffer(b"".join(tokenizer.encode_utf8(utf8)), "<u2")
+            self._documents.append(np.insert(tokens, 0, tokenizer.bos_id))
             self._ids.append(origin)
         self.n_docs = len(self._documents)
         self.doc_lengths = np.array([d.size for d in self._documents], np.int32)
@@ -140,8 +139,7 @@ def _owners(rows: PackedRows, g: int, n_targets: int) -> np.ndarray:
     """Returns the document of each target of row `g`: target i is the row's token i + 1."""
     spans = rows.spans(g)
     owners = np.repeat([s.document for s in spans], [s.stop - s.start for s in spans])
-    # The final BOS counts for the last document.
-    return np.append(owners[1:], owners[-1])[:n_targets]
+    return np.append(owners[1:], owners[-1])[:n_targets]  # the final BOS: of the last document
 
 
 def validation_documents(run: LoadedModel) -> Documents:
