@@ -55,23 +55,23 @@ class Architecture:
 
 def _gpt2_tensors() -> tuple[Tensor, ...]:
     modules = {
-        "blocks.ln_1.scale": ("h.{}.ln_1", "blk.{}.attn_norm"),
-        "blocks.attn.c_attn.kernel": ("h.{}.attn.c_attn", "blk.{}.attn_qkv"),
-        "blocks.attn.c_proj.kernel": ("h.{}.attn.c_proj", "blk.{}.attn_output"),
-        "blocks.ln_2.scale": ("h.{}.ln_2", "blk.{}.ffn_norm"),
-        "blocks.mlp.c_fc.kernel": ("h.{}.mlp.c_fc", "blk.{}.ffn_up"),
-        "blocks.mlp.c_proj.kernel": ("h.{}.mlp.c_proj", "blk.{}.ffn_down"),
-        "ln_f.scale": ("ln_f", "output_norm"),
+        "wte": ("transformer.wte", "token_embd"),
+        "wpe": ("transformer.wpe", "position_embd"),
+        "lm_head": ("lm_head", "output"),
+        "blocks.ln_1.scale": ("transformer.h.{}.ln_1", "blk.{}.attn_norm"),
+        "blocks.attn.c_attn.kernel": ("transformer.h.{}.attn.c_attn", "blk.{}.attn_qkv"),
+        "blocks.attn.c_proj.kernel": ("transformer.h.{}.attn.c_proj", "blk.{}.attn_output"),
+        "blocks.ln_2.scale": ("transformer.h.{}.ln_2", "blk.{}.ffn_norm"),
+        "blocks.mlp.c_fc.kernel": ("transformer.h.{}.mlp.c_fc", "blk.{}.ffn_up"),
+        "blocks.mlp.c_proj.kernel": ("transformer.h.{}.mlp.c_proj", "blk.{}.ffn_down"),
+        "ln_f.scale": ("transformer.ln_f", "output_norm"),
     }
-    tensors = [
-        Tensor("wte", ("transformer.wte.weight",), ("token_embd.weight",)),
-        Tensor("wpe", ("transformer.wpe.weight",), ("position_embd.weight",)),
-        Tensor("lm_head", ("lm_head.weight",), ("output.weight",)),
-    ]
+    tensors = []
     for ours, (hf, gguf) in modules.items():
-        bias = ours.rpartition(".")[0] + ".bias"  # never absent; zeros compute the same
-        for key, kind in ((ours, "weight"), (bias, "bias")):
-            tensors.append(Tensor(key, (f"transformer.{hf}.{kind}",), (f"{gguf}.{kind}",)))
+        tensors.append(Tensor(ours, (f"{hf}.weight",), (f"{gguf}.weight",)))
+        if "." in ours:  # its bias is never absent there; zeros compute the same
+            bias = ours.rpartition(".")[0] + ".bias"
+            tensors.append(Tensor(bias, (f"{hf}.bias",), (f"{gguf}.bias",)))
     return tuple(tensors)
 
 

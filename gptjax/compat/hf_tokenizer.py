@@ -21,11 +21,8 @@ def last_merges(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
     for text in scores:
         parts = list(text)
         while len(parts) > 1:
-            merges = [
-                (-scores[left + right], i)
-                for i, (left, right) in enumerate(itertools.pairwise(parts))
-                if left + right in scores
-            ]
+            joined = map("".join, itertools.pairwise(parts))
+            merges = [(-scores[piece], i) for i, piece in enumerate(joined) if piece in scores]
             if not merges:  # in the vocabulary, but unreachable
                 break
             _, i = min(merges)

@@ -121,6 +121,7 @@ def make_plan(
     n_params, n_params_non_embedding = count_params(model_config)
     cost = step_cost.analyze(config, model_config)
     estimate_at = _estimator(config, model_config, cost, device.count)
+    measured = measured_tokens_per_sec(Path(config.workdir)) if device.is_local else None
     compiled = None
     if compile_step:
         compiled = compiler.compile_step(config, model_config, device)
@@ -140,9 +141,7 @@ def make_plan(
         estimate=estimate_at(config.train.batch_size),
         compiled=compiled,
         largest_batch=largest,
-        measured_tokens_per_sec=(
-            measured_tokens_per_sec(Path(config.workdir)) if device.is_local else None
-        ),
+        measured_tokens_per_sec=measured,
     )
 
 
@@ -172,12 +171,9 @@ def _estimator(
 
     def estimate_at(batch_size: int) -> Memory:
         kept = round(cost.kept_bytes + (batch_size - rows) * per_row)
-        return memory.estimate(
-            memory.with_batch_size(config, batch_size),
-            model_config,
-            dataclasses.replace(cost, kept_bytes=kept),
-            n_devices,
-        )
+        resized = memory.with_batch_size(config, batch_size)
+        resized_cost = dataclasses.replace(cost, kept_bytes=kept)
+        return memory.estimate(resized, model_config, resized_cost, n_devices)
 
     return estimate_at
 
