@@ -18,7 +18,7 @@ from configs.errors import UserError
 from data_pipeline.files import fsync_folder, write_atomically
 from data_pipeline.token_store import TOKENIZER
 from gptjax.compat import gguf_file, hf_tokenizer, hf_weights
-from gptjax.compat.extra import require
+from gptjax.compat.extra import imports_of_extra
 from gptjax.inference.load import load_run
 
 
@@ -30,7 +30,8 @@ def export_hf(workdir: Path, out: Path) -> None:
     Raises:
         UserError: `out` exists, the workdir has no checkpoint, or a package is missing.
     """
-    save = require("safetensors.numpy").save
+    with imports_of_extra():
+        from safetensors.numpy import save
     with _new(out) as folder:
         _, config, params, tokenizer, _ = load_run(workdir)
         folder.mkdir()
@@ -50,7 +51,6 @@ def export_hf(workdir: Path, out: Path) -> None:
 
 def export_gguf(workdir: Path, out: Path) -> None:
     """Writes the file `out` for llama.cpp; errors are those of `export_hf`."""
-    require("gguf")
     with _new(out) as path:
         _, config, params, tokenizer, _ = load_run(workdir)
         gguf_file.write(path, config, params, tokenizer, name=workdir.name)

@@ -26,7 +26,7 @@ from data_pipeline.tokenizer import Tokenizer
 from gptjax.checkpoint import manager
 from gptjax.common.workdir import save_config
 from gptjax.compat import hf_weights
-from gptjax.compat.extra import require
+from gptjax.compat.extra import imports_of_extra
 from gptjax.model import gpt
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import Params
@@ -90,11 +90,13 @@ def _tokenizer(source: Path) -> bytes:
 
 
 def _tensors(path: Path) -> dict[str, Any]:
-    safetensors = require("safetensors")
+    with imports_of_extra():
+        import safetensors
+        from safetensors.flax import load_file  # the NumPy one cannot read bfloat16
     if not path.is_file():
         raise UserError(f"{path} is missing. (Other formats run code when read: convert them.)")
     try:
-        return require("safetensors.flax").load_file(path)  # the NumPy one cannot read bfloat16
+        return load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}): download it again.") from error
 

@@ -1,17 +1,18 @@
 """Packages of the extra `export`."""
 
-import importlib
-from typing import Any
+import contextlib
+from collections.abc import Iterator
 
 from configs.errors import UserError
 
 
-def require(module: str) -> Any:
-    """Returns an imported module; UserError if its package is not installed."""
+@contextlib.contextmanager
+def imports_of_extra() -> Iterator[None]:
+    """Raises UserError, with what to install, where an import in the `with` block fails."""
     try:
-        return importlib.import_module(module)
+        yield
     except ImportError as error:
         raise UserError(
-            f"this needs the package {module.partition('.')[0]}, which is not installed: install "
-            f"the extra (pip install 'gptjax[export]')."
+            f"this needs the package {(error.name or '').partition('.')[0]}, which is not "
+            f"installed: install the extra (pip install 'gptjax[export]')."
         ) from error

@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipeline.tokenizer import SPACE, Tokenizer
 from gptjax.compat import hf_weights
-from gptjax.compat.extra import require
+from gptjax.compat.extra import imports_of_extra
 from gptjax.compat.hf_architectures import QWEN3
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import LAYER_NORM_EPS, Params
@@ -37,7 +37,8 @@ def write(
     Raises:
         UserError: no stock architecture computes the same, or the package gguf is missing.
     """
-    gguf = require("gguf")
+    with imports_of_extra():
+        import gguf
     architecture = hf_weights.architecture_of(model_config)
     writer = gguf.GGUFWriter(path, architecture.name)
     writer.add_name(name)

@@ -63,7 +63,8 @@ def compile_step(config: ConfigDict, model_config: GPTConfig, device: Device) ->
     start = time.monotonic()
     traced, _ = step_cost.trace_step(config, model_config, mesh)
     try:
-        compiled = traced.lower().compile()
+        lowered = traced.lower()
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"XLA cannot compile this step for {device.kind}: {reason}") from error

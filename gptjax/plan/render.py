@@ -50,7 +50,7 @@ def describe(plan: Plan, *, full: bool) -> str:
     ]
     lines = [f"Plan for {device.count} x {device.kind}{by_name}:", *_aligned(rows)]
     if full and (claims := _claims(plan)):
-        lines += ["Claimed of this run, and what is so:", *_aligned(claims)]
+        lines += ["Claimed of this recipe, and computed:", *_aligned(claims)]
     return "\n".join([*lines, *(f"  WARNING: {warning}" for warning in warnings(plan))])
 
 
@@ -154,7 +154,7 @@ def _claims(plan: Plan) -> list[tuple[str, str]]:
     passes = "not known yet" if plan.passes is None else f"{plan.passes:.0f}"
     low, high = claims["steps_per_sec"]
     verdict = (
-        f"{'so' if plan.fits else 'not so'}, {_gib(plan.peak_bytes)} of "
+        f"{'yes' if plan.fits else 'no'}, {_gib(plan.peak_bytes)} of "
         f"{_gib(plan.device.budget_bytes)} GiB, with attention {plan.model_config.attention}, "
         f"remat {plan.config.model.remat}, loss_chunk {plan.config.model.loss_chunk:,}"
     )

@@ -68,7 +68,7 @@ def test_claims_are_listed_beside_actual_figures(recipe):
         ("6.5e9 tokens of data", "0.73e9"),
         ("15 passes over them", "169"),
         ("22-26 steps a second", "0.29 at the peak"),
-        ("batch_size 12 fits", "so,"),
+        ("batch_size 12 fits", "yes,"),
     ):
         (line,) = [line for line in text.splitlines() if line.strip().startswith(claimed)]
         assert line.split(claimed)[1].strip().startswith(so)

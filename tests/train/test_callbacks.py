@@ -251,7 +251,7 @@ def test_all_problems_are_listed_before_any_work(on, tmp_path):
         "train.batch_size = 0 must be positive",
         "sample.interval = -1 must not be negative",
         f"eval.benchmarks: there is no file or folder {tmp_path / 'none'}",
-        f"eval.benchmarks: {damaged}, line 1: this is no item of hellaswag",
+        f"eval.benchmarks: {damaged}, line 1: not an item of hellaswag",
     ):
         assert words in message
     assert not Path(on.workdir).exists()
