@@ -99,7 +99,10 @@ def _relations(config: ConfigDict, n_devices: int) -> Iterator[str]:
         if model.n_kv_head > 0 and model.n_head % model.n_kv_head:
             yield f"model.n_kv_head = {model.n_kv_head} must divide model.n_head = {model.n_head}"
         if model.attention == "cudnn" and head_dim % 8:
-            yield "model.attention = 'cudnn' needs model.n_embd / model.n_head in multiples of 8"
+            yield (
+                "model.attention = 'cudnn' needs heads (model.n_embd / model.n_head) of a multiple "
+                "of 8 wide"
+            )
     if model.bias and model.norm == "rmsnorm":
         yield "model.bias = True needs model.norm = layernorm: an RMSNorm has no bias"
     tokens = train.batch_size * model.block_size
