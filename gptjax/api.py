@@ -15,7 +15,8 @@ from gptjax.evaluate.text_loss import Texts, evaluate_documents
 from gptjax.inference.generation import continue_texts
 from gptjax.inference.load import LoadedModel, load_run
 from gptjax.inference.sampler import Sampler, Sampling
-from gptjax.model import count_params, hidden_states, logits
+from gptjax.model.flops import count_params
+from gptjax.model.gpt import hidden_states, logits
 
 
 class Run:

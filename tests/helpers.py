@@ -18,7 +18,9 @@ from jax.extend.core import jaxprs_in_params
 
 from configs import base
 from data_pipeline.tokenizer import SPACE
-from gptjax.model import GPTConfig, cross_entropy_sum, hidden_states, init, unembedding
+from gptjax.model.config import GPTConfig
+from gptjax.model.gpt import hidden_states, init, unembedding
+from gptjax.model.loss import cross_entropy_sum
 
 HOSTILE = [
     "",

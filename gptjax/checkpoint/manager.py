@@ -30,8 +30,7 @@ from gptjax.common.lock import WorkdirLock
 from gptjax.common.workdir import CHECKPOINTS
 from gptjax.optim.schedules import decay_start
 from gptjax.step.multihost import host_copy, on_process_zero
-from gptjax.step.train_state import TrainState
-from gptjax.step.train_step import StepFunctions
+from gptjax.step.train_step import StepFunctions, TrainState
 
 _log = logging.getLogger(__name__)
 

@@ -1,7 +1,1 @@
 """What the numbers mean and where they are written."""
-
-from gptjax.metrics.aggregate import average, bits_per_byte, ratio
-from gptjax.metrics.throughput import Clock, Window
-from gptjax.metrics.writers import MetricsWriter
-
-__all__ = ["Clock", "MetricsWriter", "Window", "average", "bits_per_byte", "ratio"]

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from configs.errors import UserError
 from gptjax.model.chunked_attention import CHUNK, chunked_attention, repeat_heads
-from gptjax.model.precision import compute_dtype
+from gptjax.model.layers import compute_dtype
 
 _PALLAS_BLOCK = 128  # queries and keys that one program of `mha` holds at a time
 _PALLAS_MIN_BLOCK = 16  # rows of Triton's smallest matmul

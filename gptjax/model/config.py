@@ -6,7 +6,7 @@ import math
 from ml_collections import ConfigDict
 
 from gptjax.model import attention
-from gptjax.model.precision import compute_dtype
+from gptjax.model.layers import compute_dtype
 
 INIT_STD = 0.02  # GPT-2 (Radford et al. 2019)
 

@@ -1,13 +1,21 @@
-"""The layers of a model: linear layer, RMSNorm, rotary position embedding, dropout."""
+"""The layers of a model (linear, RMSNorm, rotary positions, dropout) and the dtype they use."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from ml_collections import ConfigDict
 
 RMS_NORM_EPS = 1e-6  # as Qwen3's
 
 Rope = tuple[Array, Array]  # cosines and sines (1 or B, T, 1, H / 2), float32
+
+
+def compute_dtype(config: ConfigDict) -> str:
+    """Returns the dtype of matmuls; `auto` is bfloat16 on a GPU (tensor cores), else float32."""
+    if config.model.compute_dtype != "auto":
+        return config.model.compute_dtype
+    return "bfloat16" if jax.default_backend() == "gpu" else "float32"
 
 
 class Linear(nnx.Module):

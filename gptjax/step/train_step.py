@@ -1,8 +1,9 @@
-"""The training step and the evaluation step: pure functions of a state and a batch."""
+"""The state of training, and the pure functions of it and a batch: training, evaluation."""
 
 import dataclasses
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,13 +12,31 @@ from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from gptjax.model import GPTConfig, cross_entropy_sum, hidden_states, init, unembedding
-from gptjax.optim import make_optimizer, schedules
+from gptjax.model.config import GPTConfig
+from gptjax.model.gpt import hidden_states, init, unembedding
+from gptjax.model.loss import cross_entropy_sum
+from gptjax.optim.optimizer import make_optimizer
+from gptjax.optim.schedules import schedules
 from gptjax.step import sharding
-from gptjax.step.train_state import TrainState
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes: a pytree of arrays."""
+
+    step: Array  # int32 scalar, optimizer updates completed, skipped ones included
+    params: Any
+    opt_state: Any
+    dropout_key: Array  # uint32 [2], raw key data; each step folds in its number
+    ema_params: Any = None  # exponential moving average of `params`; None with optim.ema_decay = 0
+
+    @property
+    def eval_params(self) -> Any:
+        """The parameters to evaluate and sample with: the average if there is one."""
+        return self.params if self.ema_params is None else self.ema_params
 
 
 class StepFunctions:
@@ -33,7 +52,6 @@ class StepFunctions:
     ):
         """Takes a valid `config` and the UTF-8 bytes (int32) of each token; compiles nothing."""
         self.model_config = model_config
-        self.mesh = mesh
         self.batch_sharding = sharding.batch_sharding(mesh)
         self._config = config
         train = config.train

@@ -14,8 +14,7 @@ from data_pipeline.token_store import TokenStore
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.inference.load import load_run
 from gptjax.model.config import GPTConfig
-from gptjax.step.train_state import TrainState
-from gptjax.step.train_step import StepFunctions
+from gptjax.step.train_step import StepFunctions, TrainState
 
 _log = logging.getLogger(__name__)
 _SHAPE = tuple(

@@ -26,8 +26,7 @@ from gptjax.model import attention
 from gptjax.model.config import GPTConfig
 from gptjax.plan.check import refuse_unfit, short_form
 from gptjax.step.sharding import make_mesh, place_batch
-from gptjax.step.train_state import TrainState
-from gptjax.step.train_step import StepFunctions
+from gptjax.step.train_step import StepFunctions, TrainState
 from gptjax.train import callbacks
 from gptjax.train.callbacks import PeriodicCallback
 from gptjax.train.data_check import validate_store

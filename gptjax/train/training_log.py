@@ -13,12 +13,12 @@ from ml_collections import ConfigDict
 from data_pipeline.packing import PackedRows
 from data_pipeline.progress import ProgressBar, format_seconds
 from gptjax.checkpoint import RunProgress
-from gptjax.metrics import Clock, MetricsWriter, Window
-from gptjax.metrics.writers import START
+from gptjax.metrics.throughput import Clock, Window
+from gptjax.metrics.writers import START, MetricsWriter
 from gptjax.model.config import GPTConfig
 from gptjax.model.flops import flops_per_token
 from gptjax.plan.devices import peak_flops
-from gptjax.step.train_state import TrainState
+from gptjax.step.train_step import TrainState
 from gptjax.train.callbacks import PeriodicCallback
 from gptjax.train.skipped_steps import SkippedSteps
 

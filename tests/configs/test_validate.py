@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from configs import base, debug
 from configs.errors import UserError
 from configs.validate import CONSTRAINTS, leaves, unknown_keys, validate
-from gptjax.model.precision import compute_dtype
+from gptjax.model.layers import compute_dtype
 from gptjax.train.data_check import validate_store
 
 
