@@ -81,9 +81,7 @@ def identity(config: ConfigDict, store: TokenStore) -> dict[str, Any]:
 def incompatibilities(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """Returns all reasons why a run cannot resume from a checkpoint; [] if it can.
 
-    Args:
-        saved: the checkpoint's meta: the `identity` of its run, and `step`.
-        current: `identity` of this run.
+    `saved` is the checkpoint's meta, with its run's `identity`; `current` is this run's identity.
     """
     old, new = completed(saved["config"]), completed(current["config"])
     problems = _config_changes(old, new, FIXED)
@@ -101,10 +99,8 @@ def incompatibilities(saved: dict[str, Any], current: dict[str, Any]) -> list[st
 
 def changes(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """Returns what differs from the checkpoint's run, for one without incompatibilities."""
-    texts = differences(
-        completed(saved["config"]).to_dict(), completed(current["config"]).to_dict()
-    )
-    return texts + differences(saved["environment"], current["environment"])
+    configs = (completed(run["config"]).to_dict() for run in (saved, current))
+    return differences(*configs) + differences(saved["environment"], current["environment"])
 
 
 def _config_changes(old: ConfigDict, new: ConfigDict, keys: frozenset[str]) -> list[str]:

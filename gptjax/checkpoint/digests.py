@@ -5,12 +5,14 @@ functions compute in threads and release the interpreter.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+
+T = TypeVar("T")
 
 _CHUNK = 1 << 18  # values tested for finiteness at a time, to save memory
 
@@ -26,10 +28,14 @@ def named(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
 
 
+def _in_threads(function: Callable[[Any], T], arrays: Mapping[str, np.ndarray]) -> dict[str, T]:
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(arrays, pool.map(function, arrays.values()), strict=True))
+
+
 def records(arrays: Mapping[str, np.ndarray]) -> Records:
     """Returns dtype, shape and digest of each array."""
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(arrays, pool.map(_record, arrays.values()), strict=True))
+    return _in_threads(_record, arrays)
 
 
 def _record(array: np.ndarray) -> dict[str, Any]:
@@ -47,19 +53,16 @@ def damage(arrays: Mapping[str, np.ndarray], expected: Records) -> list[str]:
     problems = [f"{name} is missing" for name in expected if name not in arrays]
     problems += [f"{name} is unexpected" for name in arrays if name not in expected]
     for name, record in records({n: a for n, a in arrays.items() if n in expected}).items():
-        for key in ("dtype", "shape", "sha256"):
-            if record[key] != expected[name][key]:
-                problems.append(f"{name}: {key} {record[key]}, saved with {expected[name][key]}")
-                break
+        if changed := [key for key in record if record[key] != expected[name][key]]:
+            key = changed[0]
+            problems.append(f"{name}: {key} {record[key]}, saved with {expected[name][key]}")
     return problems
 
 
 def not_finite(arrays: Mapping[str, np.ndarray]) -> list[str]:
     """Returns the names of the arrays that hold an infinity or NaN."""
     floats = {n: a for n, a in arrays.items() if jax.dtypes.issubdtype(a.dtype, np.inexact)}
-    with ThreadPoolExecutor() as pool:
-        finite = dict(zip(floats, pool.map(_finite, floats.values()), strict=True))
-    return [name for name, good in finite.items() if not good]
+    return [name for name, finite in _in_threads(_finite, floats).items() if not finite]
 
 
 def _finite(array: np.ndarray) -> bool:

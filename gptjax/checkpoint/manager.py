@@ -26,8 +26,7 @@ from data_pipeline.token_store import TokenStore
 from gptjax.checkpoint import storage
 from gptjax.checkpoint.compatibility import changes, identity, incompatibilities
 from gptjax.checkpoint.storage import Damaged, NotFinite
-from gptjax.common.lock import WorkdirLock
-from gptjax.common.workdir import CHECKPOINTS
+from gptjax.common.workdir import CHECKPOINTS, WorkdirLock
 from gptjax.optim.schedules import decay_start
 from gptjax.step.multihost import host_copy, on_process_zero
 from gptjax.step.train_step import StepFunctions, TrainState
@@ -62,8 +61,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, config: ConfigDict, store: TokenStore):
         """Locks the workdir and removes what interrupted saves left in it.
 
-        Raises:
-            UserError: if another run uses the workdir, or it cannot be written.
+        Raises UserError if another run uses the workdir, or it cannot be written.
         """
         self.before_save: Callable[[], None] = lambda: None  # called on process 0
         self.save_seconds: float | None = None  # that the last save took
@@ -99,11 +97,8 @@ class Checkpoints:
     def save(self, state: TrainState, progress: RunProgress, val_loss: float | None = None) -> None:
         """Starts to save a state, unless its step is on the disk; see `save_due` if that fails.
 
-        Args:
-            state: copied before this returns, so it can be donated afterwards.
-            progress: goes into `meta`.
-            val_loss: nats per token; without it a checkpoint is never the best. A second try for
-                the same step need not give it.
+        `state` is copied before this returns, so it can be donated. Without a `val_loss` (nats per
+        token) a checkpoint is never the best; a second try for the same step need not give it.
         """
         if val_loss is not None:
             self._evaluated = (int(state.step), float(val_loss))
@@ -221,8 +216,7 @@ class Checkpoints:
     def finish(self, state: TrainState, progress: RunProgress) -> None:
         """Saves the last state and waits until it is on the disk.
 
-        Raises:
-            UserError: if that fails several times, or the state is not finite.
+        Raises UserError if that fails several times, or the state is not finite.
         """
         self.wait()
         for tries_left in reversed(range(_LAST_TRIES)):
@@ -251,11 +245,9 @@ class Checkpoints:
     def restore(self, steps: StepFunctions) -> tuple[TrainState, RunProgress] | None:
         """Returns the newest good checkpoint's state, on the devices of `steps`; None without one.
 
-        Damaged ones that are newer are moved to `checkpoints/damaged`, and that is logged.
-
-        Raises:
-            UserError: if the checkpoint belongs to another run (all differences are listed) or to
-                another version of this program, or if all are damaged; nothing is changed then.
+        Damaged ones that are newer are moved to `checkpoints/damaged`, and that is logged. Raises
+        UserError if the checkpoint belongs to another run (all differences are listed) or to
+        another version of this program, or if all are damaged; nothing is changed then.
         """
         loaded: dict[int, Any] = {}
         step = on_process_zero(lambda: self._choose(loaded), UserError)
@@ -264,9 +256,7 @@ class Checkpoints:
         folder = self._folder / str(step)
         arrays, meta = loaded[step] if step in loaded else storage.read(folder)
         shapes = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            steps.state_shapes,
-            steps.state_shardings,
+            lambda x, s: x.update(sharding=s), steps.state_shapes, steps.state_shardings
         )
         # An average that is only saved or only wanted is refused by `place`: None has no leaves.
         items = {

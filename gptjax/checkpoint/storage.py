@@ -28,7 +28,6 @@ from gptjax.common.workdir import CHECKPOINTS
 FORMAT = 1  # raise it when the meaning of what is saved changes
 DAMAGED = "damaged"  # folder for checkpoints that were set aside
 _UNFINISHED = re.compile(r"\.\d+\.(saving|removing)\b.*")
-_FSYNC_THREADS = 8  # a journal commits their files together
 _tries = itertools.count()
 
 
@@ -50,10 +49,8 @@ def list_steps(folder: Path) -> list[int]:
 def write(folder: Path, items: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
     """Writes a checkpoint, which survives a power failure once this returns.
 
-    Args:
-        folder: `.../<step>`, which does not exist yet.
-        items: trees of NumPy arrays by name.
-        meta: JSON; `format`, `arrays` and `sha256` are added.
+    `folder` is `.../<step>` and does not exist yet; `items` are trees of NumPy arrays by name;
+    `meta` is JSON, to which `format`, `arrays` and `sha256` are added.
 
     Raises:
         NotFinite: if an array holds a value that is not finite.
@@ -66,11 +63,8 @@ def write(folder: Path, items: Mapping[str, Any], meta: Mapping[str, Any]) -> No
             f"{len(bad)} arrays, the first: {bad[0]}). The checkpoints before it are good: run "
             f"again with a lower --config.optim.learning_rate or more --config.optim.warmup_iters."
         )
-    meta = {
-        "format": FORMAT,
-        **meta,
-        "arrays": {item: digests.records(arrays[item]) for item in arrays},
-    }
+    records = {item: digests.records(named) for item, named in arrays.items()}
+    meta = {"format": FORMAT, **meta, "arrays": records}
     # A new name for each try: threads of a failed one may still be writing.
     unfinished = folder.with_name(f".{folder.name}.saving-{next(_tries)}")
     try:
@@ -129,9 +123,7 @@ def read(
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
     """Returns (arrays by item and name, meta), compared with their digests; `items` None: all.
 
-    Raises:
-        Damaged: if anything is not what was saved.
-        UserError: see `read_meta`.
+    Raises Damaged if anything is not what was saved, and UserError as `read_meta` does.
     """
     meta = read_meta(folder)
     arrays, problems = {}, []
@@ -149,15 +141,9 @@ def read(
 
 
 def place(arrays: Mapping[str, np.ndarray], shapes: Any, folder: Path) -> Any:
-    """Returns the arrays of one item (from `read`) as the tree `shapes`, on its shardings.
+    """Returns the arrays of one item of `folder` as the tree `shapes`, on its shardings.
 
-    Args:
-        arrays: by name.
-        shapes: tree of ShapeDtypeStructs with shardings.
-        folder: of the checkpoint, for the message.
-
-    Raises:
-        UserError: if names, shapes or dtypes differ.
+    `shapes` has ShapeDtypeStructs. Raises UserError if names, shapes or dtypes differ.
     """
     leaves = digests.named(shapes)
     saved = {name: f"{a.dtype}{list(a.shape)}" for name, a in arrays.items()}
@@ -177,8 +163,7 @@ def place(arrays: Mapping[str, np.ndarray], shapes: Any, folder: Path) -> Any:
 def verify(workdir: Path) -> dict[int, str]:
     """Reads every checkpoint of a workdir; returns by step what is wrong with it, "" if nothing.
 
-    Raises:
-        UserError: if there is none.
+    Raises UserError if there is none.
     """
     problems = {}
     for step in list_steps(workdir / CHECKPOINTS):
@@ -263,7 +248,7 @@ def _checkpointer(items: Iterable[str]) -> ocp.Checkpointer:
 def _fsync_tree(folder: Path) -> None:
     """Makes a folder survive a power failure: its files first, then their names."""
     folders = [(Path(root), names) for root, _, names in os.walk(folder)]
-    with ThreadPoolExecutor(_FSYNC_THREADS) as pool:
+    with ThreadPoolExecutor(8) as pool:  # a journal commits their files together
         list(pool.map(_fsync, (root / name for root, names in folders for name in names)))
         list(pool.map(fsync_folder, (root for root, _ in folders)))
 

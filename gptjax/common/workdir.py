@@ -1,4 +1,4 @@
-"""The folder of a run: the names of its files; writes and reads its configuration and metrics."""
+"""The folder of a run: its lock, the names of its files, its configuration and metrics."""
 
 import json
 import logging
@@ -12,6 +12,7 @@ from configs.errors import UserError
 from configs.validate import leaves, unknown_keys
 from configs.workdir import CONFIG, completed
 from data_pipeline.files import write_atomically
+from data_pipeline.lock import FileLock, Held
 
 _log = logging.getLogger(__name__)
 
@@ -22,6 +23,25 @@ SAMPLES = "samples"  # STEP.txt
 TENSORBOARD = "tb"
 REPORT = "report.html"
 LOCK = "lock"  # held by the run that uses the folder
+
+
+class WorkdirLock(FileLock):
+    """Holds `workdir/lock` from construction to `release` or the death of the process."""
+
+    def __init__(self, workdir: Path):
+        self._workdir = workdir
+        super().__init__(workdir / LOCK)
+
+    def ensure(self) -> None:
+        """Takes the lock as FileLock does; a UserError says which other run holds it."""
+        try:
+            super().ensure()
+        except Held as holder:
+            raise UserError(
+                f"{self._workdir} is in use by another run ({holder}): two would overwrite each "
+                f"other's files. Wait for it, stop it with kill -TERM and its process id, or give "
+                f"this run another workdir (--config.workdir=...)."
+            ) from None
 
 
 def save_config(config: ConfigDict, workdir: Path) -> None:
@@ -72,11 +92,12 @@ def read_metrics(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
         except (ValueError, TypeError, KeyError, RecursionError):
             damaged.append(text)
         else:
-            lines.append({name: _finite(value) for name, value in line.items()})
+            lines.append({name: finite_or_none(value) for name, value in line.items()})
     return lines, damaged
 
 
-def _finite(value: Any) -> Any:
+def finite_or_none(value: Any) -> Any:
+    """Returns `value`, or None for a number that is not finite, which JSON cannot hold."""
     try:
         return None if isinstance(value, int | float) and not math.isfinite(value) else value
     except OverflowError:  # an integer too large for a float

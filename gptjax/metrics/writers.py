@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import math
 import os
 import time
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from ml_collections import ConfigDict
 
 from configs.errors import UserError
 from data_pipeline.files import write_atomically
-from gptjax.common.workdir import METRICS, TENSORBOARD, read_metrics
+from gptjax.common.workdir import METRICS, TENSORBOARD, finite_or_none, read_metrics
 
 _log = logging.getLogger(__name__)
 
@@ -91,10 +90,7 @@ class MetricsWriter:
         """Opens the destinations and drops the lines of steps after `start_step`.
 
         TensorBoard's file is rewritten from metrics.jsonl at each start, so that both agree
-        whenever the run was killed.
-
-        Raises:
-            UserError: if `log.wandb` is set and the package is not installed.
+        whenever the run was killed. Raises UserError if `log.wandb` needs a missing package.
         """
         self._file: AppendedFile | None = None
         self._events: AppendedFile | None = None
@@ -132,7 +128,7 @@ class MetricsWriter:
         """
         if self._file is None:
             return
-        values = {name: _jsonable(value) for name, value in values.items()}
+        values = {name: finite_or_none(value) for name, value in values.items()}
         line = {"step": step, "time": round(time.time(), 3), **values}
         self._file.append((json.dumps(line, allow_nan=False) + "\n").encode())
         if self._events is not None:
@@ -153,10 +149,6 @@ class MetricsWriter:
                 file.close()
         if self._wandb is not None:
             self._wandb.finish()
-
-
-def _jsonable(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _drop_later_steps(workdir: Path, last_step: int) -> list[dict[str, Any]]:

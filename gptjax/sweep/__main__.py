@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from configs.cli import define_config, run
-from gptjax.common.lock import WorkdirLock
+from gptjax.common.workdir import WorkdirLock
 from gptjax.report import sweep_results
 from gptjax.sweep import trials
 from gptjax.sweep.runner import Runner

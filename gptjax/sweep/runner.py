@@ -18,9 +18,8 @@ import configs
 from configs.cli import define_config, run
 from configs.errors import UserError
 from gptjax import main as training
-from gptjax.common.lock import WorkdirLock
 from gptjax.common.signals import StopSignal
-from gptjax.common.workdir import save_config
+from gptjax.common.workdir import WorkdirLock, save_config
 from gptjax.report import sweep_results
 from gptjax.report.sweep_results import Row
 from gptjax.sweep import trials

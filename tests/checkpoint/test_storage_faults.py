@@ -13,7 +13,7 @@ from test_manager import contents
 
 from configs.errors import UserError
 from gptjax.checkpoint import Checkpoints, RunProgress, storage, verify
-from gptjax.common.lock import WorkdirLock
+from gptjax.common.workdir import WorkdirLock
 
 ROOT = Path(__file__).parents[2]
 

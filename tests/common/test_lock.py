@@ -18,13 +18,13 @@ import pytest
 
 from configs.errors import UserError
 from data_pipeline.lock import FileLock
-from gptjax.common.lock import WorkdirLock
+from gptjax.common.workdir import WorkdirLock
 
 ROOT = Path(__file__).parents[2]
 
 HOLD = """
 import sys, pathlib
-from gptjax.common.lock import WorkdirLock
+from gptjax.common.workdir import WorkdirLock
 lock = WorkdirLock(pathlib.Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
