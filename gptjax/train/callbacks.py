@@ -57,16 +57,14 @@ def measurements(
 ) -> list[PeriodicCallback]:
     """Returns the callbacks that run before a checkpoint is saved, so that it has their results.
 
-    Raises:
-        UserError: if a file of `eval.benchmarks` cannot be used.
+    Raises UserError if a file of `eval.benchmarks` cannot be used.
     """
     callbacks = []
     if config.sample.prompts:
         sample = _guarded("sampling", _samples(config, model_config, tokenizer))
         callbacks.append(PeriodicCallback(config.sample.interval, sample, rerun=True))
     if config.eval.benchmarks:
-        suite = _benchmarks(config.eval, model_config, tokenizer, writer)
-        measure = _guarded("benchmarks", suite)
+        measure = _guarded("benchmarks", _benchmarks(config.eval, model_config, tokenizer, writer))
         callbacks.append(PeriodicCallback(config.eval.benchmark_interval, measure))
     return callbacks
 
@@ -94,13 +92,9 @@ def _guarded(name: str, callback: Callback, *, gather: bool = True) -> Callback:
             if jax.process_index() == 0:
                 callback(step, params)
         except Exception as error:  # also such as no memory left on the device
-            _log.error(
-                "Step %d: %s failed (%s). Training continues.",
-                step,
-                name,
-                error,
-                exc_info=not isinstance(error, UserError | OSError),
-            )
+            unexpected = not isinstance(error, UserError | OSError)
+            text = "Step %d: %s failed (%s). Training continues."
+            _log.error(text, step, name, error, exc_info=unexpected)
 
     return run
 

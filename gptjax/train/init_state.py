@@ -28,8 +28,7 @@ _SHAPE = tuple(
 def initial_state(config: ConfigDict, steps: StepFunctions, store: TokenStore) -> TrainState:
     """Returns the state before step 1; `init_from` replaces its parameters, and nothing else.
 
-    Raises:
-        UserError: if that run's model has another shape or tokenizer; all differences are listed.
+    Raises UserError with all differences if that run's model has another shape or tokenizer.
     """
     state: TrainState = steps.init_state()
     if not config.init_from:

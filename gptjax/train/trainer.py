@@ -40,12 +40,8 @@ _log = logging.getLogger(__name__)
 def train_and_evaluate(config: ConfigDict) -> TrainState:
     """Prepares the data, trains up to `train.max_iters` from the workdir's newest checkpoint.
 
-    Returns the last state.
-
-    Raises:
-        UserError: for a configuration, data or workdir that cannot be used, before anything is
-            changed; later, if too many steps in a row were skipped, or the last state could not be
-            saved.
+    Returns the last state. Raises UserError for a configuration, data or workdir that cannot be
+    used, before anything is changed; later, see `Trainer.loop`.
     """
     validate(config, jax.device_count(), callbacks.problems(config))
     run_plan = refuse_unfit(config)
@@ -127,9 +123,8 @@ class Trainer:
     def loop(self) -> None:
         """Trains until `train.max_iters`, `train.max_hours` or a signal; saves the last state.
 
-        Raises:
-            UserError: after `train.max_consecutive_skips` skipped steps in a row, without saving;
-                or if the last state cannot be saved.
+        Raises UserError after `train.max_consecutive_skips` skipped steps in a row, without saving,
+        or if the last state cannot be saved.
         """
         train = self._config.train
         if self._at_end:
