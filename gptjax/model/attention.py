@@ -22,7 +22,6 @@ from gptjax.model.layers import compute_dtype
 
 _PALLAS_BLOCK = 128  # queries and keys that one program of `mha` holds at a time
 _PALLAS_MIN_BLOCK = 16  # rows of Triton's smallest matmul
-_PROBE_LENGTH = 256  # tokens of a row in the test of an implementation
 
 
 def attention(
@@ -36,10 +35,8 @@ def attention(
     """Returns softmax(q k^T / sqrt(H)) v over earlier positions, of q's shape and dtype.
 
     All inputs have one dtype; the softmax is float32. Each key head serves G heads of queries. With
-    `segment_ids_BT`, document numbers, a query attends only to keys of its own document.
-
-    Raises:
-        UserError: for segment ids with `cudnn`, which has no such mask.
+    `segment_ids_BT`, document numbers, a query attends only to keys of its own document; `cudnn`
+    has no such mask and raises UserError.
     """
     match implementation:
         case "xla":
@@ -107,25 +104,20 @@ def choose(config: ConfigDict) -> tuple[str, str]:
     """Returns (implementation that a run on this machine uses, reason).
 
     `auto` on a GPU takes the first candidate whose results, forward and backward, on a small input
-    equal those of the reference.
-
-    Raises:
-        UserError: if `config` names one that does not work on this machine.
+    equal those of the reference. Raises UserError if `config` names one that does not work here.
     """
     model, document_mask = config.model, config.data.document_mask
     probe = functools.partial(
         _probe,
-        length=min(model.block_size, _PROBE_LENGTH),
+        length=min(model.block_size, 256),
         width=model.n_embd // model.n_head,
         dtype=compute_dtype(config),
         document_mask=document_mask,
         backend=jax.default_backend(),
     )
-    if model.attention in ("xla", "chunked"):  # these work everywhere
-        return model.attention, "model.attention names it"
     if model.attention != "auto":
-        problem = probe(model.attention)
-        if problem is not None:
+        everywhere = model.attention in ("xla", "chunked")
+        if not everywhere and (problem := probe(model.attention)) is not None:
             raise UserError(
                 f"model.attention = {model.attention!r} does not work here: {problem}. Use "
                 f"model.attention=auto."
@@ -137,8 +129,7 @@ def choose(config: ConfigDict) -> tuple[str, str]:
         return "xla", f"no GPU, rows of at most {CHUNK} tokens"
     failures: list[str] = []
     for name in candidates(document_mask):
-        problem = probe(name)
-        if problem is None:
+        if (problem := probe(name)) is None:
             return name, "; ".join([*failures, "it equals the reference here"])
         failures.append(f"{name} does not work here: {problem}")
     return "xla", "; ".join(failures)
@@ -155,7 +146,7 @@ def _probe(
 ) -> str | None:
     """Returns the problem with an implementation on this backend; None if it works."""
     if backend != "gpu":
-        return "it needs an NVIDIA GPU" if name in ("cudnn", "pallas") else None
+        return "it needs an NVIDIA GPU"
     rng = np.random.default_rng(0)
     q, k, v, direction = jnp.asarray(rng.normal(size=(4, 2, length, 2, width)), dtype)
     segment_ids = None

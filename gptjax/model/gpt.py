@@ -50,18 +50,11 @@ def hidden_states(
     segment_ids_BT: Array | None = None,
     dropout_key: Array | None = None,
 ) -> Array:
-    """Runs the model up to the head.
+    """Runs the model up to the head: returns x_BTD after the final norm, in the compute dtype.
 
-    Args:
-        model_config: the model's shape.
-        params: as returned by `init`.
-        tokens_BT: int32 token ids.
-        positions_BT: positions of the tokens in their documents; 0..T-1 by default.
-        segment_ids_BT: document numbers; given, a token attends only inside its own document.
-        dropout_key: PRNG key; without it there is no dropout.
-
-    Returns:
-        x_BTD after the final norm, in the compute dtype. See `logits`.
+    Tokens are int32 ids; `positions_BT`, 0..T-1 by default, are those in their documents. With
+    `segment_ids_BT`, document numbers, a token attends only inside its own document. Without a
+    `dropout_key` (a PRNG key) there is no dropout.
     """
 
     def attend(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array) -> tuple[Array, None]:
@@ -90,8 +83,7 @@ def merge(model_config: GPTConfig, params: Params) -> "GPT":
 
 @functools.cache
 def _graphdef(model_config: GPTConfig) -> Any:
-    build = functools.partial(GPT, model_config)
-    return nnx.split(nnx.eval_shape(lambda: build(key=jax.random.key(0))))[0]
+    return nnx.split(nnx.eval_shape(lambda: GPT(model_config, key=jax.random.key(0))))[0]
 
 
 class GPT(nnx.Module):

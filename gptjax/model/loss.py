@@ -10,13 +10,9 @@ def cross_entropy_sum(
 ) -> Array:
     """Returns the negative log-likelihood (float32, nats), summed over the targets in the mask.
 
-    Args:
-        x_BTD: hidden states, in the compute dtype.
-        w_VD: output matrix; cast to the dtype of `x_BTD`. Logits, softmax and sum are float32.
-        targets_BT: int32 token ids.
-        loss_mask_BT: 1 where the target counts, else 0.
-        chunk: C, tokens whose logits exist at a time, in both passes (the backward pass computes
-            them again); divides M; 0 for all.
+    The output matrix `w_VD` is cast to the dtype of the hidden states `x_BTD`; logits, softmax and
+    sum are float32. Logits of `chunk` tokens exist at a time, in both passes (the backward pass
+    computes them again); it divides M; 0 for all.
     """
     x_MD = x_BTD.reshape(-1, x_BTD.shape[-1])
     targets_M, mask_M = targets_BT.reshape(-1), loss_mask_BT.reshape(-1)

@@ -14,10 +14,7 @@ from gptjax.optim.skip_bad_steps import skip_bad_steps
 def decay_mask(params: Any) -> Any:
     """Returns True for the leaves with weight decay: matrices, not scales of norms or biases.
 
-    By name, because stacked layers turn vectors into matrices.
-
-    Raises:
-        ValueError: for a leaf of an unknown name.
+    By name, because stacked layers turn vectors into matrices; ValueError for an unknown name.
     """
     decayed = dict.fromkeys(("kernel", "wte", "wpe", "lm_head"), True)
     decayed |= dict.fromkeys(("scale", "bias"), False)
@@ -35,9 +32,7 @@ def param_labels(params: Any) -> Any:
     """Returns `muon` for the matrices inside blocks, `adamw` for all else, with `optimizer` = muon.
 
     Embeddings and the head are tables of vectors, each moved by few tokens: Muon is not for them.
-
-    Raises:
-        ValueError: for a leaf of an unknown name, or a kernel that is not stacked (L, in, out).
+    Raises ValueError for an unknown name, or a kernel that is not stacked (L, in, out).
     """
     decay_mask(params)  # checks the names
 

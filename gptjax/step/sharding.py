@@ -44,9 +44,8 @@ def state_shardings(mesh: Mesh, shapes: Any) -> Any:
         if fsdp == 1 or leaf.ndim < 2 or not axes:  # vectors are too small to be worth it
             return replicated(mesh)
         longest = max(axes, key=lambda i: leaf.shape[i])
-        spec: list[str | None] = [None] * leaf.ndim
-        spec[longest] = "fsdp"
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        spec = PartitionSpec(*("fsdp" if i == longest else None for i in range(leaf.ndim)))
+        return NamedSharding(mesh, spec)
 
     return jax.tree.map(leaf_sharding, shapes)
 
