@@ -22,9 +22,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.measure import alternate
 from configs import base
-from gptjax.inference.sampler import Sampler, Sampling
-from gptjax.model import gpt
-from gptjax.model.config import GPTConfig
+from gptjax.inference import Sampler, Sampling
+from gptjax.model import GPTConfig, gpt
 
 SIZES = {  # layers x width: heads, vocabulary, block_size
     "6x384": (6, 8_192, 256),

@@ -13,7 +13,7 @@ import jax
 from absl import app, flags
 
 from configs import rtx4070_110m
-from gptjax.model.config import GPTConfig
+from gptjax.model import GPTConfig
 from gptjax.plan import compile_step, devices
 
 _GIB = 2**30

@@ -30,9 +30,8 @@ import torch
 from ml_collections import ConfigDict
 
 from configs import base
-from gptjax.model.config import GPTConfig
-from gptjax.step.sharding import make_mesh
-from gptjax.step.train_step import StepFunctions
+from gptjax.model import GPTConfig
+from gptjax.step import StepFunctions, make_mesh
 
 SIZES = {  # B, T, L, D, V; heads are 64 wide
     "small": (8, 256, 6, 256, 4096),

@@ -17,12 +17,10 @@ from ml_collections import ConfigDict
 
 from configs import cli
 from configs.validate import validate
-from gptjax.model.config import GPTConfig
-from gptjax.model.flops import count_params, flops_per_token
+from gptjax.model import GPTConfig, count_params, flops_per_token
 from gptjax.plan.devices import peak_flops
+from gptjax.step import StepFunctions, make_mesh, place_batch
 from gptjax.step.compilation_cache import keep_compiled
-from gptjax.step.sharding import make_mesh, place_batch
-from gptjax.step.train_step import StepFunctions
 
 _STEPS = flags.DEFINE_integer("steps", 20, "Steps that are timed.", lower_bound=3)
 

@@ -12,11 +12,8 @@ import numpy as np
 from configs.errors import UserError
 from gptjax.common.workdir import read_metrics
 from gptjax.evaluate.text_loss import Texts, evaluate_documents
-from gptjax.inference.generation import continue_texts
-from gptjax.inference.load import LoadedModel, load_run
-from gptjax.inference.sampler import Sampler, Sampling
-from gptjax.model.flops import count_params
-from gptjax.model.gpt import hidden_states, logits
+from gptjax.inference import LoadedModel, Sampler, Sampling, continue_texts, load_run
+from gptjax.model import count_params, hidden_states, logits
 
 
 class Run:

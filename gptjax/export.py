@@ -19,7 +19,7 @@ from data_pipeline.files import fsync_folder, write_atomically
 from data_pipeline.token_store import TOKENIZER
 from gptjax.compat import gguf_file, hf_tokenizer, hf_weights
 from gptjax.compat.extra import imports_of_extra
-from gptjax.inference.load import load_run
+from gptjax.inference import load_run
 
 
 def export_hf(workdir: Path, out: Path) -> None:

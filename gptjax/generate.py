@@ -12,9 +12,7 @@ from absl import flags
 
 from configs import cli
 from configs.errors import UserError
-from gptjax.inference.generation import continue_texts
-from gptjax.inference.load import load_run
-from gptjax.inference.sampler import Sampler, Sampling
+from gptjax.inference import Sampler, Sampling, continue_texts, load_run
 
 
 def _in_turn(pieces: Iterable[tuple[int, str]], prompts: Sequence[str]) -> Iterator[str]:

@@ -27,9 +27,7 @@ from gptjax.checkpoint import manager
 from gptjax.common.workdir import save_config
 from gptjax.compat import hf_weights
 from gptjax.compat.extra import imports_of_extra
-from gptjax.model import gpt
-from gptjax.model.config import GPTConfig
-from gptjax.model.gpt import Params
+from gptjax.model import GPTConfig, Params, gpt
 
 
 def import_hf(source: Path, workdir: Path) -> ConfigDict:

@@ -16,11 +16,9 @@ from configs.cli import call
 from configs.errors import UserError
 from data_pipeline.progress import BatchProgress
 from data_pipeline.tokenizer import Tokenizer
-from gptjax.inference.generation import continue_texts
-from gptjax.inference.load import load_run
-from gptjax.inference.sampler import Sampler, Sampling
+from gptjax.inference import Sampler, Sampling, continue_texts, load_run
 from gptjax.inference.scoring import Scorer
-from gptjax.model.config import GPTConfig
+from gptjax.model import GPTConfig
 
 try:
     from lm_eval.api.model import TemplateLM

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from configs import cli
 from gptjax.step.compilation_cache import keep_compiled
-from gptjax.train.trainer import train_and_evaluate
+from gptjax.train import train_and_evaluate
 
 _log = logging.getLogger(__name__)
 

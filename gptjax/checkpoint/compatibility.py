@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from configs.workdir import completed
 from data_pipeline.files import differences
 from data_pipeline.token_store import TokenStore
-from gptjax.optim.schedules import decay_start, schedules
+from gptjax.optim import decay_start, schedules
 
 # A different value is a different run.
 FIXED = frozenset(

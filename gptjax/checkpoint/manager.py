@@ -27,9 +27,8 @@ from gptjax.checkpoint import storage
 from gptjax.checkpoint.compatibility import changes, identity, incompatibilities
 from gptjax.checkpoint.storage import Damaged, NotFinite
 from gptjax.common.workdir import CHECKPOINTS, WorkdirLock
-from gptjax.optim.schedules import decay_start
-from gptjax.step.multihost import host_copy, on_process_zero
-from gptjax.step.train_step import StepFunctions, TrainState
+from gptjax.optim import decay_start
+from gptjax.step import StepFunctions, TrainState, host_copy, on_process_zero
 
 _log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from data_pipeline.tokenizer import SPACE, Tokenizer
 from gptjax.compat import hf_weights
 from gptjax.compat.extra import imports_of_extra
 from gptjax.compat.hf_architectures import QWEN3
-from gptjax.model.config import GPTConfig
-from gptjax.model.gpt import LAYER_NORM_EPS, Params
+from gptjax.model import GPTConfig, Params
+from gptjax.model.gpt import LAYER_NORM_EPS
 from gptjax.model.layers import RMS_NORM_EPS
 
 

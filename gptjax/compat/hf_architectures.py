@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gptjax.model.config import GPTConfig
+from gptjax.model import GPTConfig
 from gptjax.model.gpt import LAYER_NORM_EPS
 from gptjax.model.layers import RMS_NORM_EPS
 

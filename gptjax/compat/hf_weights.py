@@ -14,8 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from configs.errors import UserError
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.compat.hf_architectures import ARCHITECTURES, Architecture, Tensor
-from gptjax.model.config import GPTConfig
-from gptjax.model.gpt import Params
+from gptjax.model import GPTConfig, Params
 
 _BY_VOCABULARY = ("wte", "lm_head")  # a row for each token
 

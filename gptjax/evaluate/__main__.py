@@ -20,9 +20,9 @@ from gptjax.common.workdir import EVALUATIONS
 from gptjax.evaluate import benchmarks
 from gptjax.evaluate.published import text_table
 from gptjax.evaluate.text_loss import Texts, evaluate_documents, read_parquet, validation_documents
-from gptjax.inference.load import load_run
+from gptjax.inference import load_run
 from gptjax.inference.scoring import Scorer
-from gptjax.model.flops import count_params
+from gptjax.model import count_params
 
 
 def save(path: Path, results: dict[str, Any]) -> None:

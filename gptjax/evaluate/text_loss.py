@@ -16,7 +16,7 @@ from data_pipeline.progress import BatchProgress
 from data_pipeline.token_store import TokenStore
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.common.one_ahead import one_ahead
-from gptjax.inference.load import LoadedModel
+from gptjax.inference import LoadedModel
 from gptjax.inference.scoring import rows_per_batch, token_scores
 from gptjax.metrics import aggregate
 

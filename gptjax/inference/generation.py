@@ -5,7 +5,7 @@ from typing import Any
 
 from data_pipeline.tokenizer import StreamDecoder, Tokenizer
 from gptjax.inference.sampler import Sampler, Sampling
-from gptjax.model.config import GPTConfig
+from gptjax.model import GPTConfig
 
 
 class TextStream:

@@ -18,10 +18,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from gptjax.model import gpt
+from gptjax.model import GPTConfig, Params, gpt
 from gptjax.model.attention import attention
-from gptjax.model.config import GPTConfig
-from gptjax.model.gpt import Params
 
 LayerCache = tuple[Array, Array]  # k_RSH, v_RSH, in the compute dtype
 Cache = list[LayerCache]

@@ -12,8 +12,7 @@ from data_pipeline.token_store import TOKENIZER
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.checkpoint import manager, storage
 from gptjax.common.workdir import CHECKPOINTS, load_config
-from gptjax.model import gpt
-from gptjax.model.config import GPTConfig
+from gptjax.model import GPTConfig, gpt
 
 _log = logging.getLogger(__name__)
 

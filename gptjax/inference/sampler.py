@@ -12,8 +12,7 @@ import numpy as np
 from jax import Array
 
 from gptjax.inference import kv_cache
-from gptjax.model import gpt
-from gptjax.model.config import GPTConfig
+from gptjax.model import GPTConfig, gpt
 
 _MAX_CHUNK = 32  # tokens that the device draws between two reads by the host
 _CHUNK_SECONDS = 0.05  # target for the time between them, so that text streams

@@ -18,8 +18,7 @@ from jax import Array
 from data_pipeline.progress import BatchProgress
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.common.one_ahead import one_ahead
-from gptjax.model import gpt
-from gptjax.model.config import GPTConfig
+from gptjax.model import GPTConfig, gpt
 
 _log = logging.getLogger(__name__)
 

@@ -12,3 +12,20 @@ Names of arrays end in their shape, a letter an axis (`x_BTD`), with one meaning
     C  a chunk of T or M                  J  most likely tokens, kept or reported
     W  window of recent losses            1  an axis of one
 """
+
+from gptjax.model.config import GPTConfig
+from gptjax.model.flops import count_params, flops_per_token
+from gptjax.model.gpt import Params, hidden_states, init, logits, unembedding
+from gptjax.model.loss import cross_entropy_sum
+
+__all__ = [
+    "GPTConfig",
+    "Params",
+    "count_params",
+    "cross_entropy_sum",
+    "flops_per_token",
+    "hidden_states",
+    "init",
+    "logits",
+    "unembedding",
+]

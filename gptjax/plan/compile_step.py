@@ -17,10 +17,10 @@ from jax.sharding import AxisType, Mesh
 from ml_collections import ConfigDict
 
 from configs.errors import UserError
-from gptjax.model.config import GPTConfig
+from gptjax.model import GPTConfig
 from gptjax.plan import hlo_traffic, step_cost
 from gptjax.plan.devices import CARDS, Card, Device
-from gptjax.step.sharding import make_mesh
+from gptjax.step import make_mesh
 
 # The names of instructions that XLA's rematerialization pass has added.
 _REMATERIALIZED = re.compile(r"^\s*(?:ROOT )?%?[\w.-]*\.remat\d*[\w.]* =", re.MULTILINE)

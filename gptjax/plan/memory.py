@@ -8,8 +8,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from gptjax.model.config import GPTConfig
-from gptjax.model.flops import count_params
+from gptjax.model import GPTConfig, count_params
 from gptjax.plan.step_cost import StepCost
 
 # Memory of one layer's backward pass, by `remat`: arrays [B, T, D] of the compute dtype, and part

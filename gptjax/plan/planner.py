@@ -17,9 +17,7 @@ from data_pipeline.prepare import locate
 from data_pipeline.subset import training_documents
 from data_pipeline.token_store import TokenStore
 from gptjax.common.workdir import read_metrics
-from gptjax.model import attention
-from gptjax.model.config import GPTConfig
-from gptjax.model.flops import count_params, flops_per_token
+from gptjax.model import GPTConfig, attention, count_params, flops_per_token
 from gptjax.plan import compile_step as compiler
 from gptjax.plan import memory, step_cost
 from gptjax.plan.compile_step import CompiledStep

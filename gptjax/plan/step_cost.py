@@ -13,9 +13,8 @@ from jax.sharding import Mesh
 from jax.stages import Traced
 from ml_collections import ConfigDict
 
-from gptjax.model.config import GPTConfig
-from gptjax.step.sharding import make_mesh
-from gptjax.step.train_step import StepFunctions
+from gptjax.model import GPTConfig
+from gptjax.step import StepFunctions, make_mesh
 
 _CUDNN_VERSION = 91000  # assumed without a GPU; has all that attention uses
 _KERNELS = ("pallas_call", "dot_product_attention_fwd_wrapper", "dot_product_attention_bwd_wrapper")

@@ -9,8 +9,7 @@ from ml_collections import ConfigDict
 
 from configs.errors import UserError
 from gptjax.common.tables import plain_table
-from gptjax.model.config import GPTConfig
-from gptjax.model.flops import count_params, flops_per_token
+from gptjax.model import GPTConfig, count_params, flops_per_token
 from gptjax.plan import memory, planner, scaling_law
 from gptjax.plan.devices import Device
 from gptjax.plan.planner import Data, Plan

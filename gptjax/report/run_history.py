@@ -21,8 +21,7 @@ from data_pipeline.token_store import TOKENIZER
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.common.workdir import EVALUATIONS, METRICS, SAMPLES, load_config, read_metrics
 from gptjax.metrics.writers import START
-from gptjax.model.config import GPTConfig
-from gptjax.model.flops import flops_per_token
+from gptjax.model import GPTConfig, flops_per_token
 
 Line = tuple[int, dict[str, Any]]  # step, and values by name; None: unknown
 

@@ -21,8 +21,7 @@ from data_pipeline.files import fsync_folder, write_atomically
 from data_pipeline.token_store import TOKENIZER
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.common.workdir import load_config
-from gptjax.model.config import GPTConfig
-from gptjax.model.flops import count_params, flops_per_token
+from gptjax.model import GPTConfig, count_params, flops_per_token
 from gptjax.report import run_history
 from gptjax.report.table import Table
 

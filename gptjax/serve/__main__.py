@@ -11,8 +11,7 @@ from absl import flags
 
 from configs import cli
 from configs.errors import UserError
-from gptjax.inference.load import load_run
-from gptjax.inference.sampler import Sampler
+from gptjax.inference import Sampler, load_run
 
 _log = logging.getLogger(__name__)
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -5,9 +5,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from data_pipeline.tokenizer import StreamDecoder, Tokenizer
-from gptjax.inference import scoring
+from gptjax.inference import Sampler, scoring
 from gptjax.inference.generation import TextStream
-from gptjax.inference.sampler import Sampler
 from gptjax.serve.protocol import N_TOP, Completion
 
 

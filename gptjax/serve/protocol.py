@@ -12,7 +12,7 @@ import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from data_pipeline.tokenizer import Tokenizer
-from gptjax.inference.sampler import Sampling
+from gptjax.inference import Sampling
 
 N_TOP = 5  # OpenAI's maximum; always computed, so that one compiled program serves every request
 MAX_ROWS = 16  # prompts x n of one request

@@ -20,7 +20,7 @@ from starlette.concurrency import iterate_in_threadpool
 from starlette.exceptions import HTTPException
 
 from data_pipeline.tokenizer import Tokenizer
-from gptjax.inference.sampler import Sampler, Sampling
+from gptjax.inference import Sampler, Sampling
 from gptjax.serve import completions, protocol
 from gptjax.serve.completions import CompletionChunk
 from gptjax.serve.protocol import APIError, Completion

@@ -1,1 +1,15 @@
 """One optimizer step and one evaluation step, jit-compiled and sharded."""
+
+from gptjax.step.multihost import host_copy, on_one_device, on_process_zero
+from gptjax.step.sharding import make_mesh, place_batch
+from gptjax.step.train_step import StepFunctions, TrainState
+
+__all__ = [
+    "StepFunctions",
+    "TrainState",
+    "host_copy",
+    "make_mesh",
+    "on_one_device",
+    "on_process_zero",
+    "place_batch",
+]

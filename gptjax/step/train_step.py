@@ -12,11 +12,8 @@ from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from gptjax.model.config import GPTConfig
-from gptjax.model.gpt import hidden_states, init, unembedding
-from gptjax.model.loss import cross_entropy_sum
-from gptjax.optim.optimizer import make_optimizer
-from gptjax.optim.schedules import schedules
+from gptjax.model import GPTConfig, cross_entropy_sum, hidden_states, init, unembedding
+from gptjax.optim import make_optimizer, schedules
 from gptjax.step import sharding
 
 Batch = dict[str, Array]

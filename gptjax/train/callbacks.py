@@ -19,11 +19,11 @@ from data_pipeline.files import write_atomically
 from data_pipeline.progress import format_seconds
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.common.workdir import SAMPLES
-from gptjax.inference.generation import continue_texts
-from gptjax.inference.sampler import Sampler, Sampling
-from gptjax.metrics.writers import BENCHMARK, MetricsWriter
-from gptjax.model.config import GPTConfig
-from gptjax.step.multihost import on_one_device
+from gptjax.inference import Sampler, Sampling, continue_texts
+from gptjax.metrics import MetricsWriter
+from gptjax.metrics.writers import BENCHMARK
+from gptjax.model import GPTConfig
+from gptjax.step import on_one_device
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def reports(config: ConfigDict) -> list[PeriodicCallback]:
     """Returns the callback that writes the report, after all others; none where it is off."""
     if not config.report.interval:
         return []
-    from gptjax.report.page import write_report
+    from gptjax.report import write_report
 
     write = _guarded("the report", lambda *_: write_report(Path(config.workdir)), gather=False)
     return [PeriodicCallback(config.report.interval, write)]

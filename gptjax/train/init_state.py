@@ -12,9 +12,9 @@ from configs.errors import UserError
 from data_pipeline.files import differences
 from data_pipeline.token_store import TokenStore
 from data_pipeline.tokenizer import Tokenizer
-from gptjax.inference.load import load_run
-from gptjax.model.config import GPTConfig
-from gptjax.step.train_step import StepFunctions, TrainState
+from gptjax.inference import load_run
+from gptjax.model import GPTConfig
+from gptjax.step import StepFunctions, TrainState
 
 _log = logging.getLogger(__name__)
 _SHAPE = tuple(

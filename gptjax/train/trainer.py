@@ -22,11 +22,9 @@ from gptjax.checkpoint import Checkpoints, RunProgress
 from gptjax.common.one_ahead import one_ahead
 from gptjax.common.signals import StopSignal
 from gptjax.common.workdir import save_config
-from gptjax.model import attention
-from gptjax.model.config import GPTConfig
+from gptjax.model import GPTConfig, attention
 from gptjax.plan.check import refuse_unfit, short_form
-from gptjax.step.sharding import make_mesh, place_batch
-from gptjax.step.train_step import StepFunctions, TrainState
+from gptjax.step import StepFunctions, TrainState, make_mesh, place_batch
 from gptjax.train import callbacks
 from gptjax.train.callbacks import PeriodicCallback
 from gptjax.train.data_check import validate_store

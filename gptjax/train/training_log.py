@@ -16,12 +16,11 @@ from configs.errors import UserError
 from data_pipeline.packing import PackedRows
 from data_pipeline.progress import ProgressBar, format_seconds
 from gptjax.checkpoint import RunProgress
-from gptjax.metrics.throughput import Clock, Window
-from gptjax.metrics.writers import START, MetricsWriter
-from gptjax.model.config import GPTConfig
-from gptjax.model.flops import flops_per_token
+from gptjax.metrics import Clock, MetricsWriter, Window
+from gptjax.metrics.writers import START
+from gptjax.model import GPTConfig, flops_per_token
 from gptjax.plan.devices import peak_flops
-from gptjax.step.train_step import TrainState
+from gptjax.step import TrainState
 from gptjax.train.callbacks import PeriodicCallback
 
 _log = logging.getLogger(__name__)

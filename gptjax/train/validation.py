@@ -8,9 +8,8 @@ from ml_collections import ConfigDict
 from data_pipeline.loader import BatchIterator
 from data_pipeline.packing import evaluation_rows
 from data_pipeline.token_store import TokenStore
-from gptjax.metrics.aggregate import average
-from gptjax.step.sharding import place_batch
-from gptjax.step.train_step import StepFunctions
+from gptjax.metrics import average
+from gptjax.step import StepFunctions, place_batch
 
 
 class Validation:
