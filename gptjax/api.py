@@ -74,14 +74,8 @@ class Run:
     ) -> str:
         """Returns `prompt` and its continuation; the same seed gives the same text.
 
-        Args:
-            prompt: empty for a new document.
-            max_new_tokens: tokens to draw at most; the text also ends at a BOS.
-            temperature: 0 takes the most likely token each time.
-            top_k: draw from this many most likely tokens; 0 for all.
-            top_p: draw from the smallest set of tokens with this probability.
-            seed: of the draws.
-            stop: the text ends before the first of these strings.
+        An empty prompt begins a new document. The text ends at its BOS, or before the first of the
+        strings `stop`. The other parameters are those of `Sampling`.
         """
         if self._sampler is None:
             self._sampler = Sampler(self.model_config, self.params)

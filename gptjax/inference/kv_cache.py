@@ -70,18 +70,11 @@ def decode(
     tokens_B: Array,
     positions_B: Array,
 ) -> tuple[Array, Cache]:
-    """Runs the model on one more token of each row.
+    """Runs the model on one more token of each row, int32, at its position there (< block_size).
 
-    Args:
-        model_config: the model's shape.
-        params: its parameters; those of the blocks are not used.
-        layers: the blocks' parameters, from `split_layers`.
-        cache: of the earlier tokens; donate it, and it is changed in place.
-        tokens_B: int32.
-        positions_B: int32 positions of these tokens in their rows, < block_size.
-
-    Returns:
-        (float32 logits_BV of the next tokens, the cache with these).
+    Of the blocks' parameters, those of `layers` are used. Donate the cache of the earlier tokens,
+    and it is changed in place. Returns (float32 logits_BV of the next tokens, the cache with
+    these).
     """
     module = gpt.merge(model_config, params)
     graphdef, _ = nnx.split(module.blocks)

@@ -16,7 +16,7 @@ from gptjax.model import GPTConfig, gpt
 
 _MAX_CHUNK = 32  # tokens that the device draws between two reads by the host
 _CHUNK_SECONDS = 0.05  # target for the time between them, so that text streams
-_MIN_PREFILL = 32  # tokens; prompts are padded to this times a power of two
+_MIN_PREFILL = 32  # tokens; longer prompts are padded to a power of two
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,13 +136,12 @@ def _decode(
         chunk = jax.tree.map(lambda all_BT, x_B: all_BT.at[:, i].set(x_B), chunk, drawn)
         return chunk, cache, drawn.ids
 
-    batch = len(tokens_B)
-    ids, floats = jnp.int32, jnp.float32
+    shape, top_shape = (len(tokens_B), _MAX_CHUNK), (len(tokens_B), _MAX_CHUNK, n_top)
     chunk = Drawn(
-        jnp.zeros((batch, _MAX_CHUNK), ids),
-        jnp.zeros((batch, _MAX_CHUNK), floats),
-        jnp.zeros((batch, _MAX_CHUNK, n_top), ids),
-        jnp.zeros((batch, _MAX_CHUNK, n_top), floats),
+        jnp.zeros(shape, jnp.int32),
+        jnp.zeros(shape, jnp.float32),
+        jnp.zeros(top_shape, jnp.int32),
+        jnp.zeros(top_shape, jnp.float32),
     )
     chunk, cache, _ = jax.lax.fori_loop(0, n, one, (chunk, cache, tokens_B))
     return chunk, cache
@@ -169,13 +168,8 @@ class Sampler:
         The model sees a window of the last block_size tokens at first; each time the window is
         full, its later half starts a new one. (Cache entries depend on all tokens before, so moving
         the window's start means computing it again.) Up to rounding, a row's tokens depend on its
-        prompt and seed, not on the other rows.
-
-        Args:
-            prompts: at least one token id for each row.
-            sampling: how to draw; every row gets as many tokens.
-            seeds: one for each row; the same seed draws the same tokens.
-            n_top: J, how many most likely tokens are reported for each position.
+        prompt (at least one token id) and its seed, not on the other rows. `n_top` is J, how many
+        most likely tokens are reported for each position.
         """
         if not prompts or sampling.max_new_tokens == 0:
             return
@@ -188,19 +182,19 @@ class Sampler:
         cache: kv_cache.Cache = []
         while number < sampling.max_new_tokens:
             start = time.monotonic()
+            lengths = np.array([len(window) for window in windows], np.int32)
             if n_cached == block_size:  # at first, and whenever the longest window is full
-                lengths = np.array([len(window) for window in windows], np.int32)
-                tokens_BT = np.zeros((len(windows), self._padded(lengths.max())), np.int32)
+                n, n_cached = 1, int(lengths.max())
+                padded = max(_MIN_PREFILL, 1 << (n_cached - 1).bit_length())
+                tokens_BT = np.zeros((len(windows), min(padded, block_size)), np.int32)
                 for row, window in zip(tokens_BT, windows, strict=True):
                     row[: len(window)] = window
-                n, n_cached = 1, int(lengths.max())
                 drawn, cache = _prefill(self.params, tokens_BT, lengths, number, draw, **static)
             else:
                 n = min(chunk, block_size - n_cached, sampling.max_new_tokens - number)
                 last = np.array([window[-1] for window in windows], np.int32)
-                positions = np.array([len(window) - 1 for window in windows], np.int32)
                 drawn, cache = _decode(
-                    self.params, self._layers, cache, last, positions, number, n, draw, **static
+                    self.params, self._layers, cache, last, lengths - 1, number, n, draw, **static
                 )
                 n_cached += n
             drawn = Drawn(*(x[:, :n] for x in jax.device_get(drawn)))
@@ -212,9 +206,3 @@ class Sampler:
                 window += ids
                 if len(window) > block_size:
                     del window[: -max(block_size // 2, 1)]
-
-    def _padded(self, length: int) -> int:
-        padded = _MIN_PREFILL
-        while padded < length:
-            padded *= 2
-        return min(padded, self.model_config.block_size)

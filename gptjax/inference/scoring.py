@@ -5,8 +5,8 @@ so that `token_scores` is compiled only a few times. Only the requested position
 whose logits and softmax are float32.
 """
 
+import collections
 import functools
-import logging
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,8 +19,6 @@ from data_pipeline.progress import BatchProgress
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.common.one_ahead import one_ahead
 from gptjax.model import GPTConfig, gpt
-
-_log = logging.getLogger(__name__)
 
 _HALVINGS = 4  # the shortest padded length is block_size / 16
 _BATCH_TOKENS = 8192  # of a batch, padding included, so that batches take about the same time
@@ -43,11 +41,8 @@ def token_scores(
 ) -> tuple[Array, Array]:
     """Scores the targets where the mask is True.
 
-    Args:
-        params: the model's parameters.
-        batch: `inputs`, `targets` (int32) and `loss_mask` (bool), all [B, T]; and, to separate
-            documents, `segment_ids` and `positions`.
-        model_config: the model's shape.
+    `batch` has `inputs`, `targets` (int32) and `loss_mask` (bool), all [B, T]; and, to separate
+    documents, `segment_ids` and `positions`.
 
     Returns:
         (float32 [B, T], log-probability of each target; bool [B, T], whether it is the most likely
@@ -200,13 +195,12 @@ class Scorer:
 
     def _batches(self, rows: Iterable[_Row]) -> list[tuple[int, list[_Row]]]:
         """Groups rows by padded length, longest first, so that lack of memory shows early."""
-        by_length: dict[int, list[_Row]] = {length: [] for length in self.lengths}
+        by_length = collections.defaultdict[int, list[_Row]](list)
         for row in rows:
             by_length[next(n for n in self.lengths if n >= len(row.tokens) - 1)].append(row)
         batches = []
-        for length in reversed(self.lengths):
+        for length, same in sorted(by_length.items(), reverse=True):
             size = rows_per_batch(length)
-            same = by_length[length]
             batches += [(length, same[i : i + size]) for i in range(0, len(same), size)]
         return batches
 
