@@ -6,16 +6,7 @@ It prints a summary of the store; training finds the store by itself, and prepar
 Parts of the files (a few row groups each) are encoded by several processes, then joined. A killed
 preparation resumes after the last finished part when it is started again; the store is the same.
 
-Settings, each with --config.NAME=VALUE (configs/base.py has the defaults):
-
-    data.source             a parquet file with columns `text` and `id`, or a folder of such files
-    data.cache_dir          folder of the stores; each (source, settings) has its own store
-    data.val_fraction       share of documents for validation, chosen by a hash of `id`
-    data.on_corrupt         stop, or keep_before: skip what follows damage in a row group
-    data.prepare_workers    processes; 0: one for each CPU core
-    tokenizer.vocab_size    SentencePiece BPE pieces, at most 65,536
-    tokenizer.sample_bytes  text to train the tokenizer on
-    tokenizer.file          a tokenizer to use instead of training one, such as a workdir's
+Its settings are the keys of `data` and `tokenizer`.
 
 Memory: up to 400 MB for each process, as long as no row group has two documents of 50 MB; 1.5 GB
 for the main one. Disk: the store (about 0.7 times the parquet file) twice, until the parts are
