@@ -21,6 +21,12 @@ def is_command(name: str) -> bool:
     return name in COMMANDS or name.endswith("/__main__.py")
 
 
+def test_no_file_is_long():
+    """One idea a file: most need half as much."""
+    lengths = {name: text.count("\n") for name, text in SOURCES.items()}
+    assert not {name: n for name, n in lengths.items() if n > 350}
+
+
 def test_every_package_has_a_purpose_and_several_files():
     folders = [path for path in (ROOT / "gptjax").iterdir() if (path / "__init__.py").exists()]
     assert 10 < len(folders) <= 15
