@@ -4,6 +4,7 @@ import copy
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -88,6 +89,17 @@ def test_paths_are_str_or_path_in_any_directory(workdir, tmp_path):
     assert done.stdout == "4\n"
     with pytest.raises(UserError, match="not the workdir of a run"):
         gptjax.load(str(tmp_path))
+
+
+def test_the_example_opens_a_run(run, workdir, tmp_path):
+    script = Path(__file__).parents[1] / "examples" / "open_a_run.py"
+    command = [sys.executable, str(script), workdir]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert f"{run.n_params:,} parameters" in lines[0] and gptjax.__version__ in lines[0]
+    assert sum(" | val loss " in line for line in lines) == 2
+    assert sum(line.startswith("'The United States of' -> ") for line in lines) == 5
+    assert lines[-1].endswith(" bits per byte on 55 bytes")
 
 
 def test_the_package_has_a_version_and_imports_little():

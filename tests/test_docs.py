@@ -153,16 +153,6 @@ def test_slow_block(block, checkout):
     run_block(block, *checkout)
 
 
-@pytest.mark.slow
-def test_the_example(checkout, tmp_path):
-    """After the blocks: it opens the quickstart's run, from another directory."""
-    folder, _ = checkout
-    command = [sys.executable, folder / "examples/open_a_run.py", folder / "runs/quickstart"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "5,311,232 parameters" in done.stdout and "bits per byte on 55 bytes" in done.stdout
-
-
 def test_blocks_say_how_they_are_run():
     for block in BLOCKS:
         where = f"{block.file}:{block.line}"
