@@ -52,9 +52,9 @@ def get_config() -> ConfigDict:
         bias=False,  # biases in linear layers and LayerNorms; an RMSNorm has none
         compute_dtype="auto",  # matmuls: float32, bfloat16, or auto (bfloat16 on GPU, float32 on CPU)
         attention="auto",  # xla (builds T x T scores), chunked, cudnn (no document mask), pallas (both NVIDIA), or auto (the first that works here)
-        remat="none",  # recomputed in the backward pass: none, dots (keep matmul outputs), full (keep block inputs)
+        remat="none",  # saves memory by recomputing in the backward pass: none, dots (keep matmul outputs), full (keep block inputs)
         scan_unroll=1,  # layers per iteration of the scan over layers: more compiles slower, may run faster
-        loss_chunk=0,  # target tokens per chunk of the head and loss, so that logits never exist whole; 0: one chunk
+        loss_chunk=0,  # saves memory: target tokens per chunk of the head and loss, so that logits never exist whole; 0: one chunk
     )
 
     config.optim = config_dict.create(
@@ -78,7 +78,7 @@ def get_config() -> ConfigDict:
     )
 
     config.train = config_dict.create(
-        batch_size=12,  # B: rows per micro-step, over all devices
+        batch_size=12,  # B: rows per micro-step, over all devices; the first to lower where memory is short
         gradient_accumulation_steps=40,  # A: micro-steps per optimizer step
         max_iters=250_000,  # optimizer steps
         log_interval=50,  # optimizer steps between lines of metrics

@@ -62,8 +62,8 @@ CONSTRAINTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def validate(config: ConfigDict, n_devices: int, further: Sequence[str] = ()) -> None:
-    """Raises UserError that lists every problem of `config`, then the `further` ones of the caller.
+def validate(config: ConfigDict, n_devices: int, extra_problems: Sequence[str] = ()) -> None:
+    """Raises UserError that lists every problem of `config`, and the caller's `extra_problems`.
 
     Reads no file. `n_devices` counts the devices of all processes.
     """
@@ -72,7 +72,7 @@ def validate(config: ConfigDict, n_devices: int, further: Sequence[str] = ()) ->
     for key, (text, holds) in CONSTRAINTS.items():
         if values[key] is not None and not holds(values[key]):
             problems.append(f"{key} = {values[key]!r} {text}")
-    raise_problems([*problems, *_relations(config, n_devices), *further])
+    raise_problems([*problems, *_relations(config, n_devices), *extra_problems])
 
 
 def _relations(config: ConfigDict, n_devices: int) -> Iterator[str]:

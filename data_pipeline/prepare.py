@@ -6,7 +6,8 @@ It prints a summary of the store; training finds the store by itself, and prepar
 Parts of the files (a few row groups each) are encoded by several processes, then joined. A killed
 preparation resumes after the last finished part when it is started again; the store is the same.
 
-Its settings are the keys of `data` and `tokenizer`.
+A store depends on data.source, data.val_fraction, data.on_corrupt and the keys of `tokenizer`;
+data.cache_dir and data.prepare_workers set where it is and how fast it is made.
 
 Memory: up to 400 MB for each process, as long as no row group has two documents of 50 MB; 1.5 GB
 for the main one. Disk: the store (about 0.7 times the parquet file) twice, until the parts are
@@ -40,7 +41,9 @@ from data_pipeline.tokenizer import Tokenizer, train_from_counts
 
 log = logging.getLogger(__name__)
 
-RECIPE = 2  # raise it when the same source and settings would give different tokens or splits
+PREPARATION_VERSION = (
+    2  # raise it when the same source and settings would give different tokens or splits
+)
 ON_DAMAGE = ("stop", "keep_before")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -85,7 +88,12 @@ def locate(config: ConfigDict) -> tuple[Path, list[ShardInfo]]:
     settings = _settings(config)
     shards = [parquet.inspect(path) for path in parquet.find_shards(config.data.source)]
     sources = [shard.identity() for shard in shards]
-    identity = {"format": token_store.FORMAT, "recipe": RECIPE, "sources": sources, **settings}
+    identity = {
+        "format": token_store.FORMAT,
+        "recipe": PREPARATION_VERSION,
+        "sources": sources,
+        **settings,
+    }
     more = f"+{len(shards) - 1}" if len(shards) > 1 else ""
     name = f"{shards[0].path.stem}{more}-{hash_json(identity)[:12]}"
     return Path(config.data.cache_dir) / name, shards

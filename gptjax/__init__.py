@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the API when it is first used, for commands need not load all of it."""
+    """Imports the API when it is first used, so that commands need not load all of it."""
     if name in ("Run", "load"):
         from gptjax import api
 

@@ -150,7 +150,7 @@ class Checkpoints:
         return max(storage.list_steps(self._folder), default=-1)
 
     def _write(self, items: dict[str, Any], meta: dict[str, Any]) -> int:
-        """Writes the part of a checkpoint that is this process's, and removes old checkpoints."""
+        """Writes a checkpoint, on process 0, and removes old ones."""
         if self._lock is not None:
             self._lock.ensure()
         storage.write(self._folder / str(meta["step"]), items, meta)
@@ -257,7 +257,7 @@ class Checkpoints:
         shapes = jax.tree.map(
             lambda x, s: x.update(sharding=s), steps.state_shapes, steps.state_shardings
         )
-        # An average that is only saved or only wanted is refused by `place`: None has no leaves.
+        # Where only one of checkpoint and run has EMA weights, `place` raises: None has no leaves.
         items = {
             name: storage.place(arrays.get(name, {}), tree, folder)
             for name, tree in _items(shapes).items()

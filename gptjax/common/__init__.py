@@ -1,1 +1,1 @@
-"""What every program needs: the workdir, its lock, signals, progress, formatting."""
+"""Shared by all programs: the workdir and its lock, stop signals, text tables, `one_ahead`."""

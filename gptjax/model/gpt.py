@@ -26,8 +26,8 @@ from gptjax.model.layers import Linear, RMSNorm, Rope, apply_rope, dropout, rope
 Params = dict[str, Any]
 LAYER_NORM_EPS = 1e-5
 
-# How a layer mixes values: (q_BTNH, k_BTKH, v_BTKH) -> (y_BTNH, what the model returns by layer).
-# In training that is nothing; inference/kv_cache.py returns the cache.
+# Attention in a layer: (q_BTNH, k_BTKH, v_BTKH) -> (y_BTNH, extra output of the layer: None in
+# training, keys and values for the cache in inference/kv_cache.py).
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 
 _REMAT_POLICIES: dict[str, Callable[..., bool]] = {
@@ -130,10 +130,10 @@ class GPT(nnx.Module):
                 policy=_REMAT_POLICIES[model_config.remat],
                 prevent_cse=model_config.scan_unroll >= model_config.n_layer,
             )
-        x_BTD, returned_L = jax.lax.scan(
+        x_BTD, extra_L = jax.lax.scan(
             run_block, x_BTD, (params_L, keys_L), unroll=model_config.scan_unroll
         )
-        return self.ln_f(x_BTD), returned_L
+        return self.ln_f(x_BTD), extra_L
 
     def embed(self, tokens_BT: Array, positions_BT: Array | None) -> Array:
         x_BTD = self.wte[...][tokens_BT]
@@ -168,10 +168,10 @@ class Block(nnx.Module):
         self, x_BTD: Array, rope: Rope | None, attend: Attend, key: Array | None = None
     ) -> tuple[Array, Any]:
         attn_key, mlp_key = (None, None) if key is None else jax.random.split(key)
-        y_BTD, returned = self.attn(self.ln_1(x_BTD), rope, attend)
+        y_BTD, extra = self.attn(self.ln_1(x_BTD), rope, attend)
         x_BTD = x_BTD + dropout(y_BTD, self.dropout, attn_key)
         y_BTD = self.mlp(self.ln_2(x_BTD))
-        return x_BTD + dropout(y_BTD, self.dropout, mlp_key), returned
+        return x_BTD + dropout(y_BTD, self.dropout, mlp_key), extra
 
 
 class SelfAttention(nnx.Module):
@@ -195,8 +195,8 @@ class SelfAttention(nnx.Module):
             q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
         if rope is not None:
             q_BTNH, k_BTKH = apply_rope(q_BTNH, rope), apply_rope(k_BTKH, rope)
-        y_BTNH, returned = attend(q_BTNH, k_BTKH, v_BTKH)
-        return self.c_proj(y_BTNH.reshape(x_BTD.shape)), returned
+        y_BTNH, extra = attend(q_BTNH, k_BTKH, v_BTKH)
+        return self.c_proj(y_BTNH.reshape(x_BTD.shape)), extra
 
 
 class MLP(nnx.Module):

@@ -36,10 +36,10 @@ _log = logging.getLogger(__name__)
 
 
 def train_and_evaluate(config: ConfigDict) -> TrainState:
-    """Prepares the data, trains up to `train.max_iters` from the workdir's newest checkpoint.
+    """Prepares the data and trains to `train.max_iters`, from the newest checkpoint if any.
 
     Returns the last state. Raises UserError for a configuration, data or workdir that cannot be
-    used, before anything is changed; later, see `Trainer.loop`.
+    used, before the workdir is changed; later, as `Trainer.loop` does.
     """
     validate(config, jax.device_count(), callbacks.problems(config))
     run_plan = refuse_unfit(config)
