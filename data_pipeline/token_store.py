@@ -34,7 +34,13 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.model"  # a SentencePiece model, or the tokenizer.json of an imported GPT-2
 _COUNTED = (("tokens", "tokens", 2), ("lengths", "documents", 4))  # kind, unit, bytes of each
 MAX_MAPS = 256  # token files of a split open at a time: the usual limit is 1,024 open files
-_REMEDY = "Delete the folder {folder} and run again: the data is then prepared again."
+
+
+def _unusable(folder: Path, problem: str, file: str = "") -> DataError:
+    return DataError(
+        f"{folder / file}: {problem}. Delete the folder {folder} and run again: the data is then "
+        "prepared again."
+    )
 
 
 class Split:
@@ -60,10 +66,11 @@ class Split:
         self._first_token = np.cumsum([0, *(c["tokens"] for c in counts)])
         ends = self._starts[self._first_doc]
         if not np.array_equal(ends, self._first_token) or self.doc_lengths.min(initial=1) < 1:
-            raise DataError(
-                f"{folder}: the document lengths of split {name!r} add up to {ends[-1]:,} tokens "
-                f"and the manifest says {self.n_tokens:,}. " + _REMEDY.format(folder=folder)
+            problem = (
+                f"the document lengths of split {name!r} add up to {ends[-1]:,} tokens "
+                f"and the manifest says {self.n_tokens:,}"
             )
+            raise _unusable(folder, problem)
         self._tokens = functools.lru_cache(MAX_MAPS)(self._map)
 
     def _shard_of(self, doc: int) -> int:
@@ -124,10 +131,7 @@ class TokenStore:
         try:
             return cls._checked(folder, manifest)
         except (KeyError, TypeError, AttributeError) as e:
-            raise DataError(
-                f"{folder / MANIFEST}: the manifest is damaged ({e!r}). "
-                + _REMEDY.format(folder=folder)
-            ) from e
+            raise _unusable(folder, f"the manifest is damaged ({e!r})", MANIFEST) from e
 
     @classmethod
     def _checked(cls, folder: Path, manifest: dict[str, Any]) -> "TokenStore":
@@ -137,10 +141,8 @@ class TokenStore:
             for split, (kind, unit, size) in itertools.product(SPLITS, _COUNTED):
                 name = shard_file(folder, i, split, kind).name
                 if manifest["files"][name]["size_bytes"] != size * shard[split][unit]:
-                    raise DataError(
-                        f"{folder / MANIFEST}: the manifest is damaged: its {shard[split][unit]} "
-                        f"{unit} do not fit the size of {name}. " + _REMEDY.format(folder=folder)
-                    )
+                    counted = f"its {shard[split][unit]} {unit} do not fit the size of {name}"
+                    raise _unusable(folder, f"the manifest is damaged: {counted}", MANIFEST)
         for name in dict.fromkeys([*manifest["files"], *needed]):
             expected = manifest["files"][name]
             file = folder / name
@@ -155,10 +157,8 @@ class TokenStore:
                 )
             if status is None or status.st_size != expected["size_bytes"]:
                 state = "is missing" if status is None else f"has {status.st_size:,} bytes"
-                raise DataError(
-                    f"{file}: the file {state}, and the manifest says "
-                    f"{expected['size_bytes']:,} bytes. " + _REMEDY.format(folder=folder)
-                )
+                said = f"the manifest says {expected['size_bytes']:,} bytes"
+                raise _unusable(folder, f"the file {state}, and {said}", name)
         return cls(folder, manifest)
 
     @functools.cached_property
@@ -167,10 +167,8 @@ class TokenStore:
         tokenizer = Tokenizer.load(self.path / TOKENIZER)
         expected = self.manifest["tokenizer"]["hash"]
         if tokenizer.hash != expected:
-            raise DataError(
-                f"{self.path / TOKENIZER}: the tokenizer has the hash {tokenizer.hash[:12]} and "
-                f"the store was made with {expected[:12]}. " + _REMEDY.format(folder=self.path)
-            )
+            hashes = f"the hash {tokenizer.hash[:12]} and the store was made with {expected[:12]}"
+            raise _unusable(self.path, f"the tokenizer has {hashes}", TOKENIZER)
         return tokenizer
 
     def split(self, name: str) -> Split:
@@ -185,17 +183,13 @@ class TokenStore:
         """Compares the sha256 of every file with the manifest; DataError where one differs."""
         for name, expected in self.manifest["files"].items():
             if file_record(self.path / name) != expected:
-                raise DataError(
-                    f"{self.path / name}: the contents have changed since the store was made. "
-                    + _REMEDY.format(folder=self.path)
-                )
+                problem = "the contents have changed since the store was made"
+                raise _unusable(self.path, problem, name)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    remedy = _REMEDY.format(folder=folder)
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads((folder / MANIFEST).read_text())
         version = manifest["format"]
     except FileNotFoundError:
         raise DataError(
@@ -204,14 +198,13 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             "manifest was removed, delete the folder first."
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise DataError(f"{path}: the manifest is damaged ({e}). {remedy}") from e
+        raise _unusable(folder, f"the manifest is damaged ({e})", MANIFEST) from e
     if version != FORMAT:
-        raise DataError(
-            f"{folder}: the store has format {version} and this program reads {FORMAT}. {remedy}"
-        )
+        problem = f"the store has format {version} and this program reads {FORMAT}"
+        raise _unusable(folder, problem)
     keys = {"sources", "settings", "tokenizer", "splits", "pieces", "damaged", "files"}
     if missing := sorted(keys - manifest.keys()):
-        raise DataError(f"{path}: the manifest is damaged (it lacks {missing}). {remedy}")
+        raise _unusable(folder, f"the manifest is damaged (it lacks {missing})", MANIFEST)
     return manifest
 
 
