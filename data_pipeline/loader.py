@@ -17,28 +17,6 @@ Batch = dict[str, np.ndarray]
 _ENDLESS = 2**48  # rows: Grain needs a length, and the sequence is endless
 
 
-class _HostRows:
-    """Grain source of this host's rows as dicts of arrays; hosts share each micro-batch evenly."""
-
-    def __init__(
-        self, rows: PackedRows, *, batch_size: int, first_row: int, host: int, n_hosts: int
-    ):
-        if batch_size % n_hosts:
-            raise ValueError(f"batch_size = {batch_size} must be a multiple of the {n_hosts} hosts")
-        self._rows = rows
-        self._batch_size = batch_size
-        self._per_host = batch_size // n_hosts
-        self._offset = first_row + host * self._per_host
-
-    def __len__(self) -> int:
-        return _ENDLESS
-
-    def __getitem__(self, i: int) -> Batch:
-        micro_batch, row = divmod(int(i), self._per_host)
-        packed = self._rows[self._offset + micro_batch * self._batch_size + row]
-        return {name: a for name, a in packed._asdict().items() if a is not None}
-
-
 class BatchIterator:
     """Endless batches of arrays [A, B / hosts, T], named as in `packing.Row`."""
 
@@ -61,21 +39,25 @@ class BatchIterator:
             batch_size: B, over all hosts; ValueError where they cannot share it evenly.
             micro_steps: A.
             state: `state` of an earlier iterator over the same rows.
-            host: index of this process.
-            n_hosts: number of processes.
             prefetch: batches to read ahead in a background thread, and to place ahead in another.
             place: called with each batch, such as a transfer to the device.
         """
         self._rows_per_batch = micro_steps * batch_size
         self._next_row = 0 if state is None else state["next_row"]
-        source = _HostRows(
-            rows, batch_size=batch_size, first_row=self._next_row, host=host, n_hosts=n_hosts
-        )
+        if batch_size % n_hosts:
+            raise ValueError(f"batch_size = {batch_size} must be a multiple of the {n_hosts} hosts")
+        per_host = batch_size // n_hosts  # of each micro-batch
+        first_row = self._next_row + host * per_host
+
+        def read_row(i: int) -> Batch:
+            micro_batch, row = divmod(int(i), per_host)
+            packed = rows[first_row + micro_batch * batch_size + row]
+            return {name: a for name, a in packed._asdict().items() if a is not None}
 
         def fold(batch: Batch) -> Batch:
             return {k: a.reshape(micro_steps, -1, a.shape[-1]) for k, a in batch.items()}
 
-        dataset = grain.MapDataset.source(source).batch(micro_steps * batch_size // n_hosts)
+        dataset = grain.MapDataset.range(_ENDLESS).map(read_row).batch(micro_steps * per_host)
         # Rows come from a memory map: Grain's own reader threads cost more than they hide.
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         batches = dataset.map(fold).to_iter_dataset(options)
