@@ -21,9 +21,9 @@ from rich.table import Table
 
 from configs.cli import define_config, run
 from configs.errors import UserError
-from data_pipeline.packing import Documents, PackedRows, evaluation_rows
+from data_pipeline.packing import PackedRows
 from data_pipeline.prepare import prepare, summary
-from data_pipeline.subset import training_documents, training_rows
+from data_pipeline.subset import evaluation_rows, training_rows
 from data_pipeline.token_store import SPLITS, TokenStore
 from data_pipeline.tokenizer import Tokenizer
 
@@ -68,7 +68,7 @@ def visible(tokens: np.ndarray, tokenizer: Tokenizer, *, mark_tokens: bool) -> I
 
 
 def row_text(
-    split: Documents, rows: PackedRows, g: int, tokenizer: Tokenizer, *, mark_tokens: bool = False
+    rows: PackedRows, g: int, tokenizer: Tokenizer, *, mark_tokens: bool = False
 ) -> Iterator[Segment]:
     """Yields the inputs of row `g`, document by document, each below a heading."""
     block_size = len(rows[g].inputs)
@@ -77,15 +77,17 @@ def row_text(
         stop = min(stop, start + block_size - position)  # without the last target, token T
         if start == stop:
             break
-        length = int(split.doc_lengths[document])
+        length = int(rows.documents.doc_lengths[document])
         heading = (
-            f"[{position}:{position + stop - start}] {split.doc_id(document)}, tokens "
+            f"[{position}:{position + stop - start}] {rows.documents.doc_id(document)}, tokens "
             f"{start:,}:{stop:,} of {length:,}"
             + (", begins in another row" if start else "")
             + (", continues in another row" if stop < length else "")
         )
         yield Segment(f"{heading}\n", _CYAN)
-        yield from visible(split.read(document, start, stop), tokenizer, mark_tokens=mark_tokens)
+        yield from visible(
+            rows.documents.read(document, start, stop), tokenizer, mark_tokens=mark_tokens
+        )
         yield Segment("\n")
         position += stop - start
     if position < block_size:
@@ -113,16 +115,9 @@ def main(
         raise UserError(f"--epoch={epoch} and --rows={rows} must be at least 0.")
     store = TokenStore.open(prepare(config))
     if split == "train":
-        documents = training_documents(store, config.data.max_train_tokens)
         packed = training_rows(config, store)
     else:
-        documents = store.split(split)
-        packed = evaluation_rows(
-            documents,
-            bos_id=store.tokenizer.bos_id,
-            block_size=config.model.block_size,
-            document_mask=config.data.document_mask,
-        )
+        packed = evaluation_rows(config, store.split(split), bos_id=store.tokenizer.bos_id)
     n = packed.rows_per_epoch
     if not 0 <= start < n:
         raise UserError(
@@ -134,13 +129,13 @@ def main(
     console = Console(highlight=False)
     console.out(summary(store))
     console.out(f"\nDocuments of {split!r} by length, BOS included\n", style="bold")
-    console.print(histogram(documents.doc_lengths, console.width), crop=False)
+    console.print(histogram(packed.documents.doc_lengths, console.width), crop=False)
     for g in range(epoch * n + start, epoch * n + min(start + rows, n)):
         step = g // (config.train.batch_size * config.train.gradient_accumulation_steps)
         heading = f"\nRow {g % n:,} of {n:,}, epoch {epoch}"
         heading += f", in optimizer step {step:,}" if split == "train" else ""
         console.out(heading, style="bold")
-        segments = Segments(row_text(documents, packed, g, store.tokenizer, mark_tokens=tokens))
+        segments = Segments(row_text(packed, g, store.tokenizer, mark_tokens=tokens))
         console.print(segments, soft_wrap=True, end="")
 
 

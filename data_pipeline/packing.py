@@ -95,23 +95,23 @@ class PackedRows:
     """The endless sequence of rows of one split: row g belongs to epoch g // rows_per_epoch."""
 
     def __init__(
-        self, split: Documents, *, block_size: int, seed: int, bos_id: int, segments: bool
+        self, documents: Documents, *, block_size: int, seed: int, bos_id: int, segments: bool
     ):
         """Prepares the index; reads no tokens.
 
         Args:
-            split: documents, each of which starts with BOS.
+            documents: each starts with BOS.
             block_size: T.
             seed: gives, with the epoch, the order of documents and rows.
             bos_id: the last target of an epoch, and the padding of its last row.
             segments: whether rows have `segment_ids` and `positions`.
         """
-        self._split = split
+        self.documents = documents
         self._block_size = block_size
         self._seed = seed
         self._bos_id = bos_id
         self._segments = segments
-        self.rows_per_epoch = -(-split.n_tokens // block_size)
+        self.rows_per_epoch = -(-documents.n_tokens // block_size)
         self._row_step = golden_step(self.rows_per_epoch)
         self._epochs: dict[int, _Epoch] = {}
         self._lock = threading.Lock()  # Grain may read from several threads
@@ -120,8 +120,8 @@ class PackedRows:
         with self._lock:
             if number not in self._epochs:
                 # Two purposes, two keys: even for documents, odd for rows.
-                documents = permutation(self._split.n_docs, self._seed, 2 * number)
-                ends = np.cumsum(self._split.doc_lengths.take(documents), dtype=np.int64)
+                documents = permutation(self.documents.n_docs, self._seed, 2 * number)
+                ends = np.cumsum(self.documents.doc_lengths.take(documents), dtype=np.int64)
                 word = int(random_words(1, self._seed, 2 * number + 1)[0])
                 # A batch straddles at most two epochs, and older ones are not needed again.
                 self._epochs = {k: v for k, v in self._epochs.items() if k == number - 1}
@@ -134,12 +134,12 @@ class PackedRows:
         epoch = self._epoch(number)
         row = (epoch.first_row + index * self._row_step) % self.rows_per_epoch
         position = row * self._block_size
-        row_stop = min(position + self._block_size + 1, self._split.n_tokens)
+        row_stop = min(position + self._block_size + 1, self.documents.n_tokens)
         j = int(np.searchsorted(epoch.ends, position, side="right"))
         spans = []
         while position < row_stop:
             document, end = int(epoch.documents[j]), int(epoch.ends[j])
-            first, stop = end - int(self._split.doc_lengths[document]), min(end, row_stop)
+            first, stop = end - int(self.documents.doc_lengths[document]), min(end, row_stop)
             spans.append(Span(document, position - first, stop - first))
             position, j = stop, j + 1
         return spans
@@ -147,7 +147,7 @@ class PackedRows:
     def document_ids(self, rows: Iterable[int]) -> list[str]:
         """Returns the `Documents.doc_id` of each document in `rows`, each once."""
         documents = dict.fromkeys(span.document for g in rows for span in self.spans(g))
-        return [self._split.doc_id(document) for document in documents]
+        return [self.documents.doc_id(document) for document in documents]
 
     def __getitem__(self, g: int) -> Row:
         """Returns row `g` >= 0 of the endless sequence."""
@@ -156,7 +156,7 @@ class PackedRows:
         for document, start, stop in self.spans(g):
             cuts.append(size)
             size += stop - start
-            tokens[cuts[-1] : size] = self._split.read(document, start, stop)
+            tokens[cuts[-1] : size] = self.documents.read(document, start, stop)
         # Target i is token i + 1. An epoch's very last target, after the last document, is the BOS
         # that `tokens` was filled with.
         n_targets = min(self._block_size, size)
@@ -176,12 +176,3 @@ class PackedRows:
         segment_ids[n_inputs:] = 0
         positions[n_inputs:] = 0
         return segment_ids, positions
-
-
-def evaluation_rows(
-    documents: Documents, *, bos_id: int, block_size: int, document_mask: bool
-) -> PackedRows:
-    """Returns the rows to evaluate on: in the same order for every run, whatever its seed."""
-    return PackedRows(
-        documents, block_size=block_size, seed=0, bos_id=bos_id, segments=document_mask
-    )

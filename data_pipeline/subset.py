@@ -1,4 +1,7 @@
-"""A subset of the training documents: the same for all seeds, and nested in any larger one."""
+"""The rows that a run is trained and evaluated on.
+
+Its training documents can be a subset: the same for all seeds, and nested in any larger one.
+"""
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -46,5 +49,16 @@ def training_rows(config: ConfigDict, store: TokenStore) -> PackedRows:
         block_size=config.model.block_size,
         seed=config.seed,
         bos_id=store.tokenizer.bos_id,
+        segments=config.data.document_mask,
+    )
+
+
+def evaluation_rows(config: ConfigDict, documents: Documents, *, bos_id: int) -> PackedRows:
+    """Returns the rows to evaluate on: in the same order for every run, whatever its seed."""
+    return PackedRows(
+        documents,
+        block_size=config.model.block_size,
+        seed=0,
+        bos_id=bos_id,
         segments=config.data.document_mask,
     )

@@ -10,9 +10,10 @@ import numpy as np
 
 from configs.errors import UserError
 from data_pipeline import parquet
-from data_pipeline.packing import Documents, PackedRows, evaluation_rows, permutation
+from data_pipeline.packing import Documents, PackedRows, permutation
 from data_pipeline.prepare import prepare
 from data_pipeline.progress import BatchProgress
+from data_pipeline.subset import evaluation_rows
 from data_pipeline.token_store import TokenStore
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.common.one_ahead import one_ahead
@@ -82,12 +83,7 @@ def evaluate_documents(
     documents (None for a single one): a target belongs to its document, BOS to the one it opens.
     The counts are `n_documents`, `n_tokens` and `n_bytes`. With a `name`, progress is shown.
     """
-    rows = evaluation_rows(
-        documents,
-        bos_id=run.tokenizer.bos_id,
-        block_size=run.config.model.block_size,
-        document_mask=run.config.data.document_mask,
-    )
+    rows = evaluation_rows(run.config, documents, bos_id=run.tokenizer.bos_id)
     size = rows_per_batch(run.model_config.block_size)
     starts = range(0, rows.rows_per_epoch, size)
     nats, n_targets, n_bytes = (np.zeros(documents.n_docs) for _ in range(3))

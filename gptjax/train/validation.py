@@ -6,7 +6,7 @@ import jax
 from ml_collections import ConfigDict
 
 from data_pipeline.loader import BatchIterator
-from data_pipeline.packing import evaluation_rows
+from data_pipeline.subset import evaluation_rows
 from data_pipeline.token_store import TokenStore
 from gptjax.metrics import average
 from gptjax.step import StepFunctions, place_batch
@@ -20,12 +20,7 @@ class Validation:
 
         A smaller split is read once: the rows past its end are masked out.
         """
-        rows = evaluation_rows(
-            store.split("val"),
-            bos_id=store.tokenizer.bos_id,
-            block_size=config.model.block_size,
-            document_mask=config.data.document_mask,
-        )
+        rows = evaluation_rows(config, store.split("val"), bos_id=store.tokenizer.bos_id)
         batch_size = config.train.batch_size
         self.n_batches = min(config.eval.eval_iters, -(-rows.rows_per_epoch // batch_size))
         iterator = BatchIterator(

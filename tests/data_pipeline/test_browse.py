@@ -114,7 +114,7 @@ def test_last_row_of_an_epoch_shows_its_padding(store):
     split = store.split("val")
     rows = PackedRows(split, block_size=999, seed=0, bos_id=1, segments=False)
     g = next(g for g in range(rows.rows_per_epoch) if not rows[g].loss_mask.all())
-    *_, last = browse.row_text(split, rows, g, store.tokenizer)
+    *_, last = browse.row_text(rows, g, store.tokenizer)
     assert last.text.startswith(f"[{rows[g].loss_mask.sum()}:999] padding")
 
 
