@@ -62,19 +62,17 @@ def plan_parts(
     keep_before: bool = False,
 ) -> list[Part]:
     """Cuts a shard into parts of about PART_BYTES, at row groups; depends on the shard alone."""
+    first_rows = [0, *itertools.accumulate(shard.row_group_sizes)]
     parts: list[Part] = []
-    groups: list[tuple[int, int]] = []
-    first_row = size = n_documents = 0
-    for i, group_size in enumerate(shard.row_group_sizes):
-        groups.append((i, first_row))
-        first_row += group_size
-        n_documents += group_size
-        size += shard.text_bytes[i]
-        if size >= PART_BYTES or i == shard.n_row_groups - 1:
+    start = size = 0
+    for i, n_bytes in enumerate(shard.text_bytes, 1):
+        size += n_bytes
+        if size >= PART_BYTES or i == shard.n_row_groups:
             path = prefix.with_name(f"{prefix.name}-{len(parts):06d}")
-            source = (shard.path, tuple(groups), n_documents)
+            groups = tuple(enumerate(first_rows[start:i], start))
+            source = (shard.path, groups, first_rows[i] - first_rows[start])
             parts.append(Part(path, *source, tokenizer, val_fraction, keep_before))
-            groups, size, n_documents = [], 0, 0
+            start, size = i, 0
     return parts
 
 
@@ -202,15 +200,9 @@ def join_parts(
 
     Training documents whose text is also in val are dropped: they would bias the validation loss.
 
-    Args:
-      parts: all parts of the shard.
-      folder: the store.
-      shard: index of the shard.
-      val_hashes: sorted `text_hash` of every validation document of all shards.
-
-    Returns:
-      the shard's entry of the manifest: counts by split, the number of dropped documents, and a
-      hash of the source's usable texts.
+    `val_hashes` is the sorted `text_hash` of every validation document of all shards. Returns the
+    shard's entry of the manifest: counts by split, the number of dropped documents, and a hash of
+    the source's usable texts.
     """
     counts: dict[str, Any] = {split: collections.Counter() for split in SPLITS}
     left_out = 0

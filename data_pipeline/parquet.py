@@ -226,10 +226,9 @@ def read_row_group(
     path = Path(path)
     skipped = Counter() if skipped is None else skipped
     file = _open(path)
-    columns = ["id", "text"]
-    if "token_count" in file.schema_arrow.names:
-        if pa.types.is_integer(file.schema_arrow.field("token_count").type):
-            columns.append("token_count")
+    schema, columns = file.schema_arrow, ["id", "text"]
+    if "token_count" in schema.names and pa.types.is_integer(schema.field("token_count").type):
+        columns.append("token_count")
     row = -1
     for batch in _batches(file, path, i, columns, damaged):
         ids, texts = (_utf8(batch.column(j)) for j in (0, 1))

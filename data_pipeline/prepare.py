@@ -41,9 +41,8 @@ from data_pipeline.tokenizer import Tokenizer, train_from_counts
 
 log = logging.getLogger(__name__)
 
-PREPARATION_VERSION = (
-    2  # raise it when the same source and settings would give different tokens or splits
-)
+# Raise it when the same source and settings would give different tokens or splits.
+PREPARATION_VERSION = 2
 ON_DAMAGE = ("stop", "keep_before")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -62,14 +61,7 @@ def prepare(config: ConfigDict, *, progress: bool = True) -> Path:
             store.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(store.with_name(f".{store.name}.lock"), wait=True):
                 if not _is_complete(store, sources, settings):  # made while we waited
-                    _make(
-                        store,
-                        shards,
-                        settings=settings,
-                        tokenizer_file=config.tokenizer.file,
-                        n_workers=config.data.prepare_workers,
-                        progress=progress,
-                    )
+                    _make(store, shards, settings, config, progress=progress)
     for line in statistics.damage(TokenStore.open(store).manifest):
         log.warning(
             "DAMAGED SOURCE, and data.on_corrupt=keep_before: %s. To get them back, download the "
@@ -163,10 +155,9 @@ def _disk_errors(store: Path) -> Iterator[None]:
 def _make(
     store: Path,
     shards: Sequence[ShardInfo],
-    *,
     settings: dict[str, Any],
-    tokenizer_file: str,
-    n_workers: int,
+    config: ConfigDict,
+    *,
     progress: bool,
 ) -> None:
     """Makes the store in a folder `<store>.partial`, which is renamed at the very end."""
@@ -193,17 +184,15 @@ def _make(
             for i, shard in enumerate(shards)
         ]
         parts = list(itertools.chain(*plan))
-        with worker_pool.Pool(n_workers, len(worker_pool.missing(parts))) as pool:
-            try:
-                if tokenizer_file:  # its hash is in the store's name
-                    write_atomically(
-                        work / token_store.TOKENIZER, Path(tokenizer_file).read_bytes()
-                    )
-                tokenizer = _tokenizer(work / token_store.TOKENIZER, shards, settings, pool)
+        tokenizer_path, n_missing = work / token_store.TOKENIZER, len(worker_pool.missing(parts))
+        try:
+            with worker_pool.Pool(config.data.prepare_workers, n_missing) as pool:
+                if config.tokenizer.file:  # its hash is in the store's name
+                    write_atomically(tokenizer_path, Path(config.tokenizer.file).read_bytes())
+                tokenizer = _tokenizer(tokenizer_path, shards, settings, pool)
                 worker_pool.encode_parts(parts, pool=pool, progress=progress)
-            finally:  # also where a part failed: a changing file looks like a damaged one
-                pool.close()
-                _check_unchanged(shards, work)
+        finally:  # also where a part failed: a changing file looks like a damaged one
+            _check_unchanged(shards, work)
         manifest = {
             "format": token_store.FORMAT,
             "sources": [shard.identity() for shard in shards],

@@ -8,6 +8,7 @@ those of SentencePiece for the whole text, several times faster.
 import codecs
 import hashlib
 import io
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -235,11 +236,8 @@ def slices(utf8: bytes | memoryview) -> Iterator[str]:
 
 def count_words(texts: Iterable[str]) -> Counter[str]:
     """Counts the words of texts, for `train_from_counts`."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        for part in slices(text.encode()):
-            counts.update(WORD.findall(part))
-    return counts
+    parts = (part for text in texts for part in slices(text.encode()))
+    return Counter(itertools.chain.from_iterable(map(WORD.findall, parts)))
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int, path: str | Path) -> Tokenizer:

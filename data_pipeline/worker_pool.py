@@ -44,10 +44,6 @@ class Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Waits for the running calls and ends the processes."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
