@@ -8,6 +8,7 @@
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,11 @@ from jax.experimental.pallas.ops.gpu.attention import mha
 from ml_collections import ConfigDict
 
 from configs.errors import UserError
-from gptjax.model.chunked_attention import CHUNK, chunked_attention, repeat_heads
+from gptjax.model.chunked_attention import CHUNK, SAVED, chunked_attention, repeat_heads
 from gptjax.model.layers import compute_dtype
 
+# Primitives of the forward kernels: cuDNN's, and that of every Pallas kernel.
+_KERNELS = ("dot_product_attention_fwd_wrapper", "pallas_call")
 _PALLAS_BLOCK = 128  # queries and keys that one program of `mha` holds at a time
 _PALLAS_MIN_BLOCK = 16  # rows of Triton's smallest matmul
 
@@ -55,6 +58,14 @@ def attention(
         case "pallas":
             return pallas_attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
     raise ValueError(f"unknown implementation of attention: {implementation!r}")
+
+
+def is_attention(primitive: Any, *_: Any, **params: Any) -> bool:
+    """Policy of `jax.checkpoint` that saves the results of attention which is one kernel.
+
+    Matmuls outside of it are what policies for dots save.
+    """
+    return primitive.name in _KERNELS or params.get("name") == SAVED
 
 
 def _xla(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_ids_BT: Array | None) -> Array:
