@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,10 @@ _DOWNLOAD = (
     "as data/fineweb_one_shard/000_00000.parquet, or name another file or folder with "
     "--config.data.source=..."
 )
+
+
+class NoSource(DataError):
+    """There is no parquet file at data.source."""
 
 
 class Document(NamedTuple):
@@ -91,15 +96,15 @@ class ShardInfo:
 
 
 def find_shards(source: str | Path) -> list[Path]:
-    """Returns the parquet files of `source` (a file or a folder) by name; DataError: none."""
+    """Returns the parquet files of `source` (a file or a folder) by name; NoSource: none."""
     path = Path(source)
-    if path.is_file():
+    if os.path.isfile(path):  # False where a disk is gone, which Path's may raise
         return [path]
-    if not path.exists():
-        raise DataError(f"data.source: there is no file or folder {path}. {_DOWNLOAD}")
+    if not os.path.exists(path):
+        raise NoSource(f"data.source: there is no file or folder {path}. {_DOWNLOAD}")
     shards = sorted(p for p in path.glob("[!.]*.parquet") if p.is_file())
     if not shards:
-        raise DataError(f"data.source: the folder {path} holds no *.parquet file. {_DOWNLOAD}")
+        raise NoSource(f"data.source: the folder {path} holds no *.parquet file. {_DOWNLOAD}")
     return shards
 
 

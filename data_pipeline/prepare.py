@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 # Raise it when the same source and settings would give different tokens or splits.
 PREPARATION_VERSION = 2
+_UNFINISHED = ".partial"  # suffix of a store that is being made
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -51,8 +52,8 @@ def prepare(config: ConfigDict) -> Path:
     """Returns the folder of the token store of `config.data.source`; makes the store if needed.
 
     Raises:
-      DataError: the source is unusable, the disk is full, an existing store is damaged. Finished
-        parts are kept, and used by the next call.
+      DataError: the source is unusable (NoSource: not there), the disk is full, an existing store
+        is damaged. Finished parts are kept, and used by the next call.
       UserError: a setting is unusable.
     """
     store, shards = locate(config)
@@ -73,13 +74,29 @@ def prepare(config: ConfigDict) -> Path:
                 "times the size of the parquet files. Free some space, or put the store elsewhere "
                 "with --config.data.cache_dir=..., and run again: finished parts are kept."
             ) from e
-    for line in statistics.damage(TokenStore.open(store).manifest):
+    _warn_of_damage(TokenStore.open(store))
+    return store
+
+
+def prepared(config: ConfigDict, store_hash: str) -> TokenStore | None:
+    """Returns the complete store of this hash and the settings of `config`; reads no source."""
+    for manifest in Path(config.data.cache_dir).glob(f"[!.]*/{token_store.MANIFEST}"):
+        if manifest.parent.suffix != _UNFINISHED:
+            with contextlib.suppress(DataError):  # a damaged store, or one of another format
+                store = TokenStore.open(manifest.parent)
+                if store.hash == store_hash and store.manifest["settings"] == _settings(config):
+                    _warn_of_damage(store)
+                    return store
+    return None
+
+
+def _warn_of_damage(store: TokenStore) -> None:
+    for line in statistics.damage(store.manifest):
         log.warning(
             "DAMAGED SOURCE, and data.on_corrupt=keep_before: %s. To get them back, download the "
             "file again and delete %s.",
-            *(line, store),
+            *(line, store.path),
         )
-    return store
 
 
 def locate(config: ConfigDict) -> tuple[Path, list[ShardInfo]]:
@@ -134,7 +151,7 @@ def _make(
     store: Path, shards: Sequence[ShardInfo], content: dict[str, Any], config: ConfigDict
 ) -> None:
     """Makes the store in a folder `<store>.partial`, which is renamed at the very end."""
-    work = store.with_name(f"{store.name}.partial")
+    work = store.with_name(f"{store.name}{_UNFINISHED}")
     if not (work / token_store.MANIFEST).exists():
         (work / "parts").mkdir(parents=True, exist_ok=True)
         published = {shard.path.name: identify(shard.path) for shard in shards}

@@ -187,6 +187,20 @@ def test_complete_store_is_used_again(made, shard, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in made.iterdir()} == stamps
 
 
+def test_a_complete_store_is_found_by_its_hash_without_its_source(shard, tmp_path):
+    config = make_config(shard, tmp_path)
+    store = TokenStore.open(prepare.prepare(config))
+    other = TokenStore.open(prepare.prepare(make_config(shard, tmp_path, val_fraction=0.3)))
+    config.data.source = "gone.parquet"
+    assert prepare.prepared(config, store.hash).path == store.path
+    assert prepare.prepared(config, other.hash) is None  # of other settings
+    assert prepare.prepared(config, "0" * 64) is None
+    (other.path / "manifest.json").write_text("{")  # a damaged one beside it
+    assert prepare.prepared(config, store.hash).path == store.path
+    store.path.rename(f"{store.path}.partial")  # being made
+    assert prepare.prepared(config, store.hash) is None
+
+
 @pytest.mark.parametrize(
     "settings", [{"val_fraction": 0.3}, {"vocab_size": VOCAB - 1}, {"sample_bytes": 9_999}]
 )
