@@ -168,10 +168,16 @@ def unknown_keys(keys: Iterable[str]) -> list[str]:
     for key in keys:
         if key in known:
             continue
-        nearest = difflib.get_close_matches(key, known, n=1)
-        if not nearest:  # perhaps the right leaf in the wrong group, or in none
+        nearest = keys_like(key) or difflib.get_close_matches(key, known, n=1)
+        if not nearest:
             leaf = difflib.get_close_matches(key.rpartition(".")[2], by_leaf, n=1)
             nearest = [by_leaf[name] for name in leaf]
-        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+        hint = f" (did you mean {' or '.join(nearest)}?)" if nearest else ""
         problems.append(f"{key} is not a key of configs/base.py{hint}")
     return problems
+
+
+def keys_like(name: str) -> list[str]:
+    """Returns the key `name`, or else all keys with its last part, in whatever group."""
+    known, leaf = leaves(base.get_config()), name.rpartition(".")[2]
+    return [name] if name in known else [key for key in known if key.rpartition(".")[2] == leaf]
