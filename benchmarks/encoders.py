@@ -89,12 +89,17 @@ def tiktoken_gpt2(folder: Path) -> Encode:
     return lambda text: np.array(encoder.encode_ordinary(text), "<u2").tobytes()
 
 
+def words_cached(model: bytes) -> Encode:
+    tokenizer = Tokenizer(model)
+    return lambda text: b"".join(tokenizer.encode_utf8(text.encode()))
+
+
 def encoders(
     texts: Sequence[str], model: bytes, *, vocab_size: int, gpt2: Path | None
 ) -> dict[str, Callable[[], Encode]]:
     """Returns name -> a function that makes the encoder with empty caches."""
     makers: dict[str, Callable[[], Encode]] = {
-        "gptjax (SentencePiece, words cached)": lambda: Tokenizer(model).encode_uint16,
+        "gptjax (SentencePiece, words cached)": lambda: words_cached(model),
         "SentencePiece, same model": lambda: sentencepiece(model),
     }
     if importlib.util.find_spec("tokenizers"):
@@ -173,7 +178,7 @@ def main() -> None:
             for name, rates in results.items()
         ],
     )
-    ours = Tokenizer(model).encode_uint16
+    ours = words_cached(model)
     same = [name for name in makers if name.endswith("same model")]
     show(
         "ids compared with ours",

@@ -1,5 +1,10 @@
-"""The command line of every program: the `--config` flag, all mistakes listed at once, `--help`."""
+"""The command line of every program: the configuration, all mistakes listed at once, `--help`.
 
+A configuration file is given as `--config=FILE`, `--config FILE` or `FILE`, a key of it as
+`--config.KEY=VALUE` or `KEY=VALUE`, in any order. An argument that no program uses is refused.
+"""
+
+import functools
 import logging
 import re
 import sys
@@ -10,12 +15,12 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
+from configs import base
 from configs.errors import UserError
-from configs.validate import unknown_keys
+from configs.validate import keys_like, leaves, unknown_keys
 from configs.workdir import CONFIG
 
 _FOLDERS = {"config": "configs", "sweep": "benchmarks/sweeps"}  # flag -> folder of its files
-_OVERRIDE = re.compile(r"--?config\.([\w.]+)")
 
 
 def define_config(
@@ -39,14 +44,20 @@ def define_config(
 def run(main: Callable[[ConfigDict], None], name: str = "config") -> None:
     """Parses the command line and calls `main(config)` with the value of the flag `name`.
 
-    Exit status: 0 after --help, 1 after a `UserError` or an unknown flag, 2 after an unknown key.
+    Exit status: 0 after --help, 1 after a `UserError` or an unknown flag, 2 after an unknown key or
+    another argument that is not used.
     """
-    app.run(lambda _: call(main, flags.FLAGS[name].value), flags_parser=_parse_config)
+    parser = functools.partial(_parse_config, name=name)
+    app.run(lambda _: call(main, flags.FLAGS[name].value), flags_parser=parser)
 
 
-def run_argv(main: Callable[[list[str]], None]) -> None:
-    """Does the same for a program without --config: `main` gets what is not a flag, as sys.argv."""
-    app.run(lambda argv: call(main, argv), flags_parser=_parse)
+def run_argv(main: Callable[[list[str]], None], *, positional: bool = False) -> None:
+    """Does the same for a program without --config: `main` gets what is not a flag, as sys.argv.
+
+    That is refused here unless `positional`: then `main` uses or refuses it.
+    """
+    parser = _parse if positional else _parse_flags
+    app.run(lambda argv: call(main, argv), flags_parser=parser)
 
 
 def call(main: Callable[..., None], *args: object) -> None:
@@ -77,25 +88,75 @@ def _parse(argv: list[str]) -> list[str]:
     sys.exit(0)
 
 
-def _parse_config(argv: list[str]) -> list[str]:
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Parses the flags, and refuses everything else."""
+    program, *unused = _parse(argv)
+    problems = []
+    for argument in unused:
+        is_flag = "=" in argument and argument.partition("=")[0] in flags.FLAGS
+        hint = f" (did you mean --{argument}?)" if is_flag else ""
+        problems.append(f"{argument!r} is not used: see --help{hint}")
+    _exit_if(problems)
+    return [program]
+
+
+def _parse_config(argv: list[str], name: str) -> list[str]:
     """Parses the flags, after a check for mistakes that absl would report with a traceback."""
-    problems = unknown_keys(m[1] for m in map(_OVERRIDE.match, argv) if m)
-    for argument in argv:
-        name, _, rest = argument.lstrip("-").partition("=")
-        value, _, workdir = rest.partition(":")
-        if name not in _FOLDERS:
+    files, others, problems = _sort_arguments(argv[1:], name)
+    problems += [f"{file!r} is not used: --{name} is {files[0]}" for file in files[1:]]
+    for file in files[:1]:
+        path, _, workdir = file.partition(":")
+        if not Path(path).is_file():
+            known = sorted(f.as_posix() for f in Path(_FOLDERS[name]).glob("[a-z]*.py"))
+            problems.append(f"--{name}={path} is no file (available: {', '.join(known) or 'none'})")
+        elif Path(path).name == "workdir.py" and not (Path(workdir) / CONFIG).is_file():
+            problems.append(
+                f"--config={path}:{workdir} must name the workdir of a run, which has a "
+                f"{CONFIG} (for example --config={path}:runs/quickstart)"
+            )
+    _exit_if(problems)
+    # config_flags looks for keys in sys.argv, behind the file.
+    sys.argv[1:] = [*(f"--{name}={file}" for file in files), *others]
+    return _parse_flags(sys.argv)
+
+
+def _sort_arguments(arguments: list[str], name: str) -> tuple[list[str], list[str], list[str]]:
+    """Returns (configuration files, all other arguments as flags, mistakes)."""
+    files, others, problems = [], [], []
+    left = iter(arguments)
+    for argument in left:
+        flag, equals, value = argument.lstrip("-").partition("=")
+        if not argument.startswith("-"):
+            if name == "config" and equals and re.fullmatch(r"[\w.]+", flag):
+                problems += unknown_keys([flag])
+                others.append(f"--config.{argument}")
+            else:
+                files.append(argument)
             continue
-        if not Path(value).is_file():
-            files = sorted(f.as_posix() for f in Path(_FOLDERS[name]).glob("[a-z]*.py"))
-            problems.append(
-                f"--{name}={value} is no file (available: {', '.join(files) or 'none'})"
-            )
-        elif Path(value).name == "workdir.py" and not (Path(workdir) / CONFIG).is_file():
-            problems.append(
-                f"--config={value}:{workdir} must name the workdir of a run, which has a "
-                f"{CONFIG} (for example --config={value}:runs/quickstart)"
-            )
+        if not equals and _takes_value(flag):
+            value = next(left, "")
+            argument = f"--{flag}={value}"
+        if flag == name:
+            files.append(value)
+            continue
+        if name == "config" and flag.removeprefix("no").startswith("config."):
+            problems += unknown_keys([flag.partition(".")[2]])
+        elif name == "config" and flag not in flags.FLAGS and (keys := keys_like(flag)):
+            forms = " or ".join(argument.replace(flag, f"config.{key}", 1) for key in keys)
+            problems.append(f"--{flag} is no flag (did you mean {forms}?)")
+        others.append(argument)
+    return files, others, problems
+
+
+def _takes_value(flag: str) -> bool:
+    """Returns whether `--flag value` is possible: not for switches, be they flags or keys."""
+    if flag in flags.FLAGS:
+        return not flags.FLAGS[flag].boolean
+    defaults = leaves(base.get_config())
+    return any(not isinstance(defaults[key], bool) for key in keys_like(flag))
+
+
+def _exit_if(problems: list[str]) -> None:
     if problems:
         print("error: " + "\n       ".join(problems), file=sys.stderr)
         sys.exit(2)
-    return _parse(argv)

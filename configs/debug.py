@@ -21,7 +21,6 @@ def get_config() -> ConfigDict:
     config.model.n_layer = 2
     config.model.n_head = 2
     config.model.n_embd = 32
-    config.model.scan_unroll = 1
     config.optim.learning_rate = 1e-2
     config.optim.min_lr = 3e-4
     config.optim.warmup_iters = 2

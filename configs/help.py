@@ -2,9 +2,7 @@
 
 import ast
 import inspect
-import io
 import textwrap
-import tokenize
 from collections.abc import Iterator
 
 from configs import base
@@ -27,11 +25,7 @@ def describe_keys() -> str:
 def documented_keys() -> Iterator[tuple[str, str, str]]:
     """Yields (dotted key, default as configs/base.py writes it, comment on its line or "")."""
     source = inspect.getsource(base)
-    comments = {
-        token.start[0]: token.string.lstrip("# ")
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
+    lines = source.splitlines()
     (function,) = (n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef))
     for statement in function.body:
         if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Attribute):
@@ -43,4 +37,4 @@ def documented_keys() -> Iterator[tuple[str, str, str]]:
                 default = ast.get_source_segment(source, node) or ""
                 if isinstance(node, ast.Call):  # config_dict.placeholder(type)
                     default = "None"
-                yield key, default, comments.get(node.lineno, "")
+                yield key, default, lines[node.lineno - 1].partition("  # ")[2]

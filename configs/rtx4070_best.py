@@ -35,7 +35,6 @@ def get_config() -> ConfigDict:
     config.model.compute_dtype = "bfloat16"
     config.model.remat = "dots"
     config.model.loss_chunk = 4096  # 0.9 GiB less for 4 % more arithmetic: 1.5 GiB are spare
-    config.tokenizer.vocab_size = 32_768
 
     # 262,144 tokens a step, about half of the user's recipe: 1.9 times its steps a token.
     config.train.batch_size = 8

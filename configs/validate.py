@@ -1,7 +1,7 @@
 """Checks of a configuration: range or choices of each key, relations between keys, key names."""
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -18,8 +18,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         train.batch_size train.gradient_accumulation_steps train.max_iters train.log_interval
         train.max_epochs train.max_consecutive_skips train.max_hours eval.eval_interval
         eval.eval_iters optim.learning_rate optim.muon_learning_rate optim.lr_decay_iters optim.eps
-        tokenizer.vocab_size tokenizer.sample_bytes data.prefetch_batches checkpoint.keep_latest
-        mesh.fsdp
+        tokenizer.sample_bytes data.prefetch_batches checkpoint.keep_latest mesh.fsdp
         """,
     ),
     (
@@ -40,6 +39,11 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ),
     ("must be in (0, 1)", lambda x: 0 < x < 1, "data.val_fraction"),
     ("must be in (0, 1]", lambda x: 0 < x <= 1, "sample.top_p"),
+    (
+        "must be in [1, 65536]: the token store keeps 16 bits a token",
+        lambda x: 1 <= x <= 65_536,
+        "tokenizer.vocab_size",
+    ),
 )
 _CHOICES = {
     "model.compute_dtype": ("auto", "float32", "bfloat16"),
@@ -68,11 +72,17 @@ def validate(config: ConfigDict, n_devices: int, extra_problems: Sequence[str] =
     Reads no file. `n_devices` counts the devices of all processes.
     """
     values = leaves(config)
-    problems = unknown_keys(values)
-    for key, (text, holds) in CONSTRAINTS.items():
-        if values[key] is not None and not holds(values[key]):
-            problems.append(f"{key} = {values[key]!r} {text}")
+    problems = unknown_keys(values) + range_problems(values)
     raise_problems([*problems, *_relations(config, n_devices), *extra_problems])
+
+
+def range_problems(values: Mapping[str, Any]) -> list[str]:
+    """Returns a sentence for each value, by dotted key, that violates its key's constraint."""
+    return [
+        f"{key} = {values[key]!r} {text}"
+        for key, (text, holds) in CONSTRAINTS.items()
+        if values.get(key) is not None and not holds(values[key])
+    ]
 
 
 def _relations(config: ConfigDict, n_devices: int) -> Iterator[str]:
@@ -128,11 +138,6 @@ def _relations(config: ConfigDict, n_devices: int) -> Iterator[str]:
         yield f"train.batch_size = {train.batch_size} must be a multiple of the {n_devices} devices"
     if config.mesh.fsdp > 0 and n_devices % config.mesh.fsdp:
         yield f"mesh.fsdp = {config.mesh.fsdp} must divide the {n_devices} devices"
-    if config.tokenizer.vocab_size > 65_536:
-        yield (
-            f"tokenizer.vocab_size = {config.tokenizer.vocab_size:,} exceeds 65,536: the token "
-            f"store keeps 16 bits a token"
-        )
     if config.sample.interval and not config.sample.prompts:
         yield f"sample.interval = {config.sample.interval} needs sample.prompts to continue"
     if not all(config.eval.benchmarks):
@@ -163,10 +168,16 @@ def unknown_keys(keys: Iterable[str]) -> list[str]:
     for key in keys:
         if key in known:
             continue
-        nearest = difflib.get_close_matches(key, known, n=1)
-        if not nearest:  # perhaps the right leaf in the wrong group, or in none
+        nearest = keys_like(key) or difflib.get_close_matches(key, known, n=1)
+        if not nearest:
             leaf = difflib.get_close_matches(key.rpartition(".")[2], by_leaf, n=1)
             nearest = [by_leaf[name] for name in leaf]
-        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+        hint = f" (did you mean {' or '.join(nearest)}?)" if nearest else ""
         problems.append(f"{key} is not a key of configs/base.py{hint}")
     return problems
+
+
+def keys_like(name: str) -> list[str]:
+    """Returns the key `name`, or else all keys with its last part, in whatever group."""
+    known, leaf = leaves(base.get_config()), name.rpartition(".")[2]
+    return [name] if name in known else [key for key in known if key.rpartition(".")[2] == leaf]

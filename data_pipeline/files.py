@@ -1,11 +1,13 @@
 """Files that exist whole or not at all, even after a power failure."""
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -22,6 +24,20 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def new_files(paths: Sequence[Path]) -> Iterator[Mapping[str, BinaryIO]]:
+    """Opens files to write, by name; they are durable after the block, removed on an exception."""
+    with contextlib.ExitStack() as on_error, contextlib.ExitStack() as stack:
+        for path in paths:  # an incomplete file would occupy a full disk
+            on_error.callback(path.unlink, missing_ok=True)
+        files = {path.name: stack.enter_context(path.open("wb")) for path in paths}
+        yield files
+        for f in files.values():
+            f.flush()
+            os.fsync(f.fileno())
+        on_error.pop_all()
 
 
 def _remove_abandoned(path: Path) -> None:

@@ -19,15 +19,10 @@ BOS = "<|endoftext|>"  # GPT-2 has it between documents
 _CUT = re.compile(r".*[^\W_](?=[ \n])", re.DOTALL)
 
 
-def _bytes_of_characters() -> dict[str, int]:
-    """Returns the byte of each of GPT-2's 256 characters (Radford et al. 2019)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    table = {chr(byte): byte for byte in printable}
-    return table | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-BYTES = _bytes_of_characters()
+# The byte of each of GPT-2's 256 characters (Radford et al. 2019): printable ones, then the others.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = sorted({*range(256)} - {*_PRINTABLE})
+BYTES = {chr(b): b for b in _PRINTABLE} | {chr(256 + i): b for i, b in enumerate(_OTHERS)}
 
 
 def make_json(vocab: dict[str, int], merges: Iterable[str]) -> bytes:

@@ -60,13 +60,11 @@ class BatchIterator:
         dataset = grain.MapDataset.range(_ENDLESS).map(read_row).batch(micro_steps * per_host)
         # Rows come from a memory map: Grain's own reader threads cost more than they hide.
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        batches = dataset.map(fold).to_iter_dataset(options)
-        ahead = grain.experimental.ThreadPrefetchIterDataset
-        if prefetch:
-            batches = ahead(batches, prefetch_buffer_size=prefetch)
-        if place is not None:
-            batches = batches.map(place)
+        batches = dataset.to_iter_dataset(options)
+        for function in (fold, place) if place else (fold,):
+            batches = batches.map(function)
             if prefetch:
+                ahead = grain.experimental.ThreadPrefetchIterDataset
                 batches = ahead(batches, prefetch_buffer_size=prefetch)
         self._batches = iter(batches)
 

@@ -1,9 +1,11 @@
 """Finds, checks and streams FineWeb parquet files, row group by row group, in bounded memory."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import itertools
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +33,10 @@ _DOWNLOAD = (
     "as data/fineweb_one_shard/000_00000.parquet, or name another file or folder with "
     "--config.data.source=..."
 )
+
+
+class NoSource(DataError):
+    """There is no parquet file at data.source."""
 
 
 class Document(NamedTuple):
@@ -90,15 +96,15 @@ class ShardInfo:
 
 
 def find_shards(source: str | Path) -> list[Path]:
-    """Returns the parquet files of `source` (a file or a folder) by name; DataError: none."""
+    """Returns the parquet files of `source` (a file or a folder) by name; NoSource: none."""
     path = Path(source)
-    if path.is_file():
+    if os.path.isfile(path):  # False where a disk is gone, which Path's may raise
         return [path]
-    if not path.exists():
-        raise DataError(f"data.source: there is no file or folder {path}. {_DOWNLOAD}")
+    if not os.path.exists(path):
+        raise NoSource(f"data.source: there is no file or folder {path}. {_DOWNLOAD}")
     shards = sorted(p for p in path.glob("[!.]*.parquet") if p.is_file())
     if not shards:
-        raise DataError(f"data.source: the folder {path} holds no *.parquet file. {_DOWNLOAD}")
+        raise NoSource(f"data.source: the folder {path} holds no *.parquet file. {_DOWNLOAD}")
     return shards
 
 
@@ -111,7 +117,7 @@ def inspect(path: str | Path) -> ShardInfo:
     path = Path(path)
     stat = path.stat()
     footer_sha256 = _check_frame(path, stat.st_size)
-    file = _open(path)
+    file = _open(path, stat.st_size, stat.st_mtime_ns)
     metadata = file.metadata
     if metadata.num_rows == 0:
         raise DataError(
@@ -185,13 +191,8 @@ def _check_string_column(path: Path, schema: pa.Schema, name: str) -> None:
         )
 
 
-def _open(path: Path) -> pq.ParquetFile:
-    stat = path.stat()
-    return _open_cached(path, stat.st_size, stat.st_mtime_ns)
-
-
 @functools.lru_cache(maxsize=1)  # parsing the footer of a 2 GB shard takes about 10 ms
-def _open_cached(path: Path, size: int, mtime_ns: int) -> pq.ParquetFile:
+def _open(path: Path, size: int, mtime_ns: int) -> pq.ParquetFile:
     del size, mtime_ns  # in the cache's key, so that a replaced file is opened again
     try:
         # pre_buffer would hold whole column chunks in memory.
@@ -224,8 +225,9 @@ def read_row_group(
       DataError: the row group is damaged; the documents before the damage were yielded.
     """
     path = Path(path)
+    stat = path.stat()
     skipped = Counter() if skipped is None else skipped
-    file = _open(path)
+    file = _open(path, stat.st_size, stat.st_mtime_ns)
     schema, columns = file.schema_arrow, ["id", "text"]
     if "token_count" in schema.names and pa.types.is_integer(schema.field("token_count").type):
         columns.append("token_count")
@@ -288,11 +290,10 @@ def _damaged_column(file: pq.ParquetFile, i: int, columns: list[str]) -> str:
     """Returns, for the error message, which column cannot be read or is too short."""
     expected = file.metadata.row_group(i).num_rows
     for name in columns:
-        try:
-            if sum(batch.num_rows for batch in _iterate(file, i, [name])) != expected:
-                return repr(name)
-        except _UNREADABLE:
-            return repr(name)
+        with contextlib.suppress(*_UNREADABLE):
+            if sum(batch.num_rows for batch in _iterate(file, i, [name])) == expected:
+                continue
+        return repr(name)
     return " or ".join(map(repr, columns))
 
 

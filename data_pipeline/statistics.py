@@ -1,4 +1,4 @@
-"""Statistics of a store, exact and in bounded memory, for its manifest and its summary."""
+"""Statistics of a store, for its manifest and its summary."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,10 +28,8 @@ def split_statistics(
 ) -> dict[str, Any]:
     """Sums a split over the shards of a store; DataError where it is empty."""
     total: Counter[str] = Counter()
-    lengths: Counter[int] = Counter()  # tokens of a document -> documents
-    for i, shard in enumerate(shards):
+    for shard in shards:
         total.update(shard[split])
-        lengths.update(np.fromfile(shard_file(folder, i, split, "lengths"), "<i4").tolist())
     if not total["documents"]:
         names = [shard["source"] for shard in shards]
         raise DataError(
@@ -40,6 +38,9 @@ def split_statistics(
             "--config.data.val_fraction=... (documents are chosen by a hash of their id)."
         )
     text_tokens = total["tokens"] - total["documents"]
+    files = (shard_file(folder, i, split, "lengths") for i in range(len(shards)))
+    lengths = np.concatenate([np.fromfile(file, "<i4") for file in files])
+    percentiles = np.percentile(lengths, PERCENTILES, method="nearest").tolist()
     return {
         "documents": total["documents"],
         "tokens": total["tokens"],  # one BOS a document included
@@ -47,17 +48,8 @@ def split_statistics(
         "bytes": total["bytes"],
         "bytes_per_token": round(total["bytes"] / text_tokens, 4),
         "gpt2_tokens": total["gpt2_tokens"] if total["gpt2_documents"] else None,
-        "length_percentiles": _percentiles(lengths),
+        "length_percentiles": dict(zip(map(str, PERCENTILES), percentiles, strict=True)),
     }
-
-
-def _percentiles(lengths: Mapping[int, int]) -> dict[str, int]:
-    """Returns the nearest occurring length for each percentile."""
-    values = np.array(sorted(lengths))
-    last = np.cumsum([lengths[v] for v in values.tolist()]) - 1  # rank of the last such document
-    ranks = [round(p / 100 * int(last[-1])) for p in PERCENTILES]
-    nearest = values[np.searchsorted(last, ranks)]
-    return {str(p): int(v) for p, v in zip(PERCENTILES, nearest, strict=True)}
 
 
 def damage(manifest: Mapping[str, Any]) -> list[str]:

@@ -11,13 +11,11 @@ Each parquet file becomes one shard of the store, which data_pipeline.encode wri
 lists the shards under the key "pieces", which stays: another name would be another format.
 """
 
-import contextlib
 import functools
 import hashlib
 import itertools
 import json
 import os
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ FORMAT = 2  # raise it when files or their meaning change: older stores are then
 SPLITS = ("train", "val")
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.model"  # a SentencePiece model, or the tokenizer.json of an imported GPT-2
+KINDS = ("tokens", "lengths", "rows")  # of files of a split of a shard
 _COUNTED = (("tokens", "tokens", 2), ("lengths", "documents", 4))  # kind, unit, bytes of each
 MAX_MAPS = 256  # token files of a split open at a time: the usual limit is 1,024 open files
 
@@ -66,11 +65,8 @@ class Split:
         self._first_token = np.cumsum([0, *(c["tokens"] for c in counts)])
         ends = self._starts[self._first_doc]
         if not np.array_equal(ends, self._first_token) or self.doc_lengths.min(initial=1) < 1:
-            problem = (
-                f"the document lengths of split {name!r} add up to {ends[-1]:,} tokens "
-                f"and the manifest says {self.n_tokens:,}"
-            )
-            raise _unusable(folder, problem)
+            sums = f"{ends[-1]:,} tokens and the manifest says {self.n_tokens:,}"
+            raise _unusable(folder, f"the document lengths of split {name!r} add up to {sums}")
         self._tokens = functools.lru_cache(MAX_MAPS)(self._map)
 
     def _shard_of(self, doc: int) -> int:
@@ -82,11 +78,9 @@ class Split:
 
     def read(self, doc: int, start: int, stop: int) -> np.ndarray:
         """Returns uint16 tokens [start:stop), a view of the memory map; IndexError outside it."""
-        shard = self._shard_of(doc)
-        if not 0 <= start <= stop <= self.doc_lengths[doc]:
-            raise IndexError(
-                f"tokens {start}:{stop} of document {doc}, which has {self.doc_lengths[doc]}"
-            )
+        shard, length = self._shard_of(doc), self.doc_lengths[doc]
+        if not 0 <= start <= stop <= length:
+            raise IndexError(f"tokens {start}:{stop} of document {doc}, which has {length}")
         base = int(self._starts[doc] - self._first_token[shard])
         return self._tokens(shard)[base + start : base + stop]
 
@@ -145,18 +139,15 @@ class TokenStore:
                     raise _unusable(folder, f"the manifest is damaged: {counted}", MANIFEST)
         for name in dict.fromkeys([*manifest["files"], *needed]):
             expected = manifest["files"][name]
-            file = folder / name
-            status: os.stat_result | None = None
-            with contextlib.suppress(OSError, ValueError):  # ValueError: an impossible name
-                status = file.lstat()
-            link = status is not None and not stat.S_ISREG(status.st_mode)
-            if link or os.path.basename(name) != name:
+            path = folder / name
+            if os.path.basename(name) != name or os.path.islink(path) or os.path.isdir(path):
                 raise DataError(
                     f"{folder / MANIFEST}: the file name {name!r} leads out of the store folder. "
                     "This store was not made by data_pipeline.prepare: do not use it."
                 )
-            if status is None or status.st_size != expected["size_bytes"]:
-                state = "is missing" if status is None else f"has {status.st_size:,} bytes"
+            n_bytes = os.path.getsize(path) if os.path.isfile(path) else None
+            if n_bytes is None or n_bytes != expected["size_bytes"]:
+                state = "is missing" if n_bytes is None else f"has {n_bytes:,} bytes"
                 said = f"the manifest says {expected['size_bytes']:,} bytes"
                 raise _unusable(folder, f"the file {state}, and {said}", name)
         return cls(folder, manifest)
@@ -221,11 +212,10 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def shard_file(folder: Path, shard: int, split: str, kind: str) -> Path:
-    """Returns the path of one file of a shard; `kind` is tokens, lengths or rows."""
+    """Returns the path of one file of a shard; `kind` is one of KINDS."""
     return folder / f"{shard:05d}-{split}.{kind}"
 
 
 def shard_files(folder: Path, shard: int) -> list[Path]:
     """Returns the paths of all files of a shard."""
-    kinds = ("tokens", "lengths", "rows")
-    return [shard_file(folder, shard, split, kind) for split in SPLITS for kind in kinds]
+    return [shard_file(folder, shard, split, kind) for split in SPLITS for kind in KINDS]

@@ -103,13 +103,10 @@ class Tokenizer:
         """Yields slices of a text's ids, without BOS, as little-endian uint16, as in the store."""
         return self._encoder.encode(slices(utf8))
 
-    def encode_uint16(self, text: str) -> bytes:
-        """Returns the ids of `text` as uint16; UnicodeEncodeError for a lone surrogate."""
-        return b"".join(self.encode_utf8(text.encode()))
-
     def encode(self, text: str) -> np.ndarray:
-        """Returns the ids of `text` [n], int32, without BOS."""
-        return np.frombuffer(self.encode_uint16(text), "<u2").astype(np.int32)
+        """Returns the ids of `text` [n], int32, no BOS; UnicodeEncodeError: a lone surrogate."""
+        ids = b"".join(self.encode_utf8(text.encode()))
+        return np.frombuffer(ids, "<u2").astype(np.int32)
 
     def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
         """Returns the UTF-8 of `ids`, without specials; it can end within a character.
@@ -254,11 +251,6 @@ def train_from_counts(counts: Mapping[str, int], *, vocab_size: int, path: str |
     Raises:
       DataError: `vocab_size` does not fit the texts, or there is no text.
     """
-    if vocab_size > MAX_VOCAB_SIZE:
-        raise DataError(
-            f"tokenizer.vocab_size={vocab_size}: at most {MAX_VOCAB_SIZE:,} pieces are possible, "
-            "because tokens are stored as uint16."
-        )
     lines = _training_lines(counts)
     if not lines:
         raise DataError(

@@ -27,7 +27,7 @@ class Place(NamedTuple):
 
 
 def plan_sample(
-    shards: Sequence[ShardInfo], n_bytes: int, *, val_fraction: float, keep_before: bool = False
+    shards: Sequence[ShardInfo], n_bytes: int, val_fraction: float, keep_before: bool = False
 ) -> list[Place]:
     """Divides `n_bytes` evenly over places; what a small row group lacks, larger ones give."""
     groups = [(s.path, i, size) for s in shards for i, size in enumerate(s.text_bytes)]

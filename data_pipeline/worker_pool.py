@@ -32,13 +32,11 @@ class Pool:
 
     def __init__(self, workers: int, n_parts: int) -> None:
         """Starts up to `workers` processes (0: one for each core) for `n_parts` parts to encode."""
-        workers = min(workers or len(os.sched_getaffinity(0)), n_parts // PARTS_TO_PAY)
-        self._workers = workers
+        self._workers = min(workers or len(os.sched_getaffinity(0)), n_parts // PARTS_TO_PAY)
         self._pool: futures.ProcessPoolExecutor | None = None
-        if workers > 1:  # else in this process, where a debugger works
-            self._pool = futures.ProcessPoolExecutor(
-                workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
-            )
+        if self._workers > 1:  # else in this process, where a debugger works
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = futures.ProcessPoolExecutor(self._workers, spawn, _start_worker)
 
     def __enter__(self) -> Self:
         return self
@@ -71,22 +69,17 @@ class Pool:
             ) from e
 
 
-def encode_parts(parts: Sequence[Part], *, pool: Pool, progress: bool) -> None:
+def encode_parts(parts: Sequence[Part], pool: Pool) -> None:
     """Encodes the parts that do not exist yet.
 
     Raises:
       DataError: from a part, or because the system killed a worker.
     """
-    todo = missing(parts)
-    if len(todo) < len(parts):
-        log.info(
-            "resuming after an interruption: %d of %d parts exist",
-            len(parts) - len(todo),
-            len(parts),
-        )
+    todo, n = missing(parts), len(parts)
+    if done := n - len(todo):
+        log.info("resuming after an interruption: %d of %d parts exist", done, n)
     total, left = (sum(part.n_documents for part in some) for some in (parts, todo))
-    name = "encoding" if progress else None
-    with BatchProgress(name, "documents", total, len(todo), done=total - left) as bar:
+    with BatchProgress("encoding", "documents", total, len(todo), done=total - left) as bar:
         for part, n_bytes in pool.run(encode_part, todo):
             bar.advance(part.n_documents, n_bytes)
 

@@ -30,7 +30,7 @@ def session_config(tmp_path_factory):
     config.workdir = str(tmp_path_factory.mktemp("runs") / "debug")  # not the checkout's runs/
     config.data.cache_dir = str(tmp_path_factory.mktemp("stores"))
     config.data.prepare_workers = 1
-    prepare(config, progress=False)
+    prepare(config)
     return config
 
 
@@ -43,7 +43,7 @@ def debug_config(session_config):
 @pytest.fixture(scope="session")
 def store(session_config):
     """The token store of `session_config`."""
-    return TokenStore.open(prepare(session_config, progress=False))
+    return TokenStore.open(prepare(session_config))
 
 
 @pytest.fixture(scope="session")

@@ -25,4 +25,4 @@ def _main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
-    cli.run_argv(_main)
+    cli.run_argv(_main, positional=True)

@@ -31,6 +31,5 @@ def _main(argv: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of a run, finished or not, or of a sweep.")
     flags.DEFINE_multi_string("compare", [], "Folders of runs, or sweeps, to put beside it.")
-    flags.FLAGS.set_gnu_getopt(True)  # other flags may follow the folders of --compare
     flags.DEFINE_string("out", None, "The page; default: report.html in the first folder.")
-    cli.run_argv(_main)
+    cli.run_argv(_main, positional=True)

@@ -15,7 +15,6 @@ from configs.errors import UserError
 from configs.validate import validate
 from data_pipeline.files import write_atomically
 from data_pipeline.loader import BatchIterator
-from data_pipeline.prepare import prepare
 from data_pipeline.subset import training_rows
 from data_pipeline.token_store import TOKENIZER, TokenStore
 from gptjax.checkpoint import Checkpoints, RunProgress
@@ -29,6 +28,7 @@ from gptjax.train import callbacks
 from gptjax.train.callbacks import PeriodicCallback
 from gptjax.train.data_check import validate_store
 from gptjax.train.init_state import initial_state
+from gptjax.train.open_store import open_store
 from gptjax.train.training_log import DispatchedStep, TrainingLog
 from gptjax.train.validation import Validation
 
@@ -43,7 +43,7 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
     """
     validate(config, jax.device_count(), callbacks.problems(config))
     run_plan = refuse_unfit(config)
-    store = TokenStore.open(prepare(config))
+    store = open_store(config)
     validate_store(config, store)
     workdir = Path(config.workdir)
     model_config = GPTConfig.from_config(config, store.tokenizer.vocab_size)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import base, rtx4070
+from configs import base, debug, rtx4070
 from configs.help import documented_keys
 from configs.validate import leaves
 
@@ -97,33 +97,43 @@ COMMANDS = {  # with a text that its --help must contain
 }
 WITH_CONFIG = ["gptjax.main", "gptjax.plan", "data_pipeline.prepare", "data_pipeline.browse"]
 
-HELP_OF_ALL = """
-import os, runpy, sys
-import gptjax.train.trainer  # once for all, as it is slow
-for command in sys.argv[1:]:
+RUN_ALL = """
+import json, os, runpy, sys
+exec(sys.argv[1])  # imports, once for all
+for i, arguments in enumerate(json.loads(sys.argv[2])):
     if not (child := os.fork()):
-        os.dup2(os.open(command, os.O_WRONLY | os.O_CREAT), 1)
-        sys.argv = [command, "--help"]
-        runpy.run_module(command, run_name="__main__", alter_sys=True)
-    print(command, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        for fd in (1, 2):
+            os.dup2(os.open(f"{i}.{fd}", os.O_WRONLY | os.O_CREAT), fd)
+        sys.argv = arguments
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+
+
+def run_all(folder, command_lines, imports="import gptjax.train.trainer"):
+    """Runs command lines in `folder`; returns (exit status, stdout, stderr) of each."""
+    quiet = ["-W", "ignore::RuntimeWarning"]  # of runpy: a module was imported before it is run
+    result = subprocess.run(
+        [sys.executable, *quiet, "-c", RUN_ALL, imports, json.dumps(command_lines)],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{folder}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    outputs = [
+        [(folder / f"{i}.{fd}").read_text() for fd in (1, 2)] for i in range(len(command_lines))
+    ]
+    assert not any("Traceback" in errors for _, errors in outputs)
+    return [(int(s), *o) for s, o in zip(result.stdout.split(), outputs, strict=True)]
 
 
 @pytest.fixture(scope="module")
 def helps(tmp_path_factory):
     """Returns {command: (exit status, printed text)}."""
-    folder = tmp_path_factory.mktemp("help")
-    result = subprocess.run(
-        [sys.executable, "-c", HELP_OF_ALL, *COMMANDS],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert "Traceback" not in result.stderr, result.stderr
-    statuses = dict(line.split() for line in result.stdout.splitlines())
-    return {c: (int(status), (folder / c).read_text()) for c, status in statuses.items()}
+    results = run_all(tmp_path_factory.mktemp("help"), [[c, "--help"] for c in COMMANDS])
+    return {c: (status, text) for c, (status, text, _) in zip(COMMANDS, results, strict=True)}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -152,4 +162,134 @@ def test_documented_defaults_are_those_of_base():
 def test_an_unknown_flag_is_no_request_for_help():
     result = run("-c", PRINT_CONFIG, "--config=configs/debug.py", "--sede=1")
     assert result.returncode == 1 and "Unknown command line flag 'sede'" in result.stderr
+    assert not result.stdout
+
+
+# --- forms of arguments ---
+
+DEBUG = str(ROOT / "configs" / "debug.py")
+FORMS = {
+    "flag": [f"--config={DEBUG}"],
+    "flag and value": ["--config", DEBUG],
+    "one dash": [f"-config={DEBUG}"],
+    "file": [DEBUG],
+    "key": [DEBUG, "seed=7", "optim.learning_rate=3e-4", "sample.prompts=('a=b c',)"],
+    "keys before the file": ["seed=7", "--config.model.n_layer=3", DEBUG],
+    "key and value": ["--config.seed", "7", "--config", DEBUG, "--config.sample.top_p", "0.5"],
+    "switches": [DEBUG, "--config.model.bias", "--noconfig.log.wandb", "log.tensorboard=True"],
+    "value with =": [DEBUG, "workdir=runs/a=b c"],
+    "of a run": [str(ROOT / "configs" / "workdir.py:run=1"), "seed=7"],
+}
+SET = {  # by these forms
+    "key": {"seed": 7, "optim.learning_rate": 3e-4, "sample.prompts": ["a=b c"]},
+    "keys before the file": {"seed": 7, "model.n_layer": 3},
+    "key and value": {"seed": 7, "sample.top_p": 0.5},
+    "switches": {"model.bias": True, "log.wandb": False, "log.tensorboard": True},
+    "value with =": {"workdir": "runs/a=b c"},
+    "of a run": {"seed": 7},
+}
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("forms")
+    (folder / "print_config.py").write_text(PRINT_CONFIG)
+    (folder / "run=1").mkdir()
+    (folder / "run=1" / "config.json").write_text(debug.get_config().to_json())
+    lines = [["print_config", *arguments] for arguments in FORMS.values()]
+    return dict(zip(FORMS, run_all(folder, lines, "import configs.cli"), strict=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_of_file_and_keys_is_understood(forms, form):
+    status, text, errors = forms[form]
+    assert (status, errors) == (0, "")
+    expected = leaves(json.loads(debug.get_config().to_json())) | SET.get(form, {})
+    assert leaves(json.loads(text)) == expected
+
+
+WITHOUT_CONFIG = {  # with the flags that they need
+    "gptjax.generate": ["--workdir=a"],
+    "gptjax.evaluate": ["--workdir=a"],
+    "gptjax.export": ["--workdir=a", "--out=b"],
+    "gptjax.import_hf": ["--source=a", "--workdir=b"],
+    "gptjax.serve": ["--workdir=a"],
+    "gptjax.report": ["--workdir=a"],
+    "gptjax.checkpoint": ["--workdir=a"],
+}
+MISTAKES = [
+    "optim.learnin_rate=1",
+    "--max_iters=3",
+    "--optim.eps",
+    "1e-9",
+    "--bias",
+    "interval=5",
+    "stray",
+]
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory):
+    """Returns {command: (exit status, stdout, stderr)} of arguments that it does not use."""
+    lines = [[command, DEBUG, *MISTAKES] for command in WITH_CONFIG]
+    lines += [
+        [c, *needed, "stray", "workdir=a", "--", "-x"] for c, needed in WITHOUT_CONFIG.items()
+    ]
+    lines.append(["gptjax.sweep", str(ROOT / "benchmarks/sweeps/example.py"), "jobs=2"])
+    results = run_all(tmp_path_factory.mktemp("refusals"), lines)
+    return {line[0]: result for line, result in zip(lines, results, strict=True)}
+
+
+@pytest.mark.parametrize("command", WITH_CONFIG)
+def test_commands_with_a_configuration_refuse_what_they_do_not_use(refusals, command):
+    assert refusals[command] == (
+        2,
+        "",
+        f"""\
+error: optim.learnin_rate is not a key of configs/base.py (did you mean optim.learning_rate?)
+       --max_iters is no flag (did you mean --config.train.max_iters=3?)
+       --optim.eps is no flag (did you mean --config.optim.eps=1e-9?)
+       --bias is no flag (did you mean --config.model.bias?)
+       interval is not a key of configs/base.py (did you mean report.interval or sample.interval?)
+       'stray' is not used: --config is {DEBUG}
+""",
+    )
+
+
+def test_a_sweep_takes_its_file_and_no_keys(refusals):
+    status, _, errors = refusals["gptjax.sweep"]
+    assert status == 2 and errors.splitlines()[1:] == []
+    assert re.fullmatch(r"error: 'jobs=2' is not used: --sweep is .*/example.py", errors.strip())
+
+
+@pytest.mark.parametrize("command", WITHOUT_CONFIG)
+def test_commands_without_a_configuration_refuse_what_they_do_not_use(refusals, command):
+    status, text, errors = refusals[command]
+    assert status != 0 and not text
+    if command == "gptjax.report":
+        assert "unexpected stray workdir=a -x" in errors
+    elif command == "gptjax.checkpoint":
+        assert "name the command: " in errors
+    else:
+        assert errors.splitlines() == [
+            "error: 'stray' is not used: see --help",
+            "       'workdir=a' is not used: see --help (did you mean --workdir=a?)",
+            "       '-x' is not used: see --help",
+        ]
+
+
+def test_every_command_is_tested_here():
+    commands = {path.parent for path in ROOT.glob("gptjax/*/__main__.py")}
+    commands |= {path for path in ROOT.glob("gptjax/*.py") if "__main__" in path.read_text()}
+    names = {f"gptjax.{path.stem}" for path in commands}
+    assert names == {name for name in COMMANDS if name.startswith("gptjax.")}
+    assert names - set(WITH_CONFIG) - set(WITHOUT_CONFIG) == {
+        "gptjax.sweep",
+        "gptjax.lm_eval_adapter",  # whose arguments lm-eval parses
+    }
+
+
+def test_flags_behind_two_dashes_are_refused():
+    result = run("-c", PRINT_CONFIG, "configs/debug.py", "--", "--config.seed=7")
+    assert result.returncode == 2 and "'--config.seed=7' is not used" in result.stderr
     assert not result.stdout

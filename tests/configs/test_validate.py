@@ -33,8 +33,8 @@ POSITIVE = """
     model.block_size model.n_layer model.n_head model.n_embd model.scan_unroll
     train.batch_size train.gradient_accumulation_steps train.max_iters train.log_interval
     eval.eval_interval eval.eval_iters optim.learning_rate optim.lr_decay_iters optim.eps
-    tokenizer.vocab_size tokenizer.sample_bytes data.prefetch_batches checkpoint.keep_latest
-    mesh.fsdp train.max_epochs train.max_consecutive_skips model.rope_theta
+    tokenizer.sample_bytes data.prefetch_batches checkpoint.keep_latest mesh.fsdp
+    train.max_epochs train.max_consecutive_skips model.rope_theta
     optim.muon_learning_rate
 """.split()
 NOT_NEGATIVE = """
@@ -91,7 +91,8 @@ RULES = [
     ("decay", {"optim.weight_decay_schedule": "cosine"}, "must be one of constant, linear"),
     ("momentum", {"optim.muon_momentum": 1.0}, r"muon_momentum = 1.0 must be in \[0, 1\)"),
     ("average", {"optim.ema_decay": 1.0}, r"ema_decay = 1.0 must be in \[0, 1\)"),
-    ("vocab", {"tokenizer.vocab_size": 65_537}, "vocab_size = 65,537 exceeds 65,536"),
+    ("vocab", {"tokenizer.vocab_size": 65_537}, r"vocab_size = 65537 must be in \[1, 65536\]"),
+    ("no vocab", {"tokenizer.vocab_size": 0}, r"vocab_size = 0 must be in \[1, 65536\]"),
 ]
 
 

@@ -63,7 +63,7 @@ def start(folder, die_at=0, workers=1):
         real_fsync(fd)
     os.fsync = fsync
     try:
-        prepare.prepare(t.make_config(shard, folder, workers), progress=False)
+        prepare.prepare(t.make_config(shard, folder, workers))
         os._exit(0)
     except BaseException:
         traceback.print_exc()

@@ -130,7 +130,7 @@ def test_find_shards(tmp_path, shard):
 
 @pytest.mark.parametrize("name", ["", "missing", "missing.parquet"])
 def test_no_shard_says_what_to_download(tmp_path, name):
-    with pytest.raises(DataError, match="HuggingFaceFW/fineweb.*000_00000.parquet") as e:
+    with pytest.raises(parquet.NoSource, match="HuggingFaceFW/fineweb.*000_00000.parquet") as e:
         parquet.find_shards(tmp_path / name)
     assert str(tmp_path) in str(e.value)
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import base
-from configs.errors import DataError
+from configs.errors import DataError, UserError
 from configs.validate import leaves
 from data_pipeline import encode, prepare, statistics, tokenizer_sample, worker_pool
 from data_pipeline.token_store import TokenStore
@@ -187,6 +187,20 @@ def test_complete_store_is_used_again(made, shard, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in made.iterdir()} == stamps
 
 
+def test_a_complete_store_is_found_by_its_hash_without_its_source(shard, tmp_path):
+    config = make_config(shard, tmp_path)
+    store = TokenStore.open(prepare.prepare(config))
+    other = TokenStore.open(prepare.prepare(make_config(shard, tmp_path, val_fraction=0.3)))
+    config.data.source = "gone.parquet"
+    assert prepare.prepared(config, store.hash).path == store.path
+    assert prepare.prepared(config, other.hash) is None  # of other settings
+    assert prepare.prepared(config, "0" * 64) is None
+    (other.path / "manifest.json").write_text("{")  # a damaged one beside it
+    assert prepare.prepared(config, store.hash).path == store.path
+    store.path.rename(f"{store.path}.partial")  # being made
+    assert prepare.prepared(config, store.hash) is None
+
+
 @pytest.mark.parametrize(
     "settings", [{"val_fraction": 0.3}, {"vocab_size": VOCAB - 1}, {"sample_bytes": 9_999}]
 )
@@ -222,7 +236,7 @@ def test_store_of_other_settings_is_rejected(shard, tmp_path):
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.1, float("nan")])
 def test_impossible_val_fraction(shard, tmp_path, value):
-    with pytest.raises(DataError, match="data.val_fraction=.*between 0 and 1"):
+    with pytest.raises(UserError, match=r"data.val_fraction = .* must be in \(0, 1\)"):
         prepare.prepare(make_config(shard, tmp_path, val_fraction=value))
 
 
@@ -318,7 +332,9 @@ def test_keep_before_keeps_what_precedes_the_damage_and_reports_the_loss(
 def test_on_damage_is_one_of_two(shard, tmp_path):
     config = make_config(shard, tmp_path)
     config.data.on_corrupt = "ignore"
-    with pytest.raises(DataError, match="data.on_corrupt='ignore'.*stop, keep_before"):
+    with pytest.raises(
+        UserError, match="data.on_corrupt = 'ignore' must be one of stop, keep_before"
+    ):
         prepare.prepare(config)
 
 
@@ -375,7 +391,7 @@ def test_damage_in_the_sample_of_the_tokenizer_names_its_place(tmp_path):
         prepare.prepare(make_config(shard, tmp_path))
 
 
-@pytest.mark.parametrize("on_corrupt", prepare.ON_DAMAGE)
+@pytest.mark.parametrize("on_corrupt", ["stop", "keep_before"])
 @pytest.mark.parametrize(
     ("module", "name"), [(worker_pool, "encode_part"), (tokenizer_sample, "count_place")]
 )

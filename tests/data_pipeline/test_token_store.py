@@ -11,7 +11,7 @@ import pytest
 
 from configs.errors import DataError
 from data_pipeline import encode, token_store
-from data_pipeline.encode import Part, PartWriter
+from data_pipeline.encode import DOCUMENT, Part, new_part
 from data_pipeline.files import differences
 from data_pipeline.token_store import TokenStore
 from data_pipeline.tokenizer import train_tokenizer
@@ -39,24 +39,19 @@ def made(tmp_path_factory):
         for part in range(2):
             path = folder.parent / f"{shard}-{part}"
             paths.append(Part(path, folder, (), 0, folder, 0.0))
-            with PartWriter(path, 1) as writer:
+            with new_part(path) as part_files:
                 for _ in range(40):
-                    is_val = bool(rng.random() < 0.3)
-                    tokens = rng.integers(2, 2**16, rng.integers(1, 30)).astype("<u2")
-                    text_hash = int(rng.integers(2**64, dtype=np.uint64))
-                    writer.add(
-                        [tokens[:3].tobytes(), tokens[3:].tobytes()],
-                        row=row,
-                        is_val=is_val,
-                        n_bytes=3 * len(tokens),
-                        text_hash=text_hash,
-                        gpt2_tokens=-1,
-                    )
-                    document = ([1, *tokens.tolist()], 3 * len(tokens), f"{shard}.parquet:{row}")
-                    naive["val" if is_val else "train"].append(document)
+                    split = "val" if rng.random() < 0.3 else "train"
+                    tokens = [1, *rng.integers(2, 2**16, rng.integers(1, 30)).tolist()]
+                    text_hash = rng.integers(2**64, dtype=np.uint64)
+                    n_bytes = 3 * len(tokens)
+                    record = (row, split == "val", len(tokens), n_bytes, text_hash, -1)
+                    part_files["documents"].write(np.array(record, DOCUMENT).tobytes())
+                    part_files[split].write(np.array(tokens, "<u2").tobytes())
+                    naive[split].append((tokens, n_bytes, f"{shard}.parquet:{row}"))
                     row += 2
-        none = np.array([], np.uint64)
-        counts = encode.join_parts(paths, folder, shard, val_hashes=none)
+                part_files["counts.json"].write(b"{}")
+        counts = encode.join_parts(paths, folder, shard, val_hashes=set())
         assert counts.pop("duplicate_of_val") == 0 and len(counts["content_sha256"]) == 64
         shards.append({"source": f"{shard}.parquet", **counts})
         files += token_store.shard_files(folder, shard)
@@ -280,39 +275,40 @@ def test_files_outside_the_folder_are_refused(folder):
         TokenStore.open(folder)
 
 
-@pytest.mark.parametrize("flush_bytes", [1, 50, 10**6])
-def test_part_is_the_same_however_often_it_is_flushed(tmp_path, monkeypatch, flush_bytes):
-    monkeypatch.setattr(encode, "_FLUSH_BYTES", flush_bytes)
-    with PartWriter(tmp_path / "part", 1) as writer:
-        for i in range(20):
-            tokens = np.arange(2, 2 + i, dtype="<u2").tobytes()
-            writer.add([tokens], row=i, is_val=i % 3 == 0, n_bytes=i, text_hash=i, gpt2_tokens=i)
-        writer.counts = {"null_text": 4}
-    documents, counts = encode.read_part(tmp_path / "part")
-    assert counts == {"null_text": 4} and documents["tokens"].tolist() == list(range(1, 21))
-    train = np.fromfile(tmp_path / "part" / "train", "<u2").tolist()
-    expected = [[1, *range(2, 2 + i)] for i in range(20) if i % 3]
-    assert train == [token for document in expected for token in document]
-    assert [p.name for p in tmp_path.iterdir()] == ["part"]
-
-
 def test_failed_part_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), PartWriter(tmp_path / "part", 1) as writer:
-        writer.add([b"ab"], row=0, is_val=True, n_bytes=1, text_hash=0, gpt2_tokens=-1)
+    with pytest.raises(RuntimeError), new_part(tmp_path / "part") as files:
+        files["val"].write(b"ab")
         raise RuntimeError
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("keep", ["", "1", "0", "1111", "0000", "0110", "1001", "0101", "1011"])
-@pytest.mark.parametrize("chunk", [2, 6, 10**6])
-def test_copying_kept_documents(tmp_path, monkeypatch, keep, chunk):
-    monkeypatch.setattr(encode, "_COPY_BYTES", chunk)
-    documents = [[7], [8, 8, 8], [9, 9], [5, 5, 5, 5]][: len(keep)]
-    flat = np.array([t for d in documents for t in d], "<u2")
-    (tmp_path / "in").write_bytes(flat.tobytes())
-    mask = np.array([c == "1" for c in keep], bool)
+def test_a_part_that_another_process_has_written_stays(tmp_path):
+    with new_part(tmp_path / "part") as files:
+        files["val"].write(b"ab")
+        (tmp_path / "part").mkdir()
+        (tmp_path / "part" / "val").write_bytes(b"other")
+    assert (tmp_path / "part" / "val").read_bytes() == b"other"
+    assert [path.name for path in tmp_path.iterdir()] == ["part"]
+
+
+def copy_kept(tmp_path, documents, keep):
     lengths = np.array([len(d) for d in documents], "<i4")
-    with (tmp_path / "in").open("rb") as source, (tmp_path / "out").open("wb") as target:
-        encode._copy_kept(source, target, lengths, mask)
-    expected = [t for d, k in zip(documents, mask, strict=True) if k for t in d]
-    assert np.fromfile(tmp_path / "out", "<u2").tolist() == expected
+    mask = np.array([c == "1" for c in keep], bool)
+    with (tmp_path / "out").open("wb") as target:
+        encode._copy_kept(tmp_path / "in", target, lengths, mask)
+    return np.fromfile(tmp_path / "out", "<u2").tolist()
+
+
+@pytest.mark.parametrize("keep", ["", "1", "0", "1111", "0000", "0110", "1001", "0101", "1011"])
+def test_copying_kept_documents(tmp_path, keep):
+    documents = [[7], [8, 8, 8], [9, 9], [5, 5, 5, 5]][: len(keep)]
+    np.array([t for d in documents for t in d], "<u2").tofile(tmp_path / "in")
+    expected = [t for d, k in zip(documents, keep, strict=True) if k == "1" for t in d]
+    assert copy_kept(tmp_path, documents, keep) == expected
+
+
+@pytest.mark.parametrize("n_bytes", [0, 5])
+def test_a_part_that_is_too_short_is_named(tmp_path, n_bytes):
+    (tmp_path / "in").write_bytes(bytes(n_bytes))
+    with pytest.raises(DataError, match="in: the part is shorter than its index says"):
+        copy_kept(tmp_path, [[7], [8, 8]], "11")

@@ -340,5 +340,5 @@ def test_report_draws_a_sweep(finished):
 
 def test_a_missing_sweep_file(capsys):
     with pytest.raises(SystemExit):
-        cli._parse_config(["sweep", "--sweep=none.py"])
+        cli._parse_config(["sweep", "--sweep=none.py"], "sweep")
     assert "--sweep=none.py is no file (available: " in capsys.readouterr().err

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import signal
 
 import jax
@@ -135,6 +136,40 @@ def test_resuming_after_sigterm_is_bit_identical(recording, config, tmp_path, op
     with open(f"{stopped.workdir}/metrics.jsonl") as file:
         starts = [json.loads(line)[START] for line in file if START in line]
     assert starts == [0, 5]
+
+
+def test_resuming_reads_the_store_and_not_its_source(recording, config, tmp_path, caplog):
+    source = tmp_path / "mount" / "quickstart.parquet"
+    source.parent.mkdir()
+    shutil.copy(config.data.source, source)
+    config.data.source = str(source)
+    config.train.max_iters = 4
+    whole, whole_batches = recording(config)
+
+    stopped = copy.deepcopy(config)
+    stopped.workdir = str(tmp_path / "stopped")
+    _, first_batches = recording(stopped, signal_after=2)
+    source.unlink()
+    (other := copy.deepcopy(stopped)).data.cache_dir = str(tmp_path / "empty")
+    with pytest.raises(UserError, match=f"no file.*{source}.*no complete store in data.cache_dir"):
+        recording(other)
+    for key, value in (
+        ("workdir", str(tmp_path / "new")),  # a new run
+        ("data.source", str(source.parent)),  # another source, which is not there either
+        ("data.val_fraction", 0.06),
+    ):
+        other = copy.deepcopy(stopped)
+        other.update_from_flattened_dict({key: value})
+        with pytest.raises(UserError, match="data.source: .*HuggingFaceFW/fineweb"):
+            recording(other)
+    assert not (tmp_path / "new").exists()
+
+    rest, rest_batches = recording(stopped)
+    assert f"data.source = {source} is not there" in caplog.text
+    assert config.data.cache_dir in caplog.text
+    assert sorted(first_batches) == [1, 2] and sorted(rest_batches) == [3, 4]
+    assert first_batches | rest_batches == whole_batches
+    assert_same_bits(rest, whole)
 
 
 def test_a_wsd_run_made_longer_is_the_longer_run_bit_for_bit(recording, config, tmp_path, caplog):
