@@ -18,7 +18,7 @@ from data_pipeline.packing import permutation
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.evaluate.published import Results
 from gptjax.evaluate.tasks import TASKS, Item, Task
-from gptjax.inference.scoring import Request, Score, Scorer, encode_request
+from gptjax.inference.scoring import Score, Scorer, encode_request
 from gptjax.metrics.aggregate import ratio
 
 _SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -173,17 +173,17 @@ class Suite:
     ):
         """Reads the files of `find_files`; `limit` and errors are those of `read_items`."""
         self.items = {name: read_items(TASKS[name], of, limit) for name, of in files.items()}
-        self._tokenizer = tokenizer
-        self._requests: dict[str, list[Request]] = {}
+        self._requests = {
+            name: [encode_request(tokenizer, *pair) for item in items for pair in item.requests]
+            for name, items in self.items.items()
+        }
 
     def score(self, name: str, scorer: Scorer, *, progress: bool = False) -> list[Outcome]:
         """Returns the items of the benchmark `name` with their scores."""
-        items = self.items[name]
-        if name not in self._requests:
-            pairs = [pair for item in items for pair in item.requests]
-            self._requests[name] = [encode_request(self._tokenizer, *pair) for pair in pairs]
         scores = iter(scorer.score(self._requests[name], name if progress else None))
-        return [Outcome(item, tuple(next(scores) for _ in item.requests)) for item in items]
+        return [
+            Outcome(item, tuple(next(scores) for _ in item.requests)) for item in self.items[name]
+        ]
 
     def run(self, scorer: Scorer, *, progress: bool) -> Results:
         """Returns the results of each benchmark; of BLiMP also of each paradigm, as `blimp/NAME`.
