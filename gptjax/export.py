@@ -17,8 +17,8 @@ from configs import cli
 from configs.errors import UserError
 from data_pipeline.files import fsync_folder, write_atomically
 from data_pipeline.token_store import TOKENIZER
+from gptjax.common.extras import imports_of_extra
 from gptjax.compat import gguf_file, hf_tokenizer, hf_weights
-from gptjax.compat.extra import imports_of_extra
 from gptjax.inference import load_run
 
 
@@ -30,7 +30,7 @@ def export_hf(workdir: Path, out: Path) -> None:
     Raises:
         UserError: `out` exists, the workdir has no checkpoint, or a package is missing.
     """
-    with imports_of_extra():
+    with imports_of_extra("export"):
         from safetensors.numpy import save
     with _new(out) as folder:
         _, config, params, tokenizer, _ = load_run(workdir)
