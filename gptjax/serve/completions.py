@@ -1,6 +1,5 @@
 """Answers to completion requests, without the HTTP: text in chunks, with log-probabilities."""
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,22 +18,14 @@ class Token(NamedTuple):
     top: dict[str, float] | None  # log-probabilities of the most likely tokens, by text
 
 
-@dataclasses.dataclass(frozen=True)
-class CompletionChunk:
+class CompletionChunk(NamedTuple):
     """The next part of one choice."""
 
     index: int
-    text: str = ""
-    tokens: Sequence[Token] = ()
-    n_drawn: int = 0  # tokens, including those that are not shown
-    finish_reason: str | None = None  # "stop": a stop string or the document's end; or "length"
-
-    def __add__(self, after: "CompletionChunk") -> "CompletionChunk":
-        """Joins two consecutive parts of a choice."""
-        tokens, n_drawn = [*self.tokens, *after.tokens], self.n_drawn + after.n_drawn
-        return CompletionChunk(
-            self.index, self.text + after.text, tokens, n_drawn, after.finish_reason
-        )
+    text: str
+    tokens: Sequence[Token]
+    n_drawn: int  # tokens, including those that are not shown
+    finish_reason: str | None  # "stop": a stop string or the document's end; or "length"
 
 
 class _Annotator:

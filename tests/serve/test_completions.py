@@ -1,5 +1,7 @@
 """OpenAI's completions without HTTP: which requests are refused, and that chunks add up."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from helpers import tiny_gpt
 from gptjax.inference.sampler import Drawn, Sampler
 from gptjax.model import gpt
 from gptjax.serve import completions
-from gptjax.serve.completions import CompletionChunk, complete
+from gptjax.serve.completions import complete
 from gptjax.serve.protocol import APIError, Parameters, parse
 
 
@@ -113,14 +115,20 @@ def sampler(tokenizer):
 def answered(sampler, tokenizer, **body):
     """-> (texts, tokens, finish reasons, usage)."""
     request = parsed(tokenizer, **body)
-    choices = [CompletionChunk(i) for i in range(len(request.rows))]
-    for chunks in complete(sampler, tokenizer, request):
-        for chunk in chunks:
-            assert choices[chunk.index].finish_reason is None, "a chunk after the last"
-            choices[chunk.index] += chunk
-    usage = request.usage(sum(choice.n_drawn for choice in choices))
-    columns = zip(*((c.text, list(c.tokens), c.finish_reason) for c in choices), strict=True)
-    return *map(list, columns), usage
+    rows = range(len(request.rows))
+    texts, tokens, reasons, n_drawn = (
+        ["" for _ in rows],
+        [[] for _ in rows],
+        [None for _ in rows],
+        0,
+    )
+    for i, text, shown, n, reason in itertools.chain(*complete(sampler, tokenizer, request)):
+        assert reasons[i] is None, "a chunk after the last"
+        texts[i] += text
+        tokens[i] += shown
+        reasons[i] = reason
+        n_drawn += n
+    return texts, tokens, reasons, request.usage(n_drawn)
 
 
 def test_chunks_add_up(sampler, tokenizer):
