@@ -6,8 +6,7 @@ python -m gptjax.export --workdir=runs/quickstart --format=gguf --out=quickstart
 
 import contextlib
 import json
-import os
-import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,20 +57,16 @@ def export_gguf(workdir: Path, out: Path) -> None:
 
 @contextlib.contextmanager
 def _new(out: Path) -> Iterator[Path]:
-    """Yields a temporary path that is renamed to `out` on success, and else removed."""
+    """Yields a path in a temporary folder beside `out`, which it becomes on success."""
     if out.exists():
         raise UserError(f"{out} exists: remove it, or choose another --out. Nothing was changed.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        fsync_folder(temporary)  # or file
-        temporary.rename(out)
-        fsync_folder(out.parent)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        path = Path(folder, out.name)
+        yield path
+        fsync_folder(path)  # or file
+        path.rename(out)
+    fsync_folder(out.parent)
 
 
 def _main(_: list[str]) -> None:

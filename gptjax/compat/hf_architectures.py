@@ -38,7 +38,6 @@ class Architecture:
     fixed: Mapping[str, tuple[Any, ...]]
     extras: Callable[[GPTConfig], dict[str, Any]]  # further keys of config.json
     flatten: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # config.json in the form of `fixed`
-    tied_by_default: bool  # the meaning of an absent `tie_word_embeddings`
     tensors: tuple[Tensor, ...]
 
     def differences(self, model_config: GPTConfig) -> list[str]:
@@ -72,7 +71,8 @@ def _tensors(
 def _flat_gpt2(hf: Mapping[str, Any]) -> Mapping[str, Any]:
     width = hf.get("n_embd")
     default = 4 * width if isinstance(width, int) else None
-    return {**hf, "n_inner": default if hf.get("n_inner") is None else hf["n_inner"]}
+    n_inner = default if hf.get("n_inner") is None else hf["n_inner"]
+    return {"tie_word_embeddings": True, **hf, "n_inner": n_inner}
 
 
 GPT2 = Architecture(
@@ -103,7 +103,6 @@ GPT2 = Architecture(
         "resid_pdrop": config.dropout,
     },
     flatten=_flat_gpt2,
-    tied_by_default=True,
     tensors=_tensors(
         "transformer.h.{}",
         {
@@ -134,6 +133,7 @@ def _flat_qwen3(hf: Mapping[str, Any]) -> Mapping[str, Any]:
     layers = hf.get("layer_types")
     n_kv_head = hf.get("num_key_value_heads", 32)
     return {
+        "tie_word_embeddings": False,
         **hf,
         "head_dim": hf.get("head_dim", 128),
         "num_key_value_heads": hf.get("num_attention_heads") if n_kv_head is None else n_kv_head,
@@ -170,7 +170,6 @@ QWEN3 = Architecture(
     },
     extras=lambda config: {"head_dim": config.head_dim},
     flatten=_flat_qwen3,
-    tied_by_default=False,
     tensors=_tensors(
         "model.layers.{}",
         {

@@ -77,7 +77,7 @@ def model_settings(hf: Mapping[str, Any]) -> dict[str, Any]:
         if hf.get(key) not in values
     ]
     sizes: dict[str, Any] = {key: hf.get(name) for key, name in architecture.keys.items()}
-    tied = hf.get("tie_word_embeddings", architecture.tied_by_default)
+    tied = hf["tie_word_embeddings"]
     if not isinstance(tied, bool):
         problems.append(f"tie_word_embeddings is {tied!r}, not true or false")
     invalid = []

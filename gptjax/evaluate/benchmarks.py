@@ -196,10 +196,9 @@ class Suite:
             metrics = TASKS[name].metrics
             results[name] = summarise(outcomes, metrics)
             if name == "blimp":
-                groups: dict[str, list[Outcome]] = collections.defaultdict(list)
-                for outcome in outcomes:
-                    groups[outcome.item.group].append(outcome)
-                parts = {f"{name}/{g}": summarise(o, metrics) for g, o in sorted(groups.items())}
+                outcomes.sort(key=lambda outcome: outcome.item.group)
+                groups = itertools.groupby(outcomes, lambda outcome: outcome.item.group)
+                parts = {f"{name}/{g}": summarise(list(o), metrics) for g, o in groups}
                 results[name] |= _mean_accuracy(list(parts.values()))
                 results |= parts
         return results

@@ -34,7 +34,6 @@ def _main(sweep: ConfigDict) -> None:
     declared = trials.declared_trials(sweep, folder)
     settings = list(dict.fromkeys(trial.setting for trial in declared))
     if not values.summary:
-        folder.mkdir(parents=True, exist_ok=True)
         with WorkdirLock(folder):
             rows = sweep_results.read(table, name)
             trials.refuse_changed(declared, rows)
