@@ -133,10 +133,7 @@ def named_tensors(
             parts = np.split(stacked, np.cumsum(widths), axis=-1)
         is_matrix = row.ours.endswith(".kernel")
         for hf, gguf, part in zip(row.hf, row.gguf, parts, strict=True):
-            if "{}" not in hf:
-                yield hf, gguf, is_matrix, part
-                continue
-            for i, array in enumerate(part):
+            for i, array in enumerate(part if "{}" in hf else [part]):
                 yield hf.format(i), gguf.format(i), is_matrix, array
 
 

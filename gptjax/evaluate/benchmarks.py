@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+import statistics
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -199,15 +200,10 @@ class Suite:
                 outcomes.sort(key=lambda outcome: outcome.item.group)
                 groups = itertools.groupby(outcomes, lambda outcome: outcome.item.group)
                 parts = {f"{name}/{g}": summarise(list(o), metrics) for g, o in groups}
-                results[name] |= _mean_accuracy(list(parts.values()))
+                stderrs = [part["acc_stderr"] for part in parts.values()]
                 results |= parts
+                results[name] |= {
+                    "acc": statistics.fmean(part["acc"] for part in parts.values()),
+                    "acc_stderr": None if None in stderrs else math.hypot(*stderrs) / len(stderrs),
+                }
         return results
-
-
-def _mean_accuracy(parts: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Returns the unweighted mean over independent groups."""
-    stderrs = [part["acc_stderr"] for part in parts]
-    return {
-        "acc": math.fsum(part["acc"] for part in parts) / len(parts),
-        "acc_stderr": None if None in stderrs else math.hypot(*stderrs) / len(parts),
-    }
