@@ -14,7 +14,7 @@ class Token(NamedTuple):
 
     text: str
     offset: int  # in the characters of the answer
-    logprob: float | None  # None for the first token of a prompt, which has no context
+    logprob: float | None  # None for the first token of all, which has no context
     top: dict[str, float] | None  # log-probabilities of the most likely tokens, by text
 
 
@@ -114,16 +114,19 @@ def _echoed_tokens(
     sampler: Sampler, tokenizer: Tokenizer, request: Completion
 ) -> Sequence[Sequence[Token]]:
     """Returns the scored tokens of each prompt, or none where they were not requested."""
-    prompts, n_top = request.rows[:: request.parameters.n], request.parameters.logprobs
+    n, n_top = request.parameters.n, request.parameters.logprobs
+    prompts, rows = request.prompts[::n], request.rows[::n]
     if not request.parameters.echo or n_top is None:
         return [()] * len(prompts)
-    scores = scoring.prompt_scores(sampler.model_config, sampler.params, prompts, N_TOP)
+    scores = scoring.prompt_scores(sampler.model_config, sampler.params, rows, N_TOP)
     echoed = []
-    for prompt, *columns in zip(prompts, *scores, strict=True):
+    for prompt, row, *columns in zip(prompts, rows, *scores, strict=True):
         annotator = _Annotator(tokenizer, n_top, 0)
-        lists = (column[: len(prompt)].tolist() for column in columns)
-        first, *rest = map(annotator.feed, prompt, *lists)
-        echoed.append([first._replace(logprob=None, top=None), *rest])
+        own = slice(len(row) - len(prompt), len(row))  # clients count the tokens of their prompt
+        tokens = list(map(annotator.feed, prompt, *(column[own].tolist() for column in columns)))
+        if own.start == 0:
+            tokens[0] = tokens[0]._replace(logprob=None, top=None)
+        echoed.append(tokens)
     return echoed
 
 
