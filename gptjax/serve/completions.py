@@ -21,7 +21,7 @@ class Token(NamedTuple):
 class CompletionChunk(NamedTuple):
     """The next part of one choice."""
 
-    index: int
+    choice: int  # its index
     text: str
     tokens: Sequence[Token]
     n_drawn: int  # tokens, including those that are not shown

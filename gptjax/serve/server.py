@@ -128,7 +128,7 @@ def build_app(engine: Engine, *, token: str | None, hosts: tuple[str, ...] | Non
         async with contextlib.aclosing(steps):
             async for chunks in steps:
                 for chunk in chunks:
-                    chunks_of[chunk.index].append(chunk)
+                    chunks_of[chunk.choice].append(chunk)
                 if await request.is_disconnected():
                     return Response(status_code=499)  # nginx's code: the client closed the request
         usage = completion.usage(sum(chunk.n_drawn for chunks in chunks_of for chunk in chunks))
@@ -178,7 +178,7 @@ def _choice_json(chunks: list[CompletionChunk], completion: Completion) -> dict[
     tokens = [token for chunk in chunks for token in chunk.tokens]
     scored = completion.parameters.logprobs is not None
     return {
-        "index": chunks[0].index,
+        "index": chunks[0].choice,
         "text": "".join(chunk.text for chunk in chunks),
         "logprobs": completions.logprobs_json(tokens) if scored else None,
         "finish_reason": chunks[-1].finish_reason,
