@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import html.parser
 import http.client
@@ -70,6 +71,22 @@ def mean_loss(model_config, tokens_BT, params):
     mask_BT = np.ones_like(targets_BT)
     total = cross_entropy_sum(x_BTD, unembedding(params), targets_BT, mask_BT, chunk=0)
     return total / targets_BT.size
+
+
+def optimizer_step(optimizer):
+    """Returns (params, state, gradients of each micro-step) -> (params, state), compiled."""
+    accumulate = jax.jit(optimizer.accumulate)
+    update = jax.jit(functools.partial(optimizer.update, loss=jnp.float32(1)))
+
+    def step(params, state, micro_grads):
+        micro_grads = [jax.tree.map(jnp.float32, grads) for grads in micro_grads]
+        if len(micro_grads) == 1:
+            return update(params, state, grads=micro_grads[0])
+        for grads in micro_grads:
+            state = accumulate(grads, state)
+        return update(params, state)
+
+    return step
 
 
 def equations(jaxpr):

@@ -8,6 +8,7 @@
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,11 @@ from jax.experimental.pallas.ops.gpu.attention import mha
 from ml_collections import ConfigDict
 
 from configs.errors import UserError
-from gptjax.model.chunked_attention import CHUNK, chunked_attention, repeat_heads
+from gptjax.model.chunked_attention import CHUNK, SAVED, chunked_attention, repeat_heads
 from gptjax.model.layers import compute_dtype
 
+KERNELS = ("cudnn", "pallas")  # of NVIDIA GPUs, fastest first
+_FORWARD_PRIMITIVES = ("dot_product_attention_fwd_wrapper", "pallas_call")
 _PALLAS_BLOCK = 128  # queries and keys that one program of `mha` holds at a time
 _PALLAS_MIN_BLOCK = 16  # rows of Triton's smallest matmul
 
@@ -55,6 +58,14 @@ def attention(
         case "pallas":
             return pallas_attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
     raise ValueError(f"unknown implementation of attention: {implementation!r}")
+
+
+def is_attention(primitive: Any, *_: Any, **params: Any) -> bool:
+    """Policy of `jax.checkpoint` that saves the results of attention which is one kernel.
+
+    Matmuls outside of it are what policies for dots save.
+    """
+    return primitive.name in _FORWARD_PRIMITIVES or params.get("name") == SAVED
 
 
 def _xla(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_ids_BT: Array | None) -> Array:
@@ -103,21 +114,23 @@ def pallas_attention(
 def choose(config: ConfigDict) -> tuple[str, str]:
     """Returns (implementation that a run on this machine uses, reason).
 
-    `auto` on a GPU takes the first candidate whose results, forward and backward, on a small input
-    equal those of the reference. Raises UserError if `config` names one that does not work here.
+    On a GPU a kernel is taken only if its results, forward and backward, equal those of `chunked`
+    for rows, heads and dtype of the run: `auto` takes the first that passes, and `chunked` if none
+    does. Raises UserError if `config` names one that does not pass.
     """
     model, document_mask = config.model, config.data.document_mask
     probe = functools.partial(
         _probe,
-        length=min(model.block_size, 256),
+        length=model.block_size,
+        n_head=model.n_head,
+        n_kv_head=model.n_kv_head or model.n_head,
         width=model.n_embd // model.n_head,
         dtype=compute_dtype(config),
         document_mask=document_mask,
         backend=jax.default_backend(),
     )
     if model.attention != "auto":
-        everywhere = model.attention in ("xla", "chunked")
-        if not everywhere and (problem := probe(model.attention)) is not None:
+        if model.attention in KERNELS and (problem := probe(model.attention)) is not None:
             raise UserError(
                 f"model.attention = {model.attention!r} does not work here: {problem}. Use "
                 f"model.attention=auto."
@@ -128,27 +141,36 @@ def choose(config: ConfigDict) -> tuple[str, str]:
             return "chunked", f"no GPU, rows of more than {CHUNK} tokens"
         return "xla", f"no GPU, rows of at most {CHUNK} tokens"
     failures: list[str] = []
-    for name in candidates(document_mask):
+    for name in kernels(document_mask):
         if (problem := probe(name)) is None:
             return name, "; ".join([*failures, "it equals the reference here"])
         failures.append(f"{name} does not work here: {problem}")
-    return "xla", "; ".join(failures)
+    return "chunked", "; ".join(failures)
 
 
-def candidates(document_mask: bool) -> tuple[str, ...]:
-    """Returns the implementations that `auto` tries on a GPU, fastest first."""
-    return ("pallas", "chunked") if document_mask else ("cudnn", "pallas", "chunked")
+def kernels(document_mask: bool) -> tuple[str, ...]:
+    """Returns the kernels that `auto` tries on a GPU, fastest first."""
+    return KERNELS[1:] if document_mask else KERNELS
 
 
 @functools.cache
 def _probe(
-    name: str, *, length: int, width: int, dtype: str, document_mask: bool, backend: str
+    name: str,
+    *,
+    length: int,
+    n_head: int,
+    n_kv_head: int,
+    width: int,
+    dtype: str,
+    document_mask: bool,
+    backend: str,
 ) -> str | None:
-    """Returns the problem with an implementation on this backend; None if it works."""
+    """Returns the problem with a kernel on this backend; None if it works."""
     if backend != "gpu":
         return "it needs an NVIDIA GPU"
     rng = np.random.default_rng(0)
-    q, k, v, direction = jnp.asarray(rng.normal(size=(4, 2, length, 2, width)), dtype)
+    q, direction = jnp.asarray(rng.normal(size=(2, 2, length, n_head, width)), dtype)
+    k, v = jnp.asarray(rng.normal(size=(2, 2, length, n_kv_head, width)), dtype)
     segment_ids = None
     if document_mask:
         segment_ids = jnp.asarray(np.sort(rng.integers(1, 4, (2, length))), jnp.int32)
@@ -166,7 +188,7 @@ def _probe(
         results = out_and_grads(name)
     except Exception as exception:  # whatever a driver, library or compiler raises
         return f"{type(exception).__name__}: {str(exception).strip().partition(chr(10))[0]}"
-    for a, b in zip(results, out_and_grads("xla"), strict=True):
+    for a, b in zip(results, out_and_grads("chunked"), strict=True):
         error, largest = np.abs(np.float32(a) - np.float32(b)).max(), np.abs(np.float32(b)).max()
         # The error of rounding to 8 bits is below; that of a wrong mask is far above.
         if not error <= 2**-5 * largest:  # NaN fails, too

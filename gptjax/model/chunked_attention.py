@@ -11,8 +11,10 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 CHUNK = 128  # C, queries whose scores exist at a time
+SAVED = "attention"  # name, for policies of `jax.checkpoint`, of what the backward pass needs
 
 _Residuals = tuple[Array, Array, Array, Array | None, Array, Array]
 
@@ -78,7 +80,9 @@ def _forward(
         )
         outs.append((out_BNCH / sum_BNC1).astype(q_BNTH.dtype))
         log_sums.append(top_BNC1 + jnp.log(sum_BNC1))
-    out_BNTH, log_sum_BNT1 = jnp.concatenate(outs, axis=2), jnp.concatenate(log_sums, axis=2)
+    out_BNTH, log_sum_BNT1 = (
+        checkpoint_name(jnp.concatenate(chunks, axis=2), SAVED) for chunks in (outs, log_sums)
+    )
     return out_BNTH, (q_BNTH, k_BNTH, v_BNTH, segment_ids_BT, out_BNTH, log_sum_BNT1)
 
 

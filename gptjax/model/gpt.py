@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from gptjax.model.attention import attention
+from gptjax.model.attention import attention, is_attention
 from gptjax.model.config import INIT_STD, GPTConfig
 from gptjax.model.layers import Linear, RMSNorm, Rope, apply_rope, dropout, rope_table
 
@@ -31,7 +31,9 @@ LAYER_NORM_EPS = 1e-5
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 
 _REMAT_POLICIES: dict[str, Callable[..., bool]] = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, is_attention
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -189,7 +191,7 @@ class SelfAttention(nnx.Module):
         *rows, width = x_BTD.shape
         q_BTNH, k_BTKH, v_BTKH = (
             y.reshape(*rows, -1, self.head_dim)
-            for y in jnp.split(self.c_attn(x_BTD), (width, width + self.kv_width), axis=-1)
+            for y in self.c_attn.split(x_BTD, (width, width + self.kv_width))
         )
         if self.q_norm is not None and self.k_norm is not None:
             q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)

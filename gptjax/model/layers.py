@@ -29,11 +29,25 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(d_out)) if bias else None
 
     def __call__(self, x: Array) -> Array:
+        return self.split(x, ())[0]
+
+    def split(self, x: Array, bounds: tuple[int, ...]) -> list[Array]:
+        """Returns the outputs cut at `bounds` of the last axis.
+
+        Of weights and outputs the smaller is cut, for cutting copies: in training the weights, in
+        decoding the outputs.
+        """
+        kernel = self.kernel[...].astype(self.dtype)
         # One contracted and one free axis: XLA's CPU weight gradient is slow over two free axes.
-        y = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(self.dtype)
+        x_MD = x.reshape(-1, x.shape[-1])
+        if x_MD.shape[0] < x_MD.shape[1]:
+            ys = jnp.split(x_MD @ kernel, bounds, axis=1)
+        else:
+            ys = [x_MD @ part for part in jnp.split(kernel, bounds, axis=1)]
         if self.bias is not None:
-            y = y + self.bias[...].astype(self.dtype)[None, :]
-        return y.reshape(*x.shape[:-1], -1)
+            biases = jnp.split(self.bias[...].astype(self.dtype), bounds)
+            ys = [y + bias[None, :] for y, bias in zip(ys, biases, strict=True)]
+        return [y.reshape(*x.shape[:-1], -1) for y in ys]
 
 
 class RMSNorm(nnx.Module):

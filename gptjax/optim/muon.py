@@ -1,8 +1,7 @@
 """Muon (Jordan et al. 2024): steps along orthogonalised momentum, for the matrices inside blocks.
 
 The arithmetic is `optax.contrib.muon`'s. This file decides which axes are a matrix (L matrices of
-d_in x d_out in each kernel), splits the kernel of queries, keys and values into three, and does the
-work once a step, also under `optax.MultiSteps`.
+d_in x d_out in each kernel), and splits the kernel of queries, keys and values into three.
 """
 
 from collections.abc import Callable
@@ -77,23 +76,3 @@ def _map_c_attn(function: Callable[[Any], Any], tree: Any, name: str = "") -> An
     if not isinstance(tree, dict):
         return tree
     return {key: _map_c_attn(function, value, key) for key, value in tree.items()}
-
-
-def only_at_last(
-    transformation: optax.GradientTransformation,
-) -> optax.GradientTransformationExtraArgs:
-    """Returns `transformation`, skipped where `update` gets `last=False`.
-
-    `optax.MultiSteps` calls what it wraps at every micro-step and uses only the last result.
-    """
-
-    def update(
-        grads: Any, state: Any, params: Any = None, *, last: Array, **_: Any
-    ) -> tuple[Any, Any]:
-        return jax.lax.cond(
-            last,
-            lambda: transformation.update(grads, state, params),
-            lambda: (optax.tree.zeros_like(grads), state),
-        )
-
-    return optax.GradientTransformationExtraArgs(transformation.init, update)

@@ -4,9 +4,10 @@ from typing import Any
 
 import jax
 import optax
+from jax import Array
 from ml_collections import ConfigDict
 
-from gptjax.optim.muon import muon, only_at_last
+from gptjax.optim.muon import muon
 from gptjax.optim.schedules import learning_rate_schedule, muon_learning_rate_schedule, weight_decay
 from gptjax.optim.skip_bad_steps import skip_bad_steps
 
@@ -46,20 +47,58 @@ def param_labels(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(label, params)
 
 
-def make_optimizer(
-    optim: ConfigDict,
-    accumulation_steps: int,
-    max_iters: int,
-    *,
-    loss_spike_sigma: float = 0.0,
-    compute_dtype: str = "float32",
-) -> optax.GradientTransformationExtraArgs:
-    """Returns the optimizer of `config.optim`; its `update` takes `loss`, see `skip_bad_steps`.
+class Optimizer:
+    """AdamW or Muon with clipping and skipping, over one micro-step a step or several."""
 
-    With `accumulation_steps` > 1 it averages the gradients of that many micro-steps and updates at
-    the last, of which `update` is informed by `last`, and whose `loss` counts. Schedules depend on
-    updates, not micro-steps, and on their number in the run, `max_iters`.
-    """
+    def __init__(
+        self,
+        optim: ConfigDict,
+        micro_steps: int,
+        max_iters: int,
+        *,
+        loss_spike_sigma: float = 0.0,
+        compute_dtype: str = "float32",
+    ):
+        """Schedules depend on updates, not micro-steps, and on their number `max_iters`."""
+        optimizer = skip_bad_steps(
+            _transformation(optim, max_iters, compute_dtype), loss_spike_sigma
+        )
+        # At each call MultiSteps computes what it wraps, and discards the result of all but the
+        # last. Here each micro-step makes a call that wraps nothing, and the update is one call
+        # more, whose gradient is the mean so far, to which it adds (mean - mean) / n = 0.
+        n_calls = micro_steps + 1
+        self._accumulating = optax.MultiSteps(_unchanged(optimizer), n_calls)
+        self._updating = optimizer if micro_steps == 1 else optax.MultiSteps(optimizer, n_calls)
+
+    def init(self, params: Any) -> Any:
+        """Returns the state before the first step."""
+        return self._updating.init(params)
+
+    def accumulate(self, grads: Any, state: Any) -> Any:
+        """Returns the state with one of several micro-steps in the float32 mean of gradients."""
+        return self._accumulating.update(grads, state)[1]
+
+    def update(
+        self, params: Any, state: Any, *, loss: Array, grads: Any | None = None
+    ) -> tuple[Any, Any]:
+        """Returns (params, state) after an update from the mean of the accumulated gradients.
+
+        `grads` are those of the only micro-step, where there is one. `loss` is that of the whole
+        step: see `skip_bad_steps`.
+        """
+        grads = state.acc_grads if grads is None else grads
+        updates, state = self._updating.update(grads, state, params, loss=loss)
+        return optax.apply_updates(params, updates), state
+
+
+def _unchanged(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns a transformation with the state of `optimizer`, which it never changes."""
+    return optax.GradientTransformation(optimizer.init, lambda grads, state, _=None: (grads, state))
+
+
+def _transformation(
+    optim: ConfigDict, max_iters: int, compute_dtype: str
+) -> optax.GradientTransformation:
     optimizer = optax.adamw(
         learning_rate_schedule(optim, max_iters),
         b1=optim.beta1,
@@ -75,12 +114,6 @@ def make_optimizer(
             weight_decay=weight_decay(optim, max_iters),
             compute_dtype=compute_dtype,
         )
-        if accumulation_steps > 1:
-            hidden = only_at_last(hidden)
         optimizer = optax.partition({"muon": hidden, "adamw": optimizer}, param_labels)
     clip = optax.clip_by_global_norm(optim.grad_clip) if optim.grad_clip else optax.identity()
-    optimizer = skip_bad_steps(optax.chain(clip, optimizer), loss_spike_sigma)
-    if accumulation_steps == 1:
-        return optimizer
-    multi_steps = optax.MultiSteps(optimizer, accumulation_steps)
-    return optax.GradientTransformationExtraArgs(multi_steps.init, multi_steps.update)
+    return optax.chain(clip, optimizer)

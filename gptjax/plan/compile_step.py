@@ -20,6 +20,7 @@ from configs.errors import UserError
 from gptjax.model import GPTConfig
 from gptjax.plan import hlo_traffic, step_cost
 from gptjax.plan.devices import CARDS, Card, Device
+from gptjax.plan.hlo_traffic import Transfer
 from gptjax.step import make_mesh
 
 # The names of instructions that XLA's rematerialization pass has added.
@@ -43,7 +44,7 @@ class CompiledStep:
     outputs: int
     temporaries: int
     aliased: int  # outputs that reuse the buffers of donated arguments
-    bytes_moved: int  # memory traffic of a step, without a cache
+    transfers: tuple[Transfer, ...]  # memory traffic of a step, without a cache
     n_rematerialized: int  # instructions that XLA recomputes because memory is short
     seconds: float  # compile time
 
@@ -51,6 +52,11 @@ class CompiledStep:
     def total(self) -> int:
         """Peak memory."""
         return self.arguments + self.outputs + self.temporaries - self.aliased
+
+    @property
+    def bytes_moved(self) -> int:
+        """Memory traffic of a step."""
+        return sum(transfer.total for transfer in self.transfers)
 
 
 def compile_step(config: ConfigDict, model_config: GPTConfig, device: Device) -> CompiledStep:
@@ -75,7 +81,7 @@ def compile_step(config: ConfigDict, model_config: GPTConfig, device: Device) ->
         outputs=memory.output_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
-        bytes_moved=hlo_traffic.bytes_moved(text),
+        transfers=tuple(hlo_traffic.transfers(text)),
         n_rematerialized=len(_REMATERIALIZED.findall(text)),
         seconds=time.monotonic() - start,
     )

@@ -8,7 +8,9 @@ Caches are ignored.
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 _ITEMSIZE = {
     **dict.fromkeys(("pred", "s8", "u8"), 1),
@@ -22,8 +24,9 @@ _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (\([^=]*?\)|\S+) ([\w-]+)\((.*)$")
 _NAME = re.compile(r"%([\w.-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
 _FREE = {"parameter", "get-tuple-element", "tuple", "constant", "bitcast", "after-all", "iota"}
-_SLICES = ("dynamic-slice", "dynamic-update-slice", "gather")
+_SLICES = ("slice", "dynamic-slice", "dynamic-update-slice", "gather")
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,22 @@ class _Instruction:
         return _NAME.findall(match[1]) if match else []
 
 
-def bytes_moved(text: str) -> int:
-    """Returns the bytes moved by one run of a program, given `Compiled.as_text()`.
+class Transfer(NamedTuple):
+    """An instruction of a program and the memory traffic that it causes."""
+
+    name: str  # in the compiled program: a fusion, a library call, ...
+    source: str  # JAX's name of the operation that it comes from; of a fusion, its last one
+    runs: int
+    bytes: int  # read and written by one run
+
+    @property
+    def total(self) -> int:
+        """Bytes of all its runs."""
+        return self.runs * self.bytes
+
+
+def transfers(text: str) -> list[Transfer]:
+    """Returns the traffic of one run of a program, given `Compiled.as_text()`.
 
     Of a conditional, the branch that moves least counts: in gradient accumulation the one taken by
     all micro-steps but the last.
@@ -57,36 +74,41 @@ def bytes_moved(text: str) -> int:
             instructions[name] = _Instruction(name, _size(type_text), opcode, operands, rest)
     if not entry:
         raise ValueError("the text is not an HLO module")
-    return _traffic(computations, entry)
+    return list(_transfers(computations, entry, 1))
 
 
-def _traffic(computations: dict[str, dict[str, _Instruction]], name: str) -> int:
-    total = 0
+def _transfers(
+    computations: dict[str, dict[str, _Instruction]], name: str, runs: int
+) -> Iterator[Transfer]:
     instructions = computations[name]
     for instruction in instructions.values():
         sizes = [instructions[operand].size for operand in instruction.operands]
+        n_bytes = 0
         match instruction.opcode:
             case "while":
                 trips = _TRIPS.search(instruction.attributes)
                 (body,) = instruction.called("body")
-                total += (int(trips[1]) if trips else 1) * _traffic(computations, body)
+                yield from _transfers(computations, body, runs * int(trips[1] if trips else 1))
             case "conditional":
                 kinds = ("branch_computations", "true_computation", "false_computation")
                 branches = [name for kind in kinds for name in instruction.called(kind)]
-                total += min(_traffic(computations, branch) for branch in branches)
+                moved = (list(_transfers(computations, branch, runs)) for branch in branches)
+                yield from min(moved, key=lambda branch: sum(t.total for t in branch))
             case "call":
                 (callee,) = instruction.called("to_apply")
-                total += _traffic(computations, callee)
+                yield from _transfers(computations, callee, runs)
             case "fusion":
                 (callee,) = instruction.called("calls")
-                total += _fusion(computations[callee], instruction.size, sizes)
-            case "dynamic-slice":
-                total += 2 * instruction.size
+                n_bytes = _fusion(computations[callee], instruction.size, sizes)
+            case "slice" | "dynamic-slice":
+                n_bytes = 2 * instruction.size
             case "dynamic-update-slice":
-                total += 2 * sizes[1]
+                n_bytes = 2 * sizes[1]
             case opcode if opcode not in _FREE:
-                total += instruction.size + sum(sizes)
-    return total
+                n_bytes = instruction.size + sum(sizes)
+        if n_bytes:
+            source = _OP_NAME.search(instruction.attributes)
+            yield Transfer(instruction.name, source[1] if source else "", runs, n_bytes)
 
 
 def _fusion(body: dict[str, _Instruction], result_size: int, operand_sizes: list[int]) -> int:

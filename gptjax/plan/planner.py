@@ -154,7 +154,7 @@ def resolve_auto(config: ConfigDict, device: Device) -> ConfigDict:
     if model.attention == "auto":
         width = model.n_embd // model.n_head
         cudnn = model.compute_dtype == "bfloat16" and width % 8 == 0 and width <= 128
-        names = attention.candidates(config.data.document_mask)
+        names = attention.kernels(config.data.document_mask)
         model.attention = next(name for name in names if name != "cudnn" or cudnn)
     return config
 

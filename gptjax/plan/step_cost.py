@@ -146,8 +146,10 @@ def _kept(jaxpr: Jaxpr, n_layer: int) -> int:
     """Returns the bytes that the forward scan over the layers stacks beside its carry."""
     for scan in _scans(jaxpr):
         is_forward = scan.params["length"] == n_layer and not scan.params["reverse"]
-        if is_forward and any(True for _ in _operations(scan.params["jaxpr"].jaxpr, 1)):
-            return _size(scan.outvars[scan.params["num_carry"] :])
+        body = scan.params["jaxpr"].jaxpr
+        if is_forward and any(True for _ in _operations(body, 1)):
+            results = zip(scan.outvars, body.outvars, strict=True)
+            return _size([whole for whole, one in results if _shape(whole) != _shape(one)])
     raise ValueError(f"the step has no scan over {n_layer} layers")
 
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gptjax.model import GPTConfig, cross_entropy_sum, hidden_states, init, unembedding
-from gptjax.optim import make_optimizer, schedules
+from gptjax.optim import Optimizer, schedules
 from gptjax.step import sharding
 
 Batch = dict[str, Array]
@@ -52,7 +52,7 @@ class StepFunctions:
         self.batch_sharding = sharding.batch_sharding(mesh)
         self._config = config
         train = config.train
-        self._optimizer = make_optimizer(
+        self._optimizer = Optimizer(
             config.optim,
             train.gradient_accumulation_steps,
             train.max_iters,
@@ -122,28 +122,28 @@ class StepFunctions:
         if self.model_config.dropout > 0:
             step_key = jax.random.fold_in(jax.random.wrap_key_data(state.dropout_key), state.step)
 
-        def micro_step(carry: tuple[Any, Any, Array], xs: tuple[Batch, Array]) -> Any:
-            params, opt_state, nats_before = carry
-            micro, index = xs
+        def gradient(micro: Batch, index: Array) -> tuple[Any, Array]:
             key = None if step_key is None else jax.random.fold_in(step_key, index)
 
             def mean_loss(params: Any) -> tuple[Array, Array]:
                 nats = self._nats(params, micro, key)
                 return nats / nominal_targets, nats
 
-            grads, nats = jax.grad(mean_loss, has_aux=True)(params)
-            total = nats_before + nats
-            loss = total / counts["n_targets"]  # of the whole batch, at the last micro-step
-            updates, opt_state = self._optimizer.update(
-                grads, opt_state, params, loss=loss, last=index == n_micro - 1
-            )
-            params = optax.apply_updates(params, updates)
-            return (params, opt_state, total), nats
+            return jax.grad(mean_loss, has_aux=True)(state.params)
 
-        (params, opt_state, nats), nats_A = jax.lax.scan(
-            micro_step,
-            (state.params, state.opt_state, jnp.zeros((), jnp.float32)),
-            (batch, jnp.arange(n_micro)),
+        def micro_step(opt_state: Any, xs: tuple[Batch, Array]) -> tuple[Any, Array]:
+            grads, nats = gradient(*xs)
+            return self._optimizer.accumulate(grads, opt_state), nats
+
+        opt_state, grads = state.opt_state, None
+        if n_micro == 1:
+            grads, nats = gradient({name: x[0] for name, x in batch.items()}, jnp.zeros((), int))
+            nats_A = nats[None]
+        else:
+            opt_state, nats_A = jax.lax.scan(micro_step, opt_state, (batch, jnp.arange(n_micro)))
+        nats = jnp.sum(nats_A)
+        params, opt_state = self._optimizer.update(
+            state.params, opt_state, loss=nats / counts["n_targets"], grads=grads
         )
         before, after = (optax.tree.get(o, "skipped") for o in (state.opt_state, opt_state))
         metrics = {

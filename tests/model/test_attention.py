@@ -265,6 +265,28 @@ def wrong_backward(q, k, v, segment_ids):
     return attention_lib._xla(q, jax.lax.stop_gradient(k), v, segment_ids)
 
 
+def fails_for(**limits):
+    """A kernel that works only for shorter rows, fewer heads, or one head of keys a query's."""
+
+    def kernel(q, k, v, segment_ids):
+        sizes = {"length": q.shape[1], "heads": q.shape[2], "shared": q.shape[2] // k.shape[2]}
+        if any(sizes[name] > limit for name, limit in limits.items()):
+            raise RuntimeError("shape not supported")
+        return attention_lib._xla(q, k, v, segment_ids)
+
+    return kernel
+
+
+@pytest.mark.parametrize("limits", [{"length": 512}, {"heads": 4}, {"shared": 1}])
+def test_kernels_are_tried_at_the_shape_of_the_run(as_on_a_gpu, limits):
+    config = rtx4070.get_config()
+    config.model.n_kv_head = 4
+    as_on_a_gpu["cudnn"] = fails_for(**limits)
+    assert choose(config)[0] == "pallas"
+    config.model.update(block_size=512, n_head=4, n_embd=256)
+    assert choose(config)[0] == "cudnn"
+
+
 @pytest.mark.parametrize(
     ("cudnn", "pallas", "documents", "expected", "reason"),
     [

@@ -4,9 +4,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gptjax.plan.hlo_traffic import bytes_moved
+from gptjax.plan.hlo_traffic import transfers
 
 SQUARE = 4 * 256 * 256
+
+
+def bytes_moved(text):
+    return sum(transfer.total for transfer in transfers(text))
 
 
 def compiled(function, *shapes):
@@ -43,6 +47,23 @@ def test_a_loop_over_stacked_arrays_reads_and_writes_slices():
     assert 3 <= per_iteration <= 10
 
 
+def test_a_slice_reads_what_it_takes():
+    text = compiled(lambda x, y: jnp.concatenate([x[:8], y]), (256, 256), (256, 256))
+    assert bytes_moved(text) == 2 * (SQUARE + SQUARE // 32)
+
+
+def test_the_largest_transfer_names_the_operation_that_it_comes_from():
+    text = compiled(
+        lambda x, y: jax.lax.scan(lambda c, _: (jnp.tanh(c @ y), None), x, length=9)[0],
+        (256, 256),
+        (256, 256),
+    )
+    largest = max(transfers(text), key=lambda transfer: transfer.total)
+    assert largest.runs == 9
+    assert largest.total == 9 * largest.bytes == 9 * 3 * SQUARE
+    assert largest.source.endswith("dot_general")
+
+
 def test_text_that_is_not_a_program_is_refused():
     with pytest.raises(ValueError, match="HLO"):
-        bytes_moved("hello")
+        transfers("hello")
