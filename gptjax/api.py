@@ -1,5 +1,6 @@
 """A run in Python: `run = gptjax.load("runs/quickstart")`, then sample, score, evaluate."""
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,10 +32,13 @@ class Run:
         self.workdir = workdir
         self.config, self.model_config, self.params, self.tokenizer, self.step = model
         self._model = model
-        self._sampler: Sampler | None = None
 
     def __repr__(self) -> str:
         return f"<Run {self.workdir}, step {self.step:,}, {self.n_params:,} parameters>"
+
+    @functools.cached_property
+    def _sampler(self) -> Sampler:
+        return Sampler(self.model_config, self.params)
 
     @property
     def n_params(self) -> int:
@@ -77,8 +81,6 @@ class Run:
         An empty prompt begins a new document. The text ends at its BOS, or before the first of the
         strings `stop`. The other parameters are those of `Sampling`.
         """
-        if self._sampler is None:
-            self._sampler = Sampler(self.model_config, self.params)
         sampling = Sampling(
             max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p
         )
@@ -94,7 +96,7 @@ class Run:
         """
         if isinstance(texts, str) or not any(texts):
             raise UserError("evaluate takes a list of texts, at least one of them not empty.")
-        documents = Texts(((f"text {i}", x.encode()) for i, x in enumerate(texts)), self.tokenizer)
+        documents = Texts((text.encode() for text in texts), self.tokenizer)
         return evaluate_documents(self._model, documents)
 
 

@@ -6,8 +6,7 @@ python -m gptjax.export --workdir=runs/quickstart --format=gguf --out=quickstart
 
 import contextlib
 import json
-import os
-import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +16,8 @@ from configs import cli
 from configs.errors import UserError
 from data_pipeline.files import fsync_folder, write_atomically
 from data_pipeline.token_store import TOKENIZER
+from gptjax.common.extras import imports_of_extra
 from gptjax.compat import gguf_file, hf_tokenizer, hf_weights
-from gptjax.compat.extra import imports_of_extra
 from gptjax.inference import load_run
 
 
@@ -30,7 +29,7 @@ def export_hf(workdir: Path, out: Path) -> None:
     Raises:
         UserError: `out` exists, the workdir has no checkpoint, or a package is missing.
     """
-    with imports_of_extra():
+    with imports_of_extra("export"):
         from safetensors.numpy import save
     with _new(out) as folder:
         _, config, params, tokenizer, _ = load_run(workdir)
@@ -58,20 +57,16 @@ def export_gguf(workdir: Path, out: Path) -> None:
 
 @contextlib.contextmanager
 def _new(out: Path) -> Iterator[Path]:
-    """Yields a temporary path that is renamed to `out` on success, and else removed."""
+    """Yields a path in a temporary folder beside `out`, which it becomes on success."""
     if out.exists():
         raise UserError(f"{out} exists: remove it, or choose another --out. Nothing was changed.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        fsync_folder(temporary)  # or file
-        temporary.rename(out)
-        fsync_folder(out.parent)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        path = Path(folder, out.name)
+        yield path
+        fsync_folder(path)  # or file
+        path.rename(out)
+    fsync_folder(out.parent)
 
 
 def _main(_: list[str]) -> None:

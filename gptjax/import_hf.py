@@ -24,9 +24,9 @@ from data_pipeline.files import write_atomically
 from data_pipeline.token_store import TOKENIZER
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.checkpoint import manager
+from gptjax.common.extras import imports_of_extra
 from gptjax.common.workdir import save_config
 from gptjax.compat import hf_weights
-from gptjax.compat.extra import imports_of_extra
 from gptjax.model import GPTConfig, Params, gpt
 
 
@@ -88,7 +88,7 @@ def _tokenizer(source: Path) -> bytes:
 
 
 def _tensors(path: Path) -> dict[str, Any]:
-    with imports_of_extra():
+    with imports_of_extra("export"):
         import safetensors
         from safetensors.flax import load_file  # the NumPy one cannot read bfloat16
     if not path.is_file():

@@ -21,6 +21,7 @@ CHECKPOINTS = "checkpoints"  # a folder for each saved step
 EVALUATIONS = "eval"  # STEP.json, by gptjax.evaluate
 SAMPLES = "samples"  # STEP.txt
 TENSORBOARD = "tb"
+WANDB_ID = "wandb_id"  # of the run in W&B, over all restarts
 REPORT = "report.html"
 LOCK = "lock"  # held by the run that uses the folder
 

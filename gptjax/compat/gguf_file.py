@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.tokenizer import SPACE, Tokenizer
+from gptjax.common.extras import imports_of_extra
 from gptjax.compat import hf_weights
-from gptjax.compat.extra import imports_of_extra
 from gptjax.compat.hf_architectures import QWEN3
 from gptjax.model import GPTConfig, Params
 from gptjax.model.gpt import LAYER_NORM_EPS
@@ -37,7 +37,7 @@ def write(
     Raises:
         UserError: no stock architecture computes the same, or the package gguf is missing.
     """
-    with imports_of_extra():
+    with imports_of_extra("export"):
         import gguf
     architecture = hf_weights.architecture_of(model_config)
     writer = gguf.GGUFWriter(path, architecture.name)
@@ -66,7 +66,8 @@ def write(
 
 
 def _add_tokenizer(writer: Any, tokenizer: Tokenizer, types: Any) -> None:
-    if tokenizer.byte_level is None:
+    byte_level = tokenizer.byte_level
+    if byte_level is None:
         pieces = tokenizer.pieces()
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
@@ -76,14 +77,11 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, types: Any) -> None:
         writer.add_unk_token_id(0)
         writer.add_add_space_prefix(False)
     else:
-        byte_level = tokenizer.byte_level
-        specials = byte_level.specials
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("gpt-2")
         writer.add_token_list(byte_level.tokens)
-        writer.add_token_types(
-            [types.CONTROL if i in specials else types.NORMAL for i in range(tokenizer.vocab_size)]
-        )
+        kinds = (i in byte_level.specials for i in range(tokenizer.vocab_size))
+        writer.add_token_types([types.CONTROL if special else types.NORMAL for special in kinds])
         writer.add_token_merges([" ".join(pair) for pair in byte_level.merges])
     writer.add_bos_token_id(tokenizer.bos_id)
     writer.add_eos_token_id(tokenizer.bos_id)  # BOS separates documents, so it also ends a text

@@ -38,7 +38,6 @@ class Architecture:
     fixed: Mapping[str, tuple[Any, ...]]
     extras: Callable[[GPTConfig], dict[str, Any]]  # further keys of config.json
     flatten: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # config.json in the form of `fixed`
-    tied_by_default: bool  # the meaning of an absent `tie_word_embeddings`
     tensors: tuple[Tensor, ...]
 
     def differences(self, model_config: GPTConfig) -> list[str]:
@@ -53,32 +52,27 @@ class Architecture:
         ]
 
 
-def _gpt2_tensors() -> tuple[Tensor, ...]:
-    modules = {
-        "wte": ("transformer.wte", "token_embd"),
-        "wpe": ("transformer.wpe", "position_embd"),
-        "lm_head": ("lm_head", "output"),
-        "blocks.ln_1.scale": ("transformer.h.{}.ln_1", "blk.{}.attn_norm"),
-        "blocks.attn.c_attn.kernel": ("transformer.h.{}.attn.c_attn", "blk.{}.attn_qkv"),
-        "blocks.attn.c_proj.kernel": ("transformer.h.{}.attn.c_proj", "blk.{}.attn_output"),
-        "blocks.ln_2.scale": ("transformer.h.{}.ln_2", "blk.{}.ffn_norm"),
-        "blocks.mlp.c_fc.kernel": ("transformer.h.{}.mlp.c_fc", "blk.{}.ffn_up"),
-        "blocks.mlp.c_proj.kernel": ("transformer.h.{}.mlp.c_proj", "blk.{}.ffn_down"),
-        "ln_f.scale": ("transformer.ln_f", "output_norm"),
-    }
+def _tensors(
+    layer: str, modules: Mapping[str, tuple[str, str]], *, biases: bool
+) -> tuple[Tensor, ...]:
+    """Returns the weights of modules and their biases; {} in a module's name stands for `layer`."""
     tensors = []
     for ours, (hf, gguf) in modules.items():
-        tensors.append(Tensor(ours, (f"{hf}.weight",), (f"{gguf}.weight",)))
-        if "." in ours:  # its bias is never absent there; zeros compute the same
-            bias = ours.rpartition(".")[0] + ".bias"
-            tensors.append(Tensor(bias, (f"{hf}.bias",), (f"{gguf}.bias",)))
+        arrays = {"weight": ours}
+        if biases and "." in ours:  # never absent there; zeros compute the same
+            arrays["bias"] = ours.rpartition(".")[0] + ".bias"
+        for kind, name in arrays.items():
+            hf_names = tuple(f"{x}.{kind}" for x in hf.replace("{}", layer).split())
+            gguf_names = tuple(f"{x}.{kind}" for x in gguf.replace("{}", "blk.{}").split())
+            tensors.append(Tensor(name, hf_names, gguf_names))
     return tuple(tensors)
 
 
 def _flat_gpt2(hf: Mapping[str, Any]) -> Mapping[str, Any]:
     width = hf.get("n_embd")
     default = 4 * width if isinstance(width, int) else None
-    return {**hf, "n_inner": default if hf.get("n_inner") is None else hf["n_inner"]}
+    n_inner = default if hf.get("n_inner") is None else hf["n_inner"]
+    return {"tie_word_embeddings": True, **hf, "n_inner": n_inner}
 
 
 GPT2 = Architecture(
@@ -109,8 +103,22 @@ GPT2 = Architecture(
         "resid_pdrop": config.dropout,
     },
     flatten=_flat_gpt2,
-    tied_by_default=True,
-    tensors=_gpt2_tensors(),
+    tensors=_tensors(
+        "transformer.h.{}",
+        {
+            "wte": ("transformer.wte", "token_embd"),
+            "wpe": ("transformer.wpe", "position_embd"),
+            "lm_head": ("lm_head", "output"),
+            "blocks.ln_1.scale": ("{}.ln_1", "{}.attn_norm"),
+            "blocks.attn.c_attn.kernel": ("{}.attn.c_attn", "{}.attn_qkv"),
+            "blocks.attn.c_proj.kernel": ("{}.attn.c_proj", "{}.attn_output"),
+            "blocks.ln_2.scale": ("{}.ln_2", "{}.ffn_norm"),
+            "blocks.mlp.c_fc.kernel": ("{}.mlp.c_fc", "{}.ffn_up"),
+            "blocks.mlp.c_proj.kernel": ("{}.mlp.c_proj", "{}.ffn_down"),
+            "ln_f.scale": ("transformer.ln_f", "output_norm"),
+        },
+        biases=True,
+    ),
 )
 
 
@@ -125,6 +133,7 @@ def _flat_qwen3(hf: Mapping[str, Any]) -> Mapping[str, Any]:
     layers = hf.get("layer_types")
     n_kv_head = hf.get("num_key_value_heads", 32)
     return {
+        "tie_word_embeddings": False,
         **hf,
         "head_dim": hf.get("head_dim", 128),
         "num_key_value_heads": hf.get("num_attention_heads") if n_kv_head is None else n_kv_head,
@@ -132,34 +141,6 @@ def _flat_qwen3(hf: Mapping[str, Any]) -> Mapping[str, Any]:
         "rope_type": rope.get("rope_type", rope.get("type")),
         "layer_types": sorted(set(map(str, layers))) if isinstance(layers, list) else layers,
     }
-
-
-def _qwen3_tensors() -> tuple[Tensor, ...]:
-    modules = {
-        "wte": ("model.embed_tokens", "token_embd"),
-        "lm_head": ("lm_head", "output"),
-        "blocks.ln_1.scale": ("{}.input_layernorm", "{}.attn_norm"),
-        "blocks.attn.c_attn.kernel": (
-            "{}.self_attn.q_proj {}.self_attn.k_proj {}.self_attn.v_proj",
-            "{}.attn_q {}.attn_k {}.attn_v",
-        ),
-        "blocks.attn.q_norm.scale": ("{}.self_attn.q_norm", "{}.attn_q_norm"),
-        "blocks.attn.k_norm.scale": ("{}.self_attn.k_norm", "{}.attn_k_norm"),
-        "blocks.attn.c_proj.kernel": ("{}.self_attn.o_proj", "{}.attn_output"),
-        "blocks.ln_2.scale": ("{}.post_attention_layernorm", "{}.ffn_norm"),
-        "blocks.mlp.c_gate.kernel": ("{}.mlp.gate_proj", "{}.ffn_gate"),
-        "blocks.mlp.c_fc.kernel": ("{}.mlp.up_proj", "{}.ffn_up"),
-        "blocks.mlp.c_proj.kernel": ("{}.mlp.down_proj", "{}.ffn_down"),
-        "ln_f.scale": ("model.norm", "output_norm"),
-    }
-
-    def weights(names: str, layer: str) -> tuple[str, ...]:
-        return tuple(f"{name.replace('{}', layer)}.weight" for name in names.split())
-
-    return tuple(
-        Tensor(ours, weights(hf, "model.layers.{}"), weights(gguf, "blk.{}"))
-        for ours, (hf, gguf) in modules.items()
-    )
 
 
 QWEN3 = Architecture(
@@ -189,8 +170,27 @@ QWEN3 = Architecture(
     },
     extras=lambda config: {"head_dim": config.head_dim},
     flatten=_flat_qwen3,
-    tied_by_default=False,
-    tensors=_qwen3_tensors(),
+    tensors=_tensors(
+        "model.layers.{}",
+        {
+            "wte": ("model.embed_tokens", "token_embd"),
+            "lm_head": ("lm_head", "output"),
+            "blocks.ln_1.scale": ("{}.input_layernorm", "{}.attn_norm"),
+            "blocks.attn.c_attn.kernel": (
+                "{}.self_attn.q_proj {}.self_attn.k_proj {}.self_attn.v_proj",
+                "{}.attn_q {}.attn_k {}.attn_v",
+            ),
+            "blocks.attn.q_norm.scale": ("{}.self_attn.q_norm", "{}.attn_q_norm"),
+            "blocks.attn.k_norm.scale": ("{}.self_attn.k_norm", "{}.attn_k_norm"),
+            "blocks.attn.c_proj.kernel": ("{}.self_attn.o_proj", "{}.attn_output"),
+            "blocks.ln_2.scale": ("{}.post_attention_layernorm", "{}.ffn_norm"),
+            "blocks.mlp.c_gate.kernel": ("{}.mlp.gate_proj", "{}.ffn_gate"),
+            "blocks.mlp.c_fc.kernel": ("{}.mlp.up_proj", "{}.ffn_up"),
+            "blocks.mlp.c_proj.kernel": ("{}.mlp.down_proj", "{}.ffn_down"),
+            "ln_f.scale": ("model.norm", "output_norm"),
+        },
+        biases=False,
+    ),
 )
 
 ARCHITECTURES = (GPT2, QWEN3)

@@ -6,7 +6,7 @@ Only names and layouts differ: layers are separate instead of stacked, and Qwen3
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -77,7 +77,7 @@ def model_settings(hf: Mapping[str, Any]) -> dict[str, Any]:
         if hf.get(key) not in values
     ]
     sizes: dict[str, Any] = {key: hf.get(name) for key, name in architecture.keys.items()}
-    tied = hf.get("tie_word_embeddings", architecture.tied_by_default)
+    tied = hf["tie_word_embeddings"]
     if not isinstance(tied, bool):
         problems.append(f"tie_word_embeddings is {tied!r}, not true or false")
     invalid = []
@@ -112,19 +112,14 @@ def _contradictions(
     return problems
 
 
-class NamedTensor(NamedTuple):
-    """One tensor of one layer, with its names in other programs."""
-
-    hf: str
-    gguf: str
-    is_matrix: bool  # in our layout [in, out]; embeddings do not count
-    array: np.ndarray  # float32
-
-
 def named_tensors(
     model_config: GPTConfig, params: Params, vocab_size: int
-) -> Iterator[NamedTensor]:
-    """Yields all parameters; arguments and errors are those of `to_hf`."""
+) -> Iterator[tuple[str, str, bool, np.ndarray]]:
+    """Yields all parameters, layer by layer; arguments and errors are those of `to_hf`.
+
+    Each as (name in `transformers`, name in llama.cpp, whether it is a matrix [in, out], float32
+    array); an embedding is no matrix.
+    """
     ours = flatten_dict(params, sep=".")
     for row in architecture_of(model_config).tensors:
         if row.ours == "lm_head" and model_config.tie_embeddings:
@@ -138,11 +133,8 @@ def named_tensors(
             parts = np.split(stacked, np.cumsum(widths), axis=-1)
         is_matrix = row.ours.endswith(".kernel")
         for hf, gguf, part in zip(row.hf, row.gguf, parts, strict=True):
-            if "{}" not in hf:
-                yield NamedTensor(hf, gguf, is_matrix, part)
-                continue
-            for i, array in enumerate(part):
-                yield NamedTensor(hf.format(i), gguf.format(i), is_matrix, array)
+            for i, array in enumerate(part if "{}" in hf else [part]):
+                yield hf.format(i), gguf.format(i), is_matrix, array
 
 
 def _array(name: str, arrays: Mapping[str, Any]) -> np.ndarray:
@@ -221,9 +213,6 @@ def from_hf(
         if "{}" not in row.hf[0]:
             stacked = stacked[0]
         arrays[row.ours] = stacked[:vocab_size] if row.ours in _BY_VOCABULARY else stacked
-    biases = [name for name in arrays if name.endswith(".bias")]
-    has_bias = any(arrays[name].any() for name in biases)
-    if not has_bias:
-        for name in biases:
-            del arrays[name]
-    return unflatten_dict(arrays, sep="."), has_bias
+    has_bias = any(array.any() for name, array in arrays.items() if name.endswith(".bias"))
+    kept = {name: a for name, a in arrays.items() if has_bias or not name.endswith(".bias")}
+    return unflatten_dict(kept, sep="."), has_bias

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+import statistics
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from data_pipeline.packing import permutation
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.evaluate.published import Results
 from gptjax.evaluate.tasks import TASKS, Item, Task
-from gptjax.inference.scoring import Request, Score, Scorer, encode_request
+from gptjax.inference.scoring import Score, Scorer, encode_request
 from gptjax.metrics.aggregate import ratio
 
 _SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -173,17 +174,17 @@ class Suite:
     ):
         """Reads the files of `find_files`; `limit` and errors are those of `read_items`."""
         self.items = {name: read_items(TASKS[name], of, limit) for name, of in files.items()}
-        self._tokenizer = tokenizer
-        self._requests: dict[str, list[Request]] = {}
+        self._requests = {
+            name: [encode_request(tokenizer, *pair) for item in items for pair in item.requests]
+            for name, items in self.items.items()
+        }
 
     def score(self, name: str, scorer: Scorer, *, progress: bool = False) -> list[Outcome]:
         """Returns the items of the benchmark `name` with their scores."""
-        items = self.items[name]
-        if name not in self._requests:
-            pairs = [pair for item in items for pair in item.requests]
-            self._requests[name] = [encode_request(self._tokenizer, *pair) for pair in pairs]
         scores = iter(scorer.score(self._requests[name], name if progress else None))
-        return [Outcome(item, tuple(next(scores) for _ in item.requests)) for item in items]
+        return [
+            Outcome(item, tuple(next(scores) for _ in item.requests)) for item in self.items[name]
+        ]
 
     def run(self, scorer: Scorer, *, progress: bool) -> Results:
         """Returns the results of each benchmark; of BLiMP also of each paradigm, as `blimp/NAME`.
@@ -196,19 +197,13 @@ class Suite:
             metrics = TASKS[name].metrics
             results[name] = summarise(outcomes, metrics)
             if name == "blimp":
-                groups: dict[str, list[Outcome]] = collections.defaultdict(list)
-                for outcome in outcomes:
-                    groups[outcome.item.group].append(outcome)
-                parts = {f"{name}/{g}": summarise(o, metrics) for g, o in sorted(groups.items())}
-                results[name] |= _mean_accuracy(list(parts.values()))
+                outcomes.sort(key=lambda outcome: outcome.item.group)
+                groups = itertools.groupby(outcomes, lambda outcome: outcome.item.group)
+                parts = {f"{name}/{g}": summarise(list(o), metrics) for g, o in groups}
+                stderrs = [part["acc_stderr"] for part in parts.values()]
                 results |= parts
+                results[name] |= {
+                    "acc": statistics.fmean(part["acc"] for part in parts.values()),
+                    "acc_stderr": None if None in stderrs else math.hypot(*stderrs) / len(stderrs),
+                }
         return results
-
-
-def _mean_accuracy(parts: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Returns the unweighted mean over independent groups."""
-    stderrs = [part["acc_stderr"] for part in parts]
-    return {
-        "acc": math.fsum(part["acc"] for part in parts) / len(parts),
-        "acc_stderr": None if None in stderrs else math.hypot(*stderrs) / len(parts),
-    }

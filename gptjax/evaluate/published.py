@@ -6,24 +6,15 @@ model. ARC, PIQA and WinoGrande items are lm-eval's splits: test for ARC, valida
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from gptjax.common.tables import plain_table
 from gptjax.evaluate.tasks import TASKS
 
 Results = dict[str, dict[str, Any]]  # by benchmark: n, chance, and each metric with its _stderr
 
-
-class Published(NamedTuple):
-    """Figures of one model, by `task/metric`."""
-
-    model: str
-    figures: dict[str, float]
-    source: str
-
-
 _PYTHIA = "github.com/EleutherAI/pythia (a19eecb), evals/"
-_SOURCES = {
+SOURCES = {  # by model
     "GPT-2 124M": (
         "HellaSwag: github.com/karpathy/llm.c, dev/data/hellaswag.py (lm-eval's line); LAMBADA: "
         "github.com/EleutherAI/lm-evaluation-harness/issues/2159; the others: "
@@ -36,7 +27,7 @@ _SOURCES = {
     # gpt2-xl's acc (acc_norm: 50.89 %, according to llm.c).
     "GPT-Neo-125M": "github.com/EleutherAI/gpt-neo, README.md, Model Evaluations",
 }
-_FIGURES: dict[str, tuple[float | None, ...]] = {  # in the order of _SOURCES
+FIGURES: dict[str, tuple[float | None, ...]] = {  # by task/metric, in the order of SOURCES
     "hellaswag/acc": (0.2892, None, None, None, 0.2867),
     "hellaswag/acc_norm": (0.3114, None, None, None, None),
     "lambada/acc": (0.3256, 0.1846, 0.3284, 0.3790, 0.3736),
@@ -49,14 +40,10 @@ _FIGURES: dict[str, tuple[float | None, ...]] = {  # in the order of _SOURCES
     "arc_challenge/acc_norm": (None, 0.2210, 0.2329, 0.2278, None),
     "winogrande/acc": (0.5161, 0.5280, 0.5312, 0.5028, 0.5043),
 }
-PUBLISHED = tuple(
-    Published(model, {k: x for k, row in _FIGURES.items() if (x := row[i]) is not None}, source)
-    for i, (model, source) in enumerate(_SOURCES.items())
-)
 
 NOTES = (
     "Accuracies in %, zero-shot as in lm-eval, ± one standard error over items.",
-    *(f"{model}: {source}." for model, source in _SOURCES.items()),
+    *(f"{model}: {source}." for model, source in SOURCES.items()),
 )
 
 
@@ -65,7 +52,7 @@ def comparison(columns: Mapping[str, Results]) -> list[list[str]]:
 
     The columns are the number of items, the chance level, each of `columns`, each published model.
     """
-    rows = [["", "items", "chance", *columns, *_SOURCES]]
+    rows = [["", "items", "chance", *columns, *SOURCES]]
     for name, task in TASKS.items():
         cells = [results.get(name, {}) for results in columns.values()]
         for metric in task.metrics if any(cells) else ():
@@ -74,7 +61,8 @@ def comparison(columns: Mapping[str, Results]) -> list[list[str]]:
             row = [f"{name} {metric}", " / ".join(items)]  # several with different limits
             row += [_figure(chances[0], metric) if chances else ""]
             row += [_with_error(values, metric) for values in cells]
-            row += [_figure(p.figures.get(f"{name}/{metric}"), metric) for p in PUBLISHED]
+            published = FIGURES.get(f"{name}/{metric}", [None] * len(SOURCES))
+            row += [_figure(value, metric) for value in published]
             rows.append(row)
     return rows
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from configs.errors import UserError
 from data_pipeline import parquet
-from data_pipeline.packing import Documents, PackedRows, permutation
+from data_pipeline.packing import Documents, PackedRows, Row, permutation
 from data_pipeline.prepare import prepare
 from data_pipeline.progress import BatchProgress
 from data_pipeline.subset import evaluation_rows
@@ -25,14 +25,10 @@ from gptjax.metrics import aggregate
 class Texts:
     """Documents in memory, 2 bytes a token; see `packing.Documents`."""
 
-    def __init__(self, texts: Iterable[tuple[str, bytes | memoryview]], tokenizer: Tokenizer):
-        """Encodes pairs of an origin and a text in UTF-8."""
-        self._ids: list[str] = []
-        self._documents: list[np.ndarray] = []
-        for origin, utf8 in texts:
-            tokens = np.frombuffer(b"".join(tokenizer.encode_utf8(utf8)), "<u2")
-            self._documents.append(np.insert(tokens, 0, tokenizer.bos_id))
-            self._ids.append(origin)
+    def __init__(self, texts: Iterable[bytes | memoryview], tokenizer: Tokenizer):
+        """Encodes texts in UTF-8."""
+        tokens = (np.frombuffer(b"".join(tokenizer.encode_utf8(x)), "<u2") for x in texts)
+        self._documents = [np.insert(ids, 0, tokenizer.bos_id) for ids in tokens]
         self.n_docs = len(self._documents)
         self.doc_lengths = np.array([d.size for d in self._documents], np.int32)
         self.n_tokens = int(self.doc_lengths.sum(dtype=np.int64))
@@ -42,14 +38,14 @@ class Texts:
         return self._documents[doc][start:stop]
 
     def doc_id(self, doc: int) -> str:
-        """Returns the origin of document `doc`, as `file.parquet:row` (rows count from 0)."""
-        return self._ids[doc]
+        """Returns a name for document `doc`."""
+        return f"text {doc}"
 
 
 def read_parquet(
     path: Path, limit: int | None = None, name: str | None = None
-) -> Iterator[tuple[str, memoryview]]:
-    """Yields (`file.parquet:row`, text) from a file with FineWeb's string columns `text` and `id`.
+) -> Iterator[memoryview]:
+    """Yields the texts, in UTF-8, of a file with FineWeb's string columns `text` and `id`.
 
     With `limit`, a fixed random sample of its documents; with a `name`, progress is shown.
 
@@ -67,7 +63,7 @@ def read_parquet(
             for document in parquet.read_row_group(path, i) if wanted else ():
                 if first + document.row in wanted:
                     n_texts += 1
-                    yield f"{path.name}:{first + document.row}", document.utf8
+                    yield document.utf8
             first += size
             progress.advance(len(wanted))
     if not n_texts:
@@ -121,14 +117,11 @@ def evaluate_documents(
 
 def _batch(rows: PackedRows, start: int, size: int) -> dict[str, np.ndarray]:
     """Returns rows start, start + 1, ... of the first epoch; rows past its end are masked."""
-    packed_rows = [rows[g % rows.rows_per_epoch] for g in range(start, start + size)]
-    arrays = {
-        name: np.stack([getattr(row, name) for row in packed_rows])
-        for name, array in packed_rows[0]._asdict().items()
-        if array is not None
-    }
-    arrays["loss_mask"][rows.rows_per_epoch - start :] = False
-    return arrays
+    columns = zip(*(rows[g % rows.rows_per_epoch] for g in range(start, start + size)), strict=True)
+    named = zip(Row._fields, columns, strict=True)
+    batch = {name: np.stack(arrays) for name, arrays in named if arrays[0] is not None}
+    batch["loss_mask"][rows.rows_per_epoch - start :] = False
+    return batch
 
 
 def _owners(rows: PackedRows, g: int, n_targets: int) -> np.ndarray:

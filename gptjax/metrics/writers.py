@@ -12,9 +12,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from configs.errors import UserError
 from data_pipeline.files import write_atomically
 from gptjax.common.workdir import METRICS, TENSORBOARD, finite_or_none, read_metrics
+from gptjax.metrics.wandb_run import WandbRun
 
 _log = logging.getLogger(__name__)
 
@@ -90,11 +90,11 @@ class MetricsWriter:
         """Opens the destinations and drops the lines of steps after `start_step`.
 
         TensorBoard's file is rewritten from metrics.jsonl at each start, so that both agree
-        whenever the run was killed. Raises UserError if `log.wandb` needs a missing package.
+        whenever the run was killed.
         """
         self._file: AppendedFile | None = None
         self._events: AppendedFile | None = None
-        self._wandb: Any = None
+        self._wandb: WandbRun | None = None
         if jax.process_index() > 0:
             return
         lines = _drop_later_steps(workdir, start_step)
@@ -105,21 +105,7 @@ class MetricsWriter:
             self._encode = tensorboard.encode
             self._events = AppendedFile(tensorboard.rewrite(workdir / TENSORBOARD, lines))
         if config.log.wandb:
-            try:
-                import wandb
-            except ImportError as error:
-                raise UserError(
-                    "log.wandb is True, but the package wandb is not installed: install the extra "
-                    "(pip install 'gptjax[wandb]'), or set --config.log.wandb=False."
-                ) from error
-            self._wandb = wandb.init(
-                project=config.log.wandb_project,
-                name=workdir.name,
-                dir=str(workdir),
-                config=config.to_dict(),
-                id=workdir.name,
-                resume="allow",
-            )
+            self._wandb = WandbRun(workdir, config)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes the values of one step; None stands for unknown, and for what is not finite.
@@ -135,7 +121,7 @@ class MetricsWriter:
             self._events.append(self._encode(line))
         if self._wandb is not None:
             numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
-            self._wandb.log(numbers, step=step)
+            self._wandb.log(step, numbers)
 
     def sync(self) -> None:
         """Makes metrics.jsonl survive a power failure."""

@@ -74,18 +74,19 @@ def page_data(histories: list[History]) -> dict[str, Any]:
             "group": settings.index(history.setting),
             "flops_per_token": history.flops_per_token,
             "restarts": _positions(history, history.restarts),
-            "tables": _tables(history, names),
+            "tables": list(_tables(history, names)),
         }
         for history in histories
     ]
-    lines_per_point: dict[str, int] = defaultdict(int)
-    for table in (table for run in runs for table in run["tables"]):
-        for name in table["values"]:
-            lines_per_point[name] = max(lines_per_point[name], table["lines_per_point"])
+    tables = [table for run in runs for table in run["tables"]]
+
+    def lines_per_point(chart: Chart) -> int:
+        sizes = (t["lines_per_point"] for t in tables if t["values"].keys() & chart.names)
+        return max(sizes, default=0)
+
     return {
         "charts": [
-            dataclasses.asdict(chart)
-            | {"lines_per_point": max(lines_per_point[name] for name in chart.names)}
+            dataclasses.asdict(chart) | {"lines_per_point": lines_per_point(chart)}
             for chart in sorted(charts, key=lambda chart: not chart.main)
         ],
         "means": sorted(_MEANS),
@@ -103,28 +104,23 @@ def _benchmark_charts(histories: list[History]) -> Iterator[Chart]:
                 yield Chart(f"{task.name} {metric}", unit, (name,), main=i == 0)
 
 
-def _tables(history: History, names: set[str]) -> list[dict[str, Any]]:
+def _tables(history: History, names: set[str]) -> Iterator[dict[str, Any]]:
     by_steps: dict[tuple[int, ...], dict[str, list[float | None]]] = defaultdict(dict)
     for name in sorted(names):
         steps, values = history.series(name)
         if any(value is not None for value in values):
             by_steps[tuple(steps)][name] = values
-    return [_table(history, steps, columns) for steps, columns in by_steps.items()]
-
-
-def _table(
-    history: History, steps: tuple[int, ...], columns: dict[str, list[float | None]]
-) -> dict[str, Any]:
-    size = -(-len(steps) // _MAX_POINTS)
-    groups = [range(i, min(i + size, len(steps))) for i in range(0, len(steps), size)]
-    return {
-        **_positions(history, [steps[group[-1]] for group in groups]),
-        "lines_per_point": size,
-        "values": {
-            name: [_rounded(_thin(name, values, group)) for group in groups]
-            for name, values in columns.items()
-        },
-    }
+    for at, columns in by_steps.items():
+        size = -(-len(at) // _MAX_POINTS)
+        groups = [slice(i, i + size) for i in range(0, len(at), size)]
+        yield {
+            **_positions(history, [at[group][-1] for group in groups]),
+            "lines_per_point": size,
+            "values": {
+                name: [_rounded(_thin(name, values[group])) for group in groups]
+                for name, values in columns.items()
+            },
+        }
 
 
 def _positions(history: History, steps: list[int]) -> dict[str, Any]:
@@ -138,9 +134,9 @@ def _positions(history: History, steps: list[int]) -> dict[str, Any]:
     }
 
 
-def _thin(name: str, values: list[float | None], group: range) -> float | None:
-    """Returns the one value that stands for those of `group`."""
-    known = [value for i in group if (value := values[i]) is not None]
+def _thin(name: str, values: list[float | None]) -> float | None:
+    """Returns the one value that stands for `values`, of consecutive lines."""
+    known = [value for value in values if value is not None]
     if not known:
         return None
     return sum(known) / len(known) if name in _MEANS else known[-1]

@@ -17,7 +17,7 @@ from data_pipeline.progress import format_seconds
 from gptjax.evaluate.published import Results, comparison
 from gptjax.evaluate.tasks import TASKS
 from gptjax.metrics.writers import BENCHMARK, START
-from gptjax.report.run_history import History
+from gptjax.report.run_history import History, is_number
 from gptjax.report.table import Table
 
 _MAX_SAMPLES = 24  # texts of a run on the page; of more, evenly spread ones
@@ -121,26 +121,21 @@ def _leaf(config: dict[str, Any], name: str) -> str:
 
 def validation(run: History) -> Table | None:
     """Returns the evaluations of the training loop, a row each."""
-    steps, losses = run.series("val/loss")
+    lines = [(step, values) for step, values in run.lines if is_number(values, "val/loss")]
+    steps = [step for step, _ in lines]
     unknown: list[float | None] = [None] * len(steps)
     tokens = run.position("data/tokens_seen", steps) or unknown
     seconds = run.position("perf/train_seconds", steps) or unknown
-    perplexities, bits = (
-        dict(zip(*run.series(name), strict=True))
-        for name in ("val/perplexity", "val/bits_per_byte")
-    )
     rows = [
         [
             f"{step:,}",
             _cell(tokens_seen),
             _cell(train_seconds, format_seconds),
-            _cell(loss, ".4f"),
-            _cell(perplexities.get(step), ",.2f"),
-            _cell(bits.get(step), ".4f"),
+            _cell(values["val/loss"], ".4f"),
+            _cell(values.get("val/perplexity"), ",.2f"),
+            _cell(values.get("val/bits_per_byte"), ".4f"),
         ]
-        for step, tokens_seen, train_seconds, loss in zip(
-            steps, tokens, seconds, losses, strict=True
-        )
+        for (step, values), tokens_seen, train_seconds in zip(lines, tokens, seconds, strict=True)
     ]
     head = ["step", "tokens", "training time", "val loss", "perplexity", "bits per byte"]
     return Table(head, rows) if rows else None

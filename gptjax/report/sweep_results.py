@@ -102,42 +102,6 @@ def measured(workdir: Path) -> Row | str | None:
     }
 
 
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Returns the mean and the standard deviation (n - 1); None for a single value."""
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return float(np.mean(values)), deviation
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """Returns the mean and its standard error, s / sqrt(n); None for a single value."""
-    mean, deviation = mean_and_deviation(values)
-    return mean, None if deviation is None else deviation / math.sqrt(len(values))
-
-
-def paired_difference(
-    values: Mapping[int, float], reference: Mapping[int, float]
-) -> tuple[float, float | None] | None:
-    """Returns the mean difference over the seeds that both have, and its standard error.
-
-    Runs of a seed see the same batches, so the error is that of the differences.
-    """
-    differences = [values[seed] - reference[seed] for seed in values if seed in reference]
-    if not differences:
-        return None
-    return mean_and_error(differences)
-
-
-def first_reached(xs: Sequence[float], ys: Sequence[float], target: float) -> float | None:
-    """Returns the first x at which the line through (xs, ys) is at or below `target`, or None."""
-    for i, y in enumerate(ys):
-        if y <= target:
-            if i == 0:
-                return xs[0]
-            share = (ys[i - 1] - target) / (ys[i - 1] - y)
-            return xs[i - 1] + share * (xs[i] - xs[i - 1])
-    return None
-
-
 def declare(folder: Path, settings: Sequence[str]) -> None:
     """Records the settings of a sweep, in their order, in its folder."""
     text = json.dumps({"settings": list(settings)}, indent=1) + "\n"
@@ -198,11 +162,15 @@ def markdown(tables: Iterable[Table], notes: Iterable[str]) -> str:
     return "\n\n".join([*(table.markdown() for table in tables), *notes])
 
 
-def _with_error(pair: tuple[float, float | None] | None, form: str) -> str:
-    if pair is None:
+def _mean(values: Sequence[float], form: str, *, spread: bool = False) -> str:
+    """Returns the mean ± its standard error, or ± the values' standard deviation (n - 1)."""
+    if not values:
         return _UNKNOWN
-    value, error = pair
-    return format(value, form) + ("" if error is None else f" ± {error:.4f}")
+    mean = format(float(np.mean(values)), form)
+    if len(values) == 1:
+        return mean
+    deviation = float(np.std(values, ddof=1))
+    return f"{mean} ± {deviation if spread else deviation / math.sqrt(len(values)):.4f}"
 
 
 def _figures(
@@ -215,10 +183,11 @@ def _figures(
         return float(np.mean([run[name] for run in runs.values()]))
 
     bits = {seed: run["bits_per_byte"] for seed, run in runs.items()}
-    reference_bits = {seed: run["bits_per_byte"] for seed, run in reference.items()}
+    # Runs of a seed see the same batches, so the error is that of their differences.
+    differences = [bits[s] - reference[s]["bits_per_byte"] for s in bits if s in reference]
     return [
-        _with_error(mean_and_deviation(list(bits.values())), ".4f"),
-        "" if is_reference else _with_error(paired_difference(bits, reference_bits), "+.4f"),
+        _mean(list(bits.values()), ".4f", spread=True),
+        "" if is_reference else _mean(differences, "+.4f"),
         f"{mean('n_params'):,.0f}",
         f"{mean('tokens'):,.0f}",
         f"{mean('passes'):.2f}",
@@ -244,7 +213,7 @@ def _equal_loss(done: Mapping[str, Mapping[int, Row]], reference: str) -> Table:
             for i, form in ((0, ",.0f"), (1, ",.1f")):
                 ratios = [at[i] / ends[s][1 + i] for at, s in zip(reached, common, strict=True)]
                 cells.append(format(float(np.mean([at[i] for at in reached])), form))
-                cells.append(_with_error(mean_and_error(ratios), ".3f"))
+                cells.append(_mean(ratios, ".3f"))
         lines.append([name, f"{len(reached)} of {len(common)}", *cells])
     return Table(
         ["setting", "reached", "tokens", "ratio", "seconds", "ratio"],
@@ -256,7 +225,10 @@ def _equal_loss(done: Mapping[str, Mapping[int, Row]], reference: str) -> Table:
 
 def _crossing(curve: Sequence[Sequence[Any]], target: float) -> tuple[float, float] | None:
     """Returns (tokens, seconds) at which a run first reached `target`; None if never."""
-    _, tokens, seconds, bits = zip(*(p for p in curve if p[3] is not None), strict=True)
-    if (at := first_reached(tokens, bits, target)) is None:
+    points = np.array([point[1:] for point in curve if point[3] is not None])
+    reached = points[:, 2] <= target
+    if not reached.any():
         return None
-    return at, float(np.interp(at, tokens, seconds))
+    first = int(reached.argmax())
+    tokens, seconds, bits = points[max(first - 1, 0) : first + 1][::-1].T  # bits increase
+    return float(np.interp(target, bits, tokens)), float(np.interp(target, bits, seconds))

@@ -11,6 +11,7 @@ from absl import flags
 
 from configs import cli
 from configs.errors import UserError
+from gptjax.common.extras import imports_of_extra
 from gptjax.inference import Sampler, load_run
 
 _log = logging.getLogger(__name__)
@@ -51,15 +52,10 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _main(_: list[str]) -> None:
-    try:
+    with imports_of_extra("serve"):
         import uvicorn
 
         from gptjax.serve.server import Engine, build_app
-    except ImportError as error:
-        raise UserError(
-            f"serving needs the extra `serve` ({error.name} is missing): "
-            "pip install 'gptjax[serve]', or pip install fastapi uvicorn."
-        ) from error
     values = flags.FLAGS
     token = _access(values.host, values.public, values.token_file)
     workdir = Path(values.workdir)

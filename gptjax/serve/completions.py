@@ -1,6 +1,5 @@
 """Answers to completion requests, without the HTTP: text in chunks, with log-probabilities."""
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,26 +14,18 @@ class Token(NamedTuple):
 
     text: str
     offset: int  # in the characters of the answer
-    logprob: float | None  # None for the first token of a prompt, which has no context
+    logprob: float | None  # None for the first token of all, which has no context
     top: dict[str, float] | None  # log-probabilities of the most likely tokens, by text
 
 
-@dataclasses.dataclass(frozen=True)
-class CompletionChunk:
+class CompletionChunk(NamedTuple):
     """The next part of one choice."""
 
-    index: int
-    text: str = ""
-    tokens: Sequence[Token] = ()
-    n_drawn: int = 0  # tokens, including those that are not shown
-    finish_reason: str | None = None  # "stop": a stop string or the document's end; or "length"
-
-    def __add__(self, after: "CompletionChunk") -> "CompletionChunk":
-        """Joins two consecutive parts of a choice."""
-        tokens, n_drawn = [*self.tokens, *after.tokens], self.n_drawn + after.n_drawn
-        return CompletionChunk(
-            self.index, self.text + after.text, tokens, n_drawn, after.finish_reason
-        )
+    choice: int  # its index
+    text: str
+    tokens: Sequence[Token]
+    n_drawn: int  # tokens, including those that are not shown
+    finish_reason: str | None  # "stop": a stop string or the document's end; or "length"
 
 
 class _Annotator:
@@ -123,16 +114,19 @@ def _echoed_tokens(
     sampler: Sampler, tokenizer: Tokenizer, request: Completion
 ) -> Sequence[Sequence[Token]]:
     """Returns the scored tokens of each prompt, or none where they were not requested."""
-    prompts, n_top = request.rows[:: request.parameters.n], request.parameters.logprobs
+    n, n_top = request.parameters.n, request.parameters.logprobs
+    prompts, rows = request.prompts[::n], request.rows[::n]
     if not request.parameters.echo or n_top is None:
         return [()] * len(prompts)
-    scores = scoring.prompt_scores(sampler.model_config, sampler.params, prompts, N_TOP)
+    scores = scoring.prompt_scores(sampler.model_config, sampler.params, rows, N_TOP)
     echoed = []
-    for prompt, *columns in zip(prompts, *scores, strict=True):
+    for prompt, row, *columns in zip(prompts, rows, *scores, strict=True):
         annotator = _Annotator(tokenizer, n_top, 0)
-        lists = (column[: len(prompt)].tolist() for column in columns)
-        first, *rest = map(annotator.feed, prompt, *lists)
-        echoed.append([first._replace(logprob=None, top=None), *rest])
+        own = slice(len(row) - len(prompt), len(row))  # clients count the tokens of their prompt
+        tokens = list(map(annotator.feed, prompt, *(column[own].tolist() for column in columns)))
+        if own.start == 0:
+            tokens[0] = tokens[0]._replace(logprob=None, top=None)
+        echoed.append(tokens)
     return echoed
 
 

@@ -110,7 +110,8 @@ class Completion:
 
     parameters: Parameters
     texts: list[str]  # the prompt of each row
-    rows: list[list[int]]  # its token ids
+    prompts: list[list[int]]  # its token ids
+    rows: list[list[int]]  # what the model reads: BOS, as before every training document, and these
     seeds: list[int]
 
     @property
@@ -124,7 +125,7 @@ class Completion:
         )
 
     def usage(self, n_drawn: int) -> dict[str, int]:
-        """Returns OpenAI's `usage`; each prompt is counted once, with the BOS of a text."""
+        """Returns OpenAI's `usage`; each prompt is counted once, with its BOS."""
         n_prompt = sum(len(row) for row in self.rows[:: self.parameters.n])
         counts = {"prompt_tokens": n_prompt, "completion_tokens": n_drawn}
         return {**counts, "total_tokens": n_prompt + n_drawn}
@@ -151,17 +152,21 @@ def parse(body: Any, *, tokenizer: Tokenizer, block_size: int, model_name: str) 
         description = fields["stream_options"].description
         raise APIError(f"stream_options {description}.", param="stream_options")
 
-    texts, rows = [], []
+    texts, prompts, rows = [], [], []
     for prompt in parameters.prompt:
         if isinstance(prompt, str):
-            texts.append(prompt)
-            rows.append([tokenizer.bos_id, *tokenizer.encode(prompt).tolist()])
+            text, ids = prompt, tokenizer.encode(prompt).tolist()
         elif max(prompt) < (n_ids := tokenizer.vocab_size):
-            texts.append(tokenizer.decode(prompt))
-            rows.append(prompt)
+            text, ids = tokenizer.decode(prompt), prompt
         else:
             message = f"prompt has token id {max(prompt)}: ids must be below {n_ids}."
             raise APIError(message, param="prompt")
+        # Ids that leave no room for BOS are a window in the middle of a document.
+        has_room = len(ids) + parameters.max_tokens < block_size
+        needs_bos = isinstance(prompt, str) or (ids[0] != tokenizer.bos_id and has_room)
+        texts.append(text)
+        prompts.append(ids)
+        rows.append([tokenizer.bos_id, *ids] if needs_bos else ids)
     n = parameters.n
     if len(rows) * n > MAX_ROWS:
         raise APIError(f"{len(rows)} prompts x n = {n}: at most {MAX_ROWS} texts.", param="n")
@@ -179,6 +184,7 @@ def parse(body: Any, *, tokenizer: Tokenizer, block_size: int, model_name: str) 
     return Completion(
         parameters,
         texts=[text for text in texts for _ in range(n)],
+        prompts=[prompt for prompt in prompts for _ in range(n)],
         rows=[row for row in rows for _ in range(n)],
         seeds=[seed + i for _ in rows for i in range(n)],
     )

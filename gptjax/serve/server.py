@@ -42,30 +42,21 @@ class Engine:
 
     def __init__(self, sampler: Sampler, tokenizer: Tokenizer, model_name: str):
         self.model_name = model_name
-        self._sampler = sampler
-        self._tokenizer = tokenizer
+        self._sampler, self.tokenizer = sampler, tokenizer
+        self.block_size = sampler.model_config.block_size
         self._lock = asyncio.Lock()  # first come, first served
 
     def warm_up(self) -> None:
         """Compiles the programs of the first request."""
         sampling = Sampling(max_new_tokens=3, temperature=1.0, top_k=0, top_p=1.0)
-        rows = [[self._tokenizer.bos_id]]
+        rows = [[self.tokenizer.bos_id]]
         for _ in self._sampler.draw(rows, sampling, seeds=[0], n_top=protocol.N_TOP):
             pass
-
-    def parse(self, body: Any) -> Completion:
-        """Validates a request: see `protocol.parse`."""
-        return protocol.parse(
-            body,
-            tokenizer=self._tokenizer,
-            block_size=self._sampler.model_config.block_size,
-            model_name=self.model_name,
-        )
 
     async def run(self, request: Completion) -> AsyncGenerator[list[CompletionChunk]]:
         """Yields from `completions.complete` when it is this request's turn."""
         async with self._lock:
-            chunks = completions.complete(self._sampler, self._tokenizer, request)
+            chunks = completions.complete(self._sampler, self.tokenizer, request)
             # A client that disconnects cancels this between two steps: a step in a thread runs to
             # its end, so that two requests never compute at once.
             async for step in iterate_in_threadpool(chunks):
@@ -117,7 +108,12 @@ def build_app(engine: Engine, *, token: str | None, hosts: tuple[str, ...] | Non
 
     @application.post("/v1/completions")
     async def create(request: Request) -> Any:
-        completion = engine.parse(await _json_body(request))
+        completion = protocol.parse(
+            await _json_body(request),
+            tokenizer=engine.tokenizer,
+            block_size=engine.block_size,
+            model_name=engine.model_name,
+        )
         answer = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
@@ -128,15 +124,15 @@ def build_app(engine: Engine, *, token: str | None, hosts: tuple[str, ...] | Non
         if completion.parameters.stream:
             events = _events(steps, completion, answer)
             return StreamingResponse(events, media_type="text/event-stream")
-        wholes = [CompletionChunk(i) for i in range(len(completion.rows))]
+        chunks_of: list[list[CompletionChunk]] = [[] for _ in completion.rows]
         async with contextlib.aclosing(steps):
             async for chunks in steps:
                 for chunk in chunks:
-                    wholes[chunk.index] += chunk
+                    chunks_of[chunk.choice].append(chunk)
                 if await request.is_disconnected():
                     return Response(status_code=499)  # nginx's code: the client closed the request
-        usage = completion.usage(sum(whole.n_drawn for whole in wholes))
-        choices = [_choice_json(whole, completion) for whole in wholes]
+        usage = completion.usage(sum(chunk.n_drawn for chunks in chunks_of for chunk in chunks))
+        choices = [_choice_json(chunks, completion) for chunks in chunks_of]
         return {**answer, "choices": choices, "usage": usage}
 
     return application
@@ -177,13 +173,15 @@ async def _json_body(request: Request) -> Any:
         raise APIError(f"The body is not valid JSON: {error}.") from error
 
 
-def _choice_json(chunk: CompletionChunk, completion: Completion) -> dict[str, Any]:
+def _choice_json(chunks: list[CompletionChunk], completion: Completion) -> dict[str, Any]:
+    """Returns consecutive chunks of a choice as one."""
+    tokens = [token for chunk in chunks for token in chunk.tokens]
     scored = completion.parameters.logprobs is not None
     return {
-        "index": chunk.index,
-        "text": chunk.text,
-        "logprobs": completions.logprobs_json(chunk.tokens) if scored else None,
-        "finish_reason": chunk.finish_reason,
+        "index": chunks[0].choice,
+        "text": "".join(chunk.text for chunk in chunks),
+        "logprobs": completions.logprobs_json(tokens) if scored else None,
+        "finish_reason": chunks[-1].finish_reason,
     }
 
 
@@ -198,7 +196,7 @@ async def _events(
         async for chunks in steps:
             for chunk in chunks:
                 n_drawn += chunk.n_drawn
-                yield _event({**answer, "choices": [_choice_json(chunk, completion)], **usage})
+                yield _event({**answer, "choices": [_choice_json([chunk], completion)], **usage})
     except Exception as error:  # the status has been sent already
         yield _event(_as_api_error(error).body)
         return

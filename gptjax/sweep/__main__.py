@@ -34,9 +34,7 @@ def _main(sweep: ConfigDict) -> None:
     declared = trials.declared_trials(sweep, folder)
     settings = list(dict.fromkeys(trial.setting for trial in declared))
     if not values.summary:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = WorkdirLock(folder)
-        try:
+        with WorkdirLock(folder):
             rows = sweep_results.read(table, name)
             trials.refuse_changed(declared, rows)
             sweep_results.declare(folder, settings)
@@ -52,8 +50,6 @@ def _main(sweep: ConfigDict) -> None:
             )
             if not runner.run():
                 return
-        finally:
-            lock.release()
     rows = sweep_results.read(table, name)
     summary = sweep_results.summary(rows.values(), settings, values.reference or settings[0])
     print(sweep_results.markdown(*summary))

@@ -1,8 +1,10 @@
 """Which code made a result: the commit checked out, and a digest of the sources as they are."""
 
-import hashlib
 import subprocess
+from hashlib import sha256
 from pathlib import Path
+
+from data_pipeline.files import hash_json
 
 ROOT = Path(__file__).parents[2]
 _PACKAGES = ("configs", "data_pipeline", "gptjax")
@@ -10,12 +12,9 @@ _PACKAGES = ("configs", "data_pipeline", "gptjax")
 
 def code_digest(root: Path = ROOT) -> str:
     """Returns 12 hexadecimal digits of the sha256 of all sources of the packages."""
-    digest = hashlib.sha256()
-    for package in _PACKAGES:
-        for file in sorted((root / package).rglob("*.py")):
-            content = hashlib.sha256(file.read_bytes()).hexdigest()
-            digest.update(f"{file.relative_to(root).as_posix()} {content}\n".encode())
-    return digest.hexdigest()[:12]
+    files = [file for package in _PACKAGES for file in (root / package).rglob("*.py")]
+    content = {f.relative_to(root).as_posix(): sha256(f.read_bytes()).hexdigest() for f in files}
+    return hash_json(content)[:12]
 
 
 def commit(root: Path = ROOT) -> str | None:

@@ -16,7 +16,5 @@ def sweep(
     All runs start from `base` and apply `common`. Each setting then applies its change and is run
     with every value of config.seed in `seeds`; it is compared with the first setting.
     """
-    declared = ConfigDict(convert_dict=False)  # a ConfigDict cannot have dotted names as keys
-    declared.base, declared.common = base, common
-    declared.settings, declared.seeds = settings, tuple(seeds)
-    return declared
+    parts = {"base": base, "common": common, "settings": settings, "seeds": tuple(seeds)}
+    return ConfigDict(parts, convert_dict=False)  # a ConfigDict cannot have dotted names as keys

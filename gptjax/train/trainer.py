@@ -21,6 +21,7 @@ from gptjax.checkpoint import Checkpoints, RunProgress
 from gptjax.common.one_ahead import one_ahead
 from gptjax.common.signals import StopSignal
 from gptjax.common.workdir import save_config
+from gptjax.metrics import wandb_run
 from gptjax.model import GPTConfig, attention
 from gptjax.plan.check import refuse_unfit, short_form
 from gptjax.step import StepFunctions, TrainState, make_mesh, place_batch
@@ -41,7 +42,8 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
     Returns the last state. Raises UserError for a configuration, data or workdir that cannot be
     used, before the workdir is changed; later, as `Trainer.loop` does.
     """
-    validate(config, jax.device_count(), callbacks.problems(config))
+    problems = [*callbacks.problems(config), *wandb_run.problems(config.log)]
+    validate(config, jax.device_count(), problems)
     run_plan = refuse_unfit(config)
     store = open_store(config)
     validate_store(config, store)

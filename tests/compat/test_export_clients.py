@@ -25,7 +25,7 @@ from data_pipeline.token_store import TOKENIZER
 from data_pipeline.tokenizer import MAX_SLICE, SPACE, WORD, Tokenizer
 from gptjax import export
 from gptjax.import_hf import import_hf
-from gptjax.inference import generation
+from gptjax.inference import Sampler, Sampling, continue_texts
 from gptjax.inference.load import load_run
 from gptjax.model import gpt
 from gptjax.model.config import GPTConfig
@@ -162,12 +162,11 @@ def test_transformers_samples_the_same_greedy_text(exported, run):
     ids = exported.tokenizer("The ", return_tensors="pt")
     theirs = exported.model.generate(**ids, max_new_tokens=20, do_sample=False)
     text = exported.tokenizer.decode(theirs[0], skip_special_tokens=True)
-    greedy = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0}
-    pieces = generation.generate_text(
-        model_config, params, ours, "The ", max_new_tokens=20, **greedy
-    )
+    greedy = Sampling(max_new_tokens=20, temperature=0.0, top_k=0, top_p=1.0)
+    pieces = continue_texts(Sampler(model_config, params), ours, ["The "], greedy, seeds=[0])
     assert text.startswith("The ") and len(text) > 5
-    assert text.rstrip("\ufffd") == ("The " + "".join(pieces)).rstrip("\ufffd")
+    continued = "The " + "".join(piece for _, piece in pieces)
+    assert text.rstrip("\ufffd") == continued.rstrip("\ufffd")
 
 
 def test_an_export_is_imported_again(workdir, tmp_path):

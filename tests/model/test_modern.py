@@ -218,6 +218,15 @@ def test_bfloat16_keeps_to_its_precision(tokens_BT):
     assert 0 < np.abs(rounded - expected).max() < 2**-4 * np.abs(expected).max()
 
 
+def test_in_bfloat16_rms_norm_rounds_its_result_only():
+    """An error of at most half the last digit: statistics in bfloat16 would add half of that."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 96)), jnp.bfloat16)
+    exact = np.float64(x)
+    exact /= np.sqrt(np.mean(exact**2, axis=-1, keepdims=True) + layers.RMS_NORM_EPS)
+    error = np.abs(np.float64(layers.RMSNorm(96)(x)) - exact)
+    assert (error <= 1.001 * 2**-8 * np.abs(exact)).all()
+
+
 # --- what holds for any shape ---
 
 

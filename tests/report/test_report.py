@@ -22,7 +22,7 @@ from report_runs import (
 
 from configs import debug
 from data_pipeline.token_store import TOKENIZER
-from gptjax.evaluate.published import PUBLISHED
+from gptjax.evaluate.published import FIGURES, SOURCES
 from gptjax.metrics.writers import START
 from gptjax.report import run_history
 
@@ -209,15 +209,15 @@ def test_benchmarks_stand_beside_published_figures(tmp_path):
     page = report(workdir)
     head = next(row for row in page.rows if "GPT-2 124M" in row)
     assert head[:5] == ["", "items", "chance", "step 1,000", "in training, step 100"]
-    others = [other.figures.get("piqa/acc") for other in PUBLISHED]
-    assert head[5:] == [other.model for other in PUBLISHED] and None not in others
+    others = FIGURES["piqa/acc"]
+    assert head[5:] == list(SOURCES) and None not in others
     theirs = [f"{100 * figure:.1f}" for figure in others]
     ours = ["1,838 / 500", "50.0", "62.5 ± 1.1", "56.2 ± 2.2"]
     assert page.row("piqa acc") == [*ours, *theirs]
     assert page.row("piqa acc_norm")[2:4] == ["n/a", "n/a ± n/a"]
     assert page.row("lambada perplexity")[2:4] == ["n/a", "1.23e+04 ± n/a"]
     assert page.row("winogrande acc")[:4] == ["", "n/a", "n/a ± n/a", "n/a"]
-    assert all(any(other.source in text for text in page.texts) for other in PUBLISHED)
+    assert all(any(source in text for text in page.texts) for source in SOURCES.values())
     assert page.curve("benchmark/piqa/acc")[1] == [0.5, 0.5625]
     drawn = {name for chart in page.data["charts"] for name in chart["names"]}
     assert {name for name in drawn if name.startswith("benchmark/")} == {

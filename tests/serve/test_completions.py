@@ -1,5 +1,7 @@
 """OpenAI's completions without HTTP: which requests are refused, and that chunks add up."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from helpers import tiny_gpt
 from gptjax.inference.sampler import Drawn, Sampler
 from gptjax.model import gpt
 from gptjax.serve import completions
-from gptjax.serve.completions import CompletionChunk, complete
+from gptjax.serve.completions import complete
 from gptjax.serve.protocol import APIError, Parameters, parse
 
 
@@ -88,13 +90,18 @@ def test_defaults_and_forms_of_prompts(tokenizer):
     assert nulls.parameters == request.parameters
     ids = tokenizer.encode("The end").tolist()
     assert parsed(tokenizer, prompt="The end").rows == [[tokenizer.bos_id, *ids]]
-    assert parsed(tokenizer, prompt=ids).rows == [ids]
+    bos_and_ids = [tokenizer.bos_id, *ids]
+    assert parsed(tokenizer, prompt=ids).rows == [bos_and_ids]
+    assert parsed(tokenizer, prompt=bos_and_ids).rows == [bos_and_ids]  # not twice
+    assert parsed(tokenizer, prompt=ids, max_tokens=31 - len(ids)).rows == [bos_and_ids]
+    assert parsed(tokenizer, prompt=ids, max_tokens=32 - len(ids)).rows == [ids]  # a whole window
     assert parsed(tokenizer, prompt=ids, user="me").texts == ["The end"]
-    assert parsed(tokenizer, prompt=["The end", ids]).rows == [[tokenizer.bos_id, *ids], ids]
+    assert parsed(tokenizer, prompt=["The end", ids]).rows == [bos_and_ids] * 2
     both = parsed(tokenizer, prompt=[ids, [7]], n=2, seed=5, best_of=1, logit_bias={})
-    assert both.rows == [ids, ids, [7], [7]]
+    assert both.rows == [bos_and_ids] * 2 + [[tokenizer.bos_id, 7]] * 2
+    assert both.prompts == [ids, ids, [7], [7]]
     assert both.seeds == [5, 6, 5, 6]
-    assert both.usage(3)["prompt_tokens"] == len(ids) + 1
+    assert both.usage(3)["prompt_tokens"] == len(ids) + 3
     assert parsed(tokenizer, prompt=["a", "b"]).seeds[0] != parsed(tokenizer).seeds[0]  # random
     assert parsed(tokenizer, seed=2**64).seeds == [2**64]
     assert parsed(tokenizer, stop="x").parameters.stop == ["x"]
@@ -113,14 +120,15 @@ def sampler(tokenizer):
 def answered(sampler, tokenizer, **body):
     """-> (texts, tokens, finish reasons, usage)."""
     request = parsed(tokenizer, **body)
-    choices = [CompletionChunk(i) for i in range(len(request.rows))]
-    for chunks in complete(sampler, tokenizer, request):
-        for chunk in chunks:
-            assert choices[chunk.index].finish_reason is None, "a chunk after the last"
-            choices[chunk.index] += chunk
-    usage = request.usage(sum(choice.n_drawn for choice in choices))
-    columns = zip(*((c.text, list(c.tokens), c.finish_reason) for c in choices), strict=True)
-    return *map(list, columns), usage
+    n_rows, n_drawn = len(request.rows), 0
+    texts, tokens, reasons = [""] * n_rows, [[] for _ in range(n_rows)], [None] * n_rows
+    for i, text, shown, n, reason in itertools.chain(*complete(sampler, tokenizer, request)):
+        assert reasons[i] is None, "a chunk after the last"
+        texts[i] += text
+        tokens[i] += shown
+        reasons[i] = reason
+        n_drawn += n
+    return texts, tokens, reasons, request.usage(n_drawn)
 
 
 def test_chunks_add_up(sampler, tokenizer):
@@ -159,24 +167,32 @@ def test_echo_without_new_tokens(sampler, tokenizer):
 
 @pytest.mark.parametrize("max_tokens", [0, 4])
 def test_echoed_tokens_are_scored_as_by_hand(sampler, tokenizer, max_tokens):
-    """lm-eval's client requests `echo` and `logprobs`, and sums the scores of the continuation."""
-    prompts = [[tokenizer.bos_id, *tokenizer.encode("The \u20ac").tolist()], [7]]
-    body = {"prompt": prompts, "n": 2, "seed": 3, "temperature": 0, "logprobs": 3}
+    """lm-eval's client requests `echo` and `logprobs`, and sums the scores of the continuation.
+
+    It finds it by the number of tokens of its own prompt: the BOS that we add is not echoed.
+    """
+    ids, text = tokenizer.encode("The \u20ac").tolist(), "And \u20ac"
+    given = [[tokenizer.bos_id, *ids], text, ids, ""]
+    prompts = [given[0], tokenizer.encode(text).tolist(), ids, []]
+    body = {"prompt": given, "n": 2, "seed": 3, "temperature": 0, "logprobs": 3}
     body["max_tokens"] = max_tokens
     drawn, drawn_tokens, *_ = answered(sampler, tokenizer, **body)
     texts, tokens, reasons, used = answered(sampler, tokenizer, **body, echo=True)
-    assert set(reasons) <= {"length", "stop"} and len(texts) == 4
-    assert used["prompt_tokens"] == sum(map(len, prompts))
-    for i, prompt in enumerate(prompts[0:1] * 2 + prompts[1:] * 2):
+    assert set(reasons) <= {"length", "stop"} and len(texts) == 8
+    assert used["prompt_tokens"] == sum(map(len, prompts)) + 3
+    for i, prompt in enumerate([prompt for prompt in prompts for _ in range(2)]):
+        row = prompt if i < 2 else [tokenizer.bos_id, *prompt]
+        added = len(row) - len(prompt)
         echo = tokenizer.decode(prompt)
         assert texts[i] == echo + drawn[i]
-        hidden = gpt.hidden_states(sampler.model_config, sampler.params, np.array([prompt]))
+        hidden = gpt.hidden_states(sampler.model_config, sampler.params, np.array([row]))
         logits = np.asarray(gpt.logits(sampler.model_config, sampler.params, hidden)[0], np.float64)
         log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         echoed, rest = tokens[i][: len(prompt)], tokens[i][len(prompt) :]
-        assert (echoed[0].logprob, echoed[0].top) == (None, None)
-        for t in range(1, len(prompt)):
-            log_probs_V = log_probs[t - 1]
+        if not added:
+            assert (echoed[0].logprob, echoed[0].top) == (None, None)
+        for t in range(1 - added, len(prompt)):
+            log_probs_V = log_probs[t + added - 1]
             assert echoed[t].text == completions.name_of(tokenizer, prompt[t])
             assert echoed[t].logprob == pytest.approx(log_probs_V[prompt[t]], abs=1e-5)
             best = np.argsort(-log_probs_V)[:3]
@@ -185,7 +201,7 @@ def test_echoed_tokens_are_scored_as_by_hand(sampler, tokenizer, max_tokens):
             assert list(echoed[t].top.values()) == pytest.approx(log_probs_V[best], abs=1e-5)
         decoded = [len(tokenizer.decode(prompt[:t])) for t in range(len(prompt))]
         whole = [t for t in range(len(prompt)) if not echoed[t].text.startswith("bytes:")]
-        assert len(whole) < len(prompt) or i > 1  # the euro sign is three bytes
+        assert len(whole) < len(prompt) or not prompt  # the euro sign is three bytes
         assert [echoed[t].offset for t in whole] == [decoded[t] for t in whole]
         assert rest == [t._replace(offset=t.offset + len(echo)) for t in drawn_tokens[i]]
 

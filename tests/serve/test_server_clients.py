@@ -2,6 +2,8 @@
 
 import contextlib
 import importlib.util
+import json
+import os
 import re
 import subprocess
 import sys
@@ -11,9 +13,11 @@ from pathlib import Path
 import pytest
 from helpers import ask
 
+from gptjax.export import export_hf
 from gptjax.inference.load import load_run
 
 ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs/serving.md"
 SECRET = "a-long-enough-secret"
 
 
@@ -106,27 +110,121 @@ def test_the_client_of_openai(trained_port):
         client.completions.create(model="other", prompt="a")
 
 
+TASKS = {  # a file of each kind of task
+    "last_word": {
+        "output_type": "loglikelihood",
+        "doc_to_text": "{{text.rpartition(' ')[0]}}",
+        "doc_to_target": "{{' ' + text.rpartition(' ')[2]}}",
+        "metric_list": [{"metric": "perplexity"}, {"metric": "acc"}],
+    },
+    "choice": {
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{text.rpartition(' ')[0]}}",
+        "doc_to_choice": "{{['the', 'a \u20ac 5', 'of course']}}",
+        "doc_to_target": 0,
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    },
+    "whole_text": {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+        "metric_list": [{"metric": "bits_per_byte"}, {"metric": "word_perplexity"}],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """A folder of tasks for lm-eval; the texts fit the client's window."""
+    folder = tmp_path_factory.mktemp("tasks")
+    document = (ROOT / "data_pipeline/tokenizer.py").read_text()
+    texts = [" ".join(document.split()[i : i + n]) for i, n in enumerate((5, 8, 12, 9, 3, 7))]
+    lines = [json.dumps({"text": text}) for text in texts]
+    (folder / "texts.jsonl").write_text("\n".join(lines) + "\n")
+    for name, fields in TASKS.items():
+        source = {"data_files": {"test": str(folder / "texts.jsonl")}}
+        task = {"task": name, "dataset_path": "json", "dataset_kwargs": source, **fields}
+        (folder / f"{name}.yaml").write_text(json.dumps({**task, "test_split": "test"}))
+    return folder
+
+
+def scores_of_lm_eval(command, tasks, out):
+    """Runs lm-eval; returns its scores by task and metric."""
+    more = ["--tasks", *TASKS, "--include_path", tasks, "--output_path", out]
+    environment = os.environ | {
+        "HF_HOME": str(out),
+        "HF_HUB_OFFLINE": "1",
+        "DISABLE_MULTIPROC": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", *command, *map(str, more)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    (results,) = out.rglob("results_*.json")
+    scores = json.loads(results.read_text())["results"]
+    return {
+        (task, metric): value
+        for task, values in scores.items()
+        for metric, value in values.items()
+        if isinstance(value, float) and "stderr" not in metric
+    }
+
+
+@pytest.fixture(scope="module")
+def exported(workdir, tmp_path_factory):
+    needs("lm_eval", "tenacity", "transformers", "safetensors")
+    export_hf(workdir, folder := tmp_path_factory.mktemp("exported") / "hf")
+    return folder
+
+
 @pytest.mark.slow
-def test_the_client_of_lm_eval_gets_our_scores(workdir, trained_port, tmp_path):
-    """Its `local-completions`, with our exported tokenizer, agrees with the adapter."""
-    needs("lm_eval", "tenacity", "transformers")
+def test_the_command_of_lm_eval_in_the_docs_gets_our_scores(
+    workdir, trained_port, exported, tasks, tmp_path
+):
+    """As documented, but for the names; every kind of task agrees with the adapter."""
+    (line,) = re.findall(r"^    lm_eval (run .*) --tasks .*$", DOCS.read_text(), re.MULTILINE)
+    for documented, here in {
+        "model=quickstart": "model=debug",
+        "localhost:8000": f"127.0.0.1:{trained_port}",
+        "tokenizer=quickstart-hf": f"tokenizer={exported}",
+        "max_length=256": "max_length=128",
+    }.items():
+        assert documented in line
+        line = line.replace(documented, here)
+    theirs = scores_of_lm_eval(["lm_eval", *line.split()], tasks, tmp_path / "client")
+    adapter = ["gptjax.lm_eval_adapter", "run", "--model", "gptjax"]
+    adapter += ["--model_args", f"workdir={workdir}"]
+    ours = scores_of_lm_eval(adapter, tasks, tmp_path / "adapter")
+    assert ours.keys() == theirs.keys() and len(ours) >= 6
+    for name, score in ours.items():
+        assert theirs[name] == pytest.approx(score, rel=1e-5), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"add_bos_token": True}, {"tokenized_requests": False}])
+def test_the_client_of_lm_eval_gets_our_scores(workdir, trained_port, exported, options):
+    """With and without its own BOS, as token ids or text: each token has the adapter's score."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
-    from gptjax.export import export_hf
     from gptjax.lm_eval_adapter import GPTJax
 
-    export_hf(workdir, tmp_path / "hf")
     client = LocalCompletionsAPI(
         base_url=f"http://127.0.0.1:{trained_port}/v1/completions",
         model="debug",
-        tokenizer=str(tmp_path / "hf"),
-        tokenizer_backend="huggingface",
-        add_bos_token=True,
+        tokenizer=str(exported),
         max_length=128,
         batch_size=3,
+        **options,
     )
-    pairs = [("The end", " is near"), ("Once upon a", " time"), ("", "It was"), ("A \u20ac", " 5")]
+    pairs = [("The end", " is near"), ("Once upon a", " time"), ("A \u20ac", " 5"), ("", "It was")]
+    if options == {"tokenized_requests": False}:
+        pairs.pop()  # it sends the BOS of an empty context as the text "<s>"
     requests = [Instance("loglikelihood", {}, arguments=pair, idx=0) for pair in pairs]
     theirs = client.loglikelihood(requests, disable_tqdm=True)
     ours = GPTJax(*load_run(workdir)[1:4]).loglikelihood(requests, disable_tqdm=True)

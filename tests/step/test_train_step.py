@@ -1,6 +1,7 @@
 """The training step: accumulation, learning, counts, and that it compiles once."""
 
 import copy
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,35 @@ def test_the_seed_decides_the_state(config, steps):
     other = copy.deepcopy(config)
     other.seed = 1
     assert bits(steps.init_state().params) != bits(make_steps(other).init_state().params)
+
+
+@pytest.fixture(scope="module")
+def dropped(config):
+    """The functions of the same model with dropout, and a batch whose two micro-steps are equal."""
+    config = copy.deepcopy(config)
+    config.model.dropout = 0.5
+    batch = {name: np.tile(a, (2, 1, 1)) for name, a in random_batch(config, 1, 4).items()}
+    return make_steps(config), batch
+
+
+def test_each_step_and_micro_step_has_its_own_dropout(steps, dropped):
+    steps_with_dropout, batch = dropped
+    _, metrics = steps.train_step(steps.init_state(), batch)
+    assert metrics["nats_A"][0] == metrics["nats_A"][1]
+    nats = []
+    for step in range(3):
+        state = dataclasses.replace(steps_with_dropout.init_state(), step=np.int32(step))
+        _, metrics = steps_with_dropout.train_step(state, batch)
+        nats += metrics["nats_A"].tolist()
+    assert len(set(nats)) == 6
+
+
+def test_evaluation_has_no_dropout(steps, dropped):
+    steps_with_dropout, batch = dropped
+    batch = {name: a[:1] for name, a in batch.items()}
+    params = steps.init_state().params
+    expected = steps.eval_step(params, batch)
+    assert steps_with_dropout.eval_step(params, batch)["nats"] == expected["nats"]
 
 
 SHARDED = """

@@ -259,6 +259,17 @@ def test_without_always_save_only_a_better_loss_is_saved(recording, config, tmp_
     assert saved_steps(tmp_path) == {1, 2, 4, 8}  # 8: the end of a run is always saved
 
 
+@pytest.mark.usefixtures("scripted_losses")
+def test_a_resumed_run_remembers_its_best_loss(recording, config, tmp_path):
+    """Else the first evaluation after the restart, a worse one, would be saved as the best."""
+    config.checkpoint.always_save_checkpoint = False
+    config.checkpoint.keep_latest = 100
+    config.eval.eval_interval = 1
+    for config.train.max_iters in (4, 8):
+        recording(config)
+    assert saved_steps(tmp_path) == {1, 2, 4, 8}
+
+
 def times_of_files(folder):
     files = [p for p in folder.rglob("*") if p.is_file() and p.name != "lock"]
     return {p: p.stat().st_mtime_ns for p in files}

@@ -1,4 +1,4 @@
-"""Packages of the extra `export`."""
+"""Packages of the optional extras."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,12 +7,12 @@ from configs.errors import UserError
 
 
 @contextlib.contextmanager
-def imports_of_extra() -> Iterator[None]:
+def imports_of_extra(extra: str) -> Iterator[None]:
     """Raises UserError, with what to install, where an import in the `with` block fails."""
     try:
         yield
     except ImportError as error:
         raise UserError(
             f"this needs the package {(error.name or '').partition('.')[0]}, which is not "
-            f"installed: install the extra (pip install 'gptjax[export]')."
+            f"installed: install the extra (pip install 'gptjax[{extra}]')."
         ) from error

@@ -1,0 +1,149 @@
+"""W&B, from a module that records its calls: a run for each workdir, and none is fine, too."""
+
+import copy
+import json
+import sys
+import types
+
+import pytest
+
+from configs.errors import UserError
+from gptjax.metrics import wandb_run
+from gptjax.metrics.writers import MetricsWriter
+from gptjax.train import trainer
+
+
+class FakeRun:
+    def __init__(self, error=None, **arguments):
+        self.arguments, self.error = arguments, error
+        self.lines, self.finished = [], False
+
+    def log(self, values, step):
+        if self.error and step == 2:
+            raise self.error
+        self.lines.append((step, values))
+
+    def finish(self):
+        self.finished = True
+
+
+class FakeWandb(types.ModuleType):
+    """The functions that are called, with a valid login at first."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.mode, self.logged_in, self.runs = "online", True, []
+        self.errors = {}  # by function
+
+    def setup(self):
+        return types.SimpleNamespace(settings=types.SimpleNamespace(mode=self.mode))
+
+    def login(self, prompt):
+        assert prompt is False  # nobody may be there to answer
+        if "login" in self.errors:
+            raise self.errors["login"]
+        return self.logged_in
+
+    def init(self, **arguments):
+        if "init" in self.errors:
+            raise self.errors["init"]
+        self.runs.append(FakeRun(self.errors.get("log"), **arguments))
+        return self.runs[-1]
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    return fake
+
+
+@pytest.fixture
+def config(debug_config):
+    config = copy.deepcopy(debug_config)
+    config.log.wandb, config.log.wandb_project = True, "project"
+    return config
+
+
+def write(config, workdir, start=0):
+    writer = MetricsWriter(workdir, config, start)
+    for step in range(start + 1, start + 4):
+        writer.write(step, {"train/loss": step / 4, "perf/mfu": None, "skipped/documents": ["a:1"]})
+    writer.close()
+    return [
+        json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+def test_a_run_keeps_its_id_and_shares_it_with_none(config, wandb, tmp_path):
+    first, second = tmp_path / "a/run", tmp_path / "b/run"
+    write(config, first)
+    write(config, first, start=2)
+    write(config, second)
+    one, resumed, other = (run.arguments for run in wandb.runs)
+    assert one["id"] == resumed["id"] != other["id"] and len(one["id"]) == 16
+    assert one["name"] == other["name"] == "run" and one["project"] == "project"
+    assert one["resume"] == "allow" and one["dir"] == str(first)
+    assert one["config"] == config.to_dict()
+    assert wandb.runs[0].lines == [(step, {"train/loss": step / 4}) for step in (1, 2, 3)]
+    assert [run.finished for run in wandb.runs] == [True] * 3
+
+
+def test_without_a_login_the_run_is_warned_about_and_continues(config, wandb, tmp_path, caplog):
+    wandb.logged_in = False
+    assert wandb_run.problems(config.log) == []
+    assert "you are not logged in" in caplog.text and "wandb login" in caplog.text
+    caplog.clear()
+    assert write(config, tmp_path) == [1, 2, 3]
+    assert "NOT sent to Weights & Biases" in caplog.text and not wandb.runs
+
+
+def test_offline_needs_no_login(config, wandb, tmp_path, caplog):
+    wandb.logged_in, wandb.mode = False, "offline"
+    assert wandb_run.problems(config.log) == []
+    write(config, tmp_path)
+    assert len(wandb.runs) == 1 and not caplog.text
+
+
+@pytest.mark.parametrize("function", ["login", "init", "log"])
+def test_what_wandb_raises_does_not_end_the_run(config, wandb, tmp_path, caplog, function):
+    wandb.errors[function] = RuntimeError("no network")
+    assert wandb_run.problems(config.log) == []
+    assert write(config, tmp_path) == [1, 2, 3]
+    assert "no network" in caplog.text
+    assert [run.lines for run in wandb.runs] == (
+        [[(1, {"train/loss": 0.25})]] if function == "log" else []
+    )
+
+
+def test_the_question_comes_before_the_preparation(config, wandb, tmp_path, caplog, monkeypatch):
+    class Prepared(Exception):
+        pass
+
+    def prepare(*_):
+        assert "you are not logged in" in caplog.text
+        raise Prepared
+
+    monkeypatch.setattr(trainer, "prepare", prepare)
+    wandb.logged_in = False
+    with pytest.raises(Prepared):
+        trainer.train_and_evaluate(config)
+
+
+def test_a_missing_package_is_listed_with_the_other_problems(config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config.train.max_iters = 0
+    with pytest.raises(UserError, match=r"(?s)max_iters.*gptjax\[wandb\].*log\.wandb=False"):
+        trainer.train_and_evaluate(config)
+    config.log.wandb = False
+    assert wandb_run.problems(config.log) == []
+
+
+@pytest.mark.slow
+def test_the_real_package_takes_our_id(config, tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="needs the extra `wandb`")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert wandb_run.problems(config.log) == []
+    assert write(config, tmp_path) == [1, 2, 3]
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert folder.name.endswith((tmp_path / "wandb_id").read_text())
