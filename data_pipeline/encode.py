@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple, Self
 import numpy as np
 
 from configs.errors import DataError
-from data_pipeline.files import fsync_folder, write_atomically
+from data_pipeline.files import fsync, write_atomically
 from data_pipeline.parquet import Damage, ShardInfo, read_row_group
 from data_pipeline.token_store import SPLITS, shard_file, shard_files
 from data_pipeline.tokenizer import Tokenizer
@@ -170,7 +170,7 @@ class PartWriter:
                 except OSError:
                     if not self._path.is_dir():  # another process has written the same part
                         raise
-                fsync_folder(self._path.parent)
+                fsync(self._path.parent)
         finally:
             for f in self._files.values():
                 with contextlib.suppress(OSError):  # a full disk, which was reported already
@@ -237,7 +237,7 @@ def join_parts(
             f.flush()
             os.fsync(f.fileno())
         on_error.pop_all()
-    fsync_folder(folder)
+    fsync(folder)
     return {
         **{split: dict(counts[split]) for split in SPLITS},
         "duplicate_of_val": left_out,

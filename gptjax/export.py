@@ -15,7 +15,7 @@ from absl import flags
 
 from configs import cli
 from configs.errors import UserError
-from data_pipeline.files import fsync_folder, write_atomically
+from data_pipeline.files import fsync, write_atomically
 from data_pipeline.token_store import TOKENIZER
 from gptjax.compat import gguf_file, hf_tokenizer, hf_weights
 from gptjax.compat.extra import imports_of_extra
@@ -65,9 +65,9 @@ def _new(out: Path) -> Iterator[Path]:
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        fsync_folder(temporary)  # or file
+        fsync(temporary)
         temporary.rename(out)
-        fsync_folder(out.parent)
+        fsync(out.parent)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
