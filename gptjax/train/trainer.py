@@ -16,7 +16,7 @@ from configs.validate import validate
 from data_pipeline.files import write_atomically
 from data_pipeline.loader import BatchIterator
 from data_pipeline.prepare import prepare
-from data_pipeline.subset import training_rows
+from data_pipeline.subset import training_rows, validate_store
 from data_pipeline.token_store import TOKENIZER, TokenStore
 from gptjax.checkpoint import Checkpoints, RunProgress
 from gptjax.common.one_ahead import one_ahead
@@ -27,7 +27,6 @@ from gptjax.plan.check import refuse_unfit, short_form
 from gptjax.step import StepFunctions, TrainState, make_mesh, place_batch
 from gptjax.train import callbacks
 from gptjax.train.callbacks import PeriodicCallback
-from gptjax.train.data_check import validate_store
 from gptjax.train.init_state import initial_state
 from gptjax.train.training_log import DispatchedStep, TrainingLog
 from gptjax.train.validation import Validation
