@@ -1,11 +1,9 @@
 """Streams the text that continues prompts."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from data_pipeline.tokenizer import StreamDecoder, Tokenizer
 from gptjax.inference.sampler import Sampler, Sampling
-from gptjax.model import GPTConfig
 
 
 class TextStream:
@@ -76,19 +74,3 @@ def continue_texts(
     for i, stream in enumerate(streams):
         if piece := stream.flush():
             yield i, piece
-
-
-def generate_text(
-    model_config: GPTConfig,
-    params: Any,
-    tokenizer: Tokenizer,
-    prompt: str,
-    *,
-    seed: int,
-    **sampling: Any,
-) -> Iterator[str]:
-    """Yields the pieces of one continuation; `sampling` has the fields of `Sampling`."""
-    sampler = Sampler(model_config, params)
-    pieces = continue_texts(sampler, tokenizer, [prompt], Sampling(**sampling), seeds=[seed])
-    for _, piece in pieces:
-        yield piece

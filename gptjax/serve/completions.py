@@ -128,7 +128,7 @@ def _echoed_tokens(
         return [()] * len(prompts)
     scores = scoring.prompt_scores(sampler.model_config, sampler.params, prompts, N_TOP)
     echoed = []
-    for prompt, *columns in zip(prompts, *scores, strict=True):
+    for prompt, _, *columns in zip(prompts, *scores, strict=True):
         annotator = _Annotator(tokenizer, n_top, 0)
         lists = (column[: len(prompt)].tolist() for column in columns)
         first, *rest = map(annotator.feed, prompt, *lists)

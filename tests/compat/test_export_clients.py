@@ -25,7 +25,7 @@ from data_pipeline.token_store import TOKENIZER
 from data_pipeline.tokenizer import MAX_SLICE, SPACE, WORD, Tokenizer
 from gptjax import export
 from gptjax.import_hf import import_hf
-from gptjax.inference import generation
+from gptjax.inference import Sampler, Sampling, continue_texts
 from gptjax.inference.load import load_run
 from gptjax.model import gpt
 from gptjax.model.config import GPTConfig
@@ -158,14 +158,12 @@ def test_transformers_gives_our_ids_and_our_text(exported, run):
 
 
 def test_transformers_samples_the_same_greedy_text(exported, run):
-    model_config, params, ours = run
+    sampler, ours = Sampler(*run[:2]), run[2]
     ids = exported.tokenizer("The ", return_tensors="pt")
     theirs = exported.model.generate(**ids, max_new_tokens=20, do_sample=False)
     text = exported.tokenizer.decode(theirs[0], skip_special_tokens=True)
-    greedy = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0}
-    pieces = generation.generate_text(
-        model_config, params, ours, "The ", max_new_tokens=20, **greedy
-    )
+    greedy = Sampling(max_new_tokens=20, temperature=0.0, top_k=0, top_p=1.0)
+    pieces = [piece for _, piece in continue_texts(sampler, ours, ["The "], greedy, seeds=[0])]
     assert text.startswith("The ") and len(text) > 5
     assert text.rstrip("\ufffd") == ("The " + "".join(pieces)).rstrip("\ufffd")
 

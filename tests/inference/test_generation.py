@@ -10,8 +10,9 @@ import pytest
 from helpers import tiny_gpt
 
 from gptjax import generate
-from gptjax.inference.generation import TextStream, continue_texts, generate_text
-from gptjax.inference.sampler import Drawn, Sampler, Sampling
+from gptjax.inference.generation import TextStream, continue_texts
+from gptjax.inference.sampler import Sampler, Sampling
+from gptjax.inference.scoring import ScoredTokens
 from gptjax.model import gpt
 
 SAMPLING = Sampling(max_new_tokens=40, temperature=1.0, top_k=0, top_p=1.0)
@@ -30,7 +31,7 @@ class Scripted:
         for start in range(0, len(self.rows[0]), self.chunk):
             ids = np.array([row[start : start + self.chunk] for row in self.rows], np.int32)
             self.n_drawn += ids.shape[1]
-            yield Drawn(ids, None, None, None)
+            yield ScoredTokens(ids, None, None, None)
 
 
 def pieces_of(store, ids, *, stop=(), chunk=1):
@@ -72,7 +73,8 @@ def test_a_model_that_wants_to_end_ends(store):
     params = gpt.init(config, jax.random.key(0))
     params["ln_f"] = {"scale": jnp.zeros(16), "bias": jnp.ones(16)}
     params["wte"] = jnp.zeros_like(params["wte"]).at[tokenizer.bos_id].set(10.0)
-    assert list(generate_text(config, params, tokenizer, "Once", seed=0, **vars(SAMPLING))) == []
+    sampler = Sampler(config, params)
+    assert list(continue_texts(sampler, tokenizer, ["Once"], SAMPLING, seeds=[0])) == []
 
 
 CHARACTERS = "a\u00e9\u20ac\U0001f600\u2581\n"  # 1, 2, 3, 4, 3 and 1 bytes
