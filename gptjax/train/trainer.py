@@ -16,13 +16,14 @@ from configs.validate import validate
 from data_pipeline.files import write_atomically
 from data_pipeline.loader import BatchIterator
 from data_pipeline.prepare import prepare
+from data_pipeline.progress import format_seconds
 from data_pipeline.subset import training_rows, validate_store
 from data_pipeline.token_store import TOKENIZER, TokenStore
 from gptjax.checkpoint import Checkpoints, RunProgress
 from gptjax.common.one_ahead import one_ahead
 from gptjax.common.signals import StopSignal
 from gptjax.common.workdir import save_config
-from gptjax.model import GPTConfig, attention
+from gptjax.model import GPTConfig, attention, flops_per_token
 from gptjax.plan.check import refuse_unfit, short_form
 from gptjax.step import StepFunctions, TrainState, make_mesh, place_batch
 from gptjax.train import callbacks
@@ -32,6 +33,8 @@ from gptjax.train.training_log import DispatchedStep, TrainingLog
 from gptjax.train.validation import Validation
 
 _log = logging.getLogger(__name__)
+
+_LONG_STEP = 1e12  # FLOPs: many seconds on a CPU
 
 
 def train_and_evaluate(config: ConfigDict) -> TrainState:
@@ -94,6 +97,9 @@ class Trainer:
         self._config = config
         self._store = store
         self._train_step = steps.train_step
+        tokens = config.train.batch_size * config.model.block_size  # of a micro-step
+        n_micro = config.train.gradient_accumulation_steps
+        self._flops = n_micro * tokens * flops_per_token(steps.model_config)  # of a step
         self._checkpoints = checkpoints
         checkpoints.before_save = self._before_save
         self._validation = Validation(config, store, steps)
@@ -135,7 +141,9 @@ class Trainer:
             def stopping() -> bool:
                 return self._at_end or stop.received or time.monotonic() > deadline
 
+            stop.nothing_to_save = True
             self._first_step()
+            stop.nothing_to_save = False
             self._between_steps(self._due())
             while not stopping():
                 for dispatched in one_ahead(self._steps_until_due(stopping)):
@@ -152,11 +160,26 @@ class Trainer:
     def _first_step(self) -> None:
         """Makes the step that compiles, which does not count as training time."""
         with self._training_log.clock.paused():
+            if jax.default_backend() == "cpu" and self._flops > _LONG_STEP:
+                self._announce_duration()
             start = time.monotonic()
             dispatched = self._dispatch()
             jax.block_until_ready(dispatched.metrics)
             _log.info("First step done, compiled, in %.1f s.", time.monotonic() - start)
         self._training_log.add(dispatched, timed=False)
+
+    def _announce_duration(self) -> None:
+        """Logs what a step and the run will take; of a micro-step, the forward pass is timed."""
+        train = self._config.train
+        forward = self._validation.seconds_per_batch(self.state.params)
+        n_micro, n_steps = train.gradient_accumulation_steps, train.max_iters - self.step
+        seconds = n_micro * 3 * forward
+        _log.info(
+            "On this CPU a step will take about %s, and the %s left %s: a step has %d micro-steps, "
+            "and the forward pass of one, a third of it, took %.2f s.",
+            *(format_seconds(seconds), f"{n_steps:,}", format_seconds(n_steps * seconds)),
+            *(n_micro, forward),
+        )
 
     def _steps_until_due(self, stopping: Callable[[], bool]) -> Iterator[DispatchedStep]:
         """Dispatches steps until a callback or a save is due or the run stops."""
