@@ -21,6 +21,7 @@ CHECKPOINTS = "checkpoints"  # a folder for each saved step
 EVALUATIONS = "eval"  # STEP.json, by gptjax.evaluate
 SAMPLES = "samples"  # STEP.txt
 TENSORBOARD = "tb"
+TRACES = "profile"  # by gptjax.main --profile
 REPORT = "report.html"
 LOCK = "lock"  # held by the run that uses the folder
 

@@ -22,13 +22,14 @@ from data_pipeline.token_store import TOKENIZER, TokenStore
 from gptjax.checkpoint import Checkpoints, RunProgress
 from gptjax.common.one_ahead import one_ahead
 from gptjax.common.signals import StopSignal
-from gptjax.common.workdir import save_config
+from gptjax.common.workdir import TRACES, save_config
 from gptjax.model import GPTConfig, attention, flops_per_token
 from gptjax.plan.check import refuse_unfit, short_form
 from gptjax.step import StepFunctions, TrainState, make_mesh, place_batch
 from gptjax.train import callbacks
 from gptjax.train.callbacks import PeriodicCallback
 from gptjax.train.init_state import initial_state
+from gptjax.train.step_trace import StepTrace
 from gptjax.train.training_log import DispatchedStep, TrainingLog
 from gptjax.train.validation import Validation
 
@@ -37,11 +38,12 @@ _log = logging.getLogger(__name__)
 _LONG_STEP = 1e12  # FLOPs: many seconds on a CPU
 
 
-def train_and_evaluate(config: ConfigDict) -> TrainState:
+def train_and_evaluate(config: ConfigDict, traced_steps: range = range(0)) -> TrainState:
     """Prepares the data and trains to `train.max_iters`, from the newest checkpoint if any.
 
-    Returns the last state. Raises UserError for a configuration, data or workdir that cannot be
-    used, before the workdir is changed; later, as `Trainer.loop` does.
+    The `traced_steps` are traced, see `StepTrace`. Returns the last state. Raises UserError for a
+    configuration, data or workdir that cannot be used, before the workdir is changed; later, as
+    `Trainer.loop` does.
     """
     validate(config, jax.device_count(), callbacks.problems(config))
     run_plan = refuse_unfit(config)
@@ -57,6 +59,8 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
     with contextlib.closing(Checkpoints(workdir, config, store)) as checkpoints:
         restored = checkpoints.restore(steps)
         state, progress = restored or (initial_state(config, steps, store), RunProgress())
+        done, max_iters = int(state.step), config.train.max_iters
+        trace = StepTrace(workdir / TRACES, traced_steps, done, max_iters)
         try:
             _write_description(config, store)  # only now: a run that is refused changes nothing
         except OSError as error:
@@ -64,7 +68,7 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
                 f"{workdir} cannot be written ({error.strerror}): free some space, or give the run "
                 f"another folder (--config.workdir=...)."
             ) from error
-        trainer = Trainer(config, store, steps, checkpoints, state, progress)
+        trainer = Trainer(config, store, steps, checkpoints, state, progress, trace)
         with contextlib.closing(trainer):
             trainer.loop()
     return trainer.state
@@ -90,6 +94,7 @@ class Trainer:
         checkpoints: Checkpoints,
         state: TrainState,
         progress: RunProgress,
+        trace: StepTrace,
     ):
         """Reads the validation rows and starts reading training rows ahead."""
         self.state = state
@@ -100,6 +105,7 @@ class Trainer:
         tokens = config.train.batch_size * config.model.block_size  # of a micro-step
         n_micro = config.train.gradient_accumulation_steps
         self._flops = n_micro * tokens * flops_per_token(steps.model_config)  # of a step
+        self._trace = trace
         self._checkpoints = checkpoints
         checkpoints.before_save = self._before_save
         self._validation = Validation(config, store, steps)
@@ -192,8 +198,9 @@ class Trainer:
         first_row = self._batches.state["next_row"]
         with self._training_log.window.waiting():
             batch = next(self._batches)
-        self.state, metrics = self._train_step(self.state, batch)
         self.step += 1
+        with self._trace.step(self.step, lambda: self.state):
+            self.state, metrics = self._train_step(self.state, batch)
         return DispatchedStep(self.step, first_row, metrics)
 
     def _due(self) -> list[PeriodicCallback]:
@@ -248,6 +255,7 @@ class Trainer:
         )
 
     def close(self) -> None:
-        """Closes the batches and the log; safe after an error."""
+        """Closes the trace, the batches and the log; safe after an error."""
+        self._trace.close()
         self._batches.close()
         self._training_log.close()
