@@ -13,6 +13,7 @@ def get_config() -> ConfigDict:
     """Returns a GPT-2-shaped model of 2 layers x 32 on the bundled shard, for 20 steps."""
     config = base.get_config()
     config.workdir = "runs/debug"
+    config.allow_cpu = True
     config.data.source = "data_pipeline/shard/quickstart.parquet"
     config.data.val_fraction = 0.05
     config.tokenizer.vocab_size = 512

@@ -12,6 +12,7 @@ def get_config() -> ConfigDict:
     """Returns the quickstart."""
     config = base.get_config()
     config.workdir = "runs/quickstart"
+    config.allow_cpu = True
     config.data.source = "data_pipeline/shard/quickstart.parquet"
     config.data.val_fraction = 0.05
     # In so few steps a larger vocabulary pays: at equal tokens, 2,048 / 4,096 / 8,192 pieces ended

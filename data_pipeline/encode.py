@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from configs.errors import DataError
-from data_pipeline.files import fsync_folder, new_files
+from data_pipeline.files import fsync, new_files
 from data_pipeline.parquet import Damage, ShardInfo, read_row_group
 from data_pipeline.token_store import KINDS, SPLITS, shard_file, shard_files
 from data_pipeline.tokenizer import Tokenizer
@@ -113,13 +113,13 @@ def new_part(path: Path) -> Iterator[Mapping[str, BinaryIO]]:
     try:
         with new_files([folder / name for name in ("documents", *SPLITS, "counts.json")]) as files:
             yield files
-        fsync_folder(folder)
+        fsync(folder)
         try:
             folder.rename(path)
         except OSError:
             if not path.is_dir():  # another process has written the same part
                 raise
-        fsync_folder(path.parent)
+        fsync(path.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -177,7 +177,7 @@ def join_parts(
                 lengths.write(kept["tokens"].tobytes())
                 rows.write(kept["row"].tobytes())
                 _copy_kept(part.path / split, tokens, documents["tokens"][mine], keep[mine])
-    fsync_folder(folder)
+    fsync(folder)
     return {
         **{split: dict(counts[split]) for split in SPLITS},
         "duplicate_of_val": left_out,

@@ -23,7 +23,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    fsync_folder(path.parent)
+    fsync(path.parent)
 
 
 @contextlib.contextmanager
@@ -57,8 +57,8 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def fsync_folder(path: Path) -> None:
-    """Makes the names in a folder (new, renamed, removed) survive a power failure."""
+def fsync(path: Path) -> None:
+    """Makes a file, or the names in a folder (new, renamed, removed), survive a power failure."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -32,7 +32,7 @@ from configs import cli
 from configs.errors import DataError
 from configs.validate import leaves, raise_problems, range_problems
 from data_pipeline import encode, parquet, statistics, token_store, tokenizer_sample, worker_pool
-from data_pipeline.files import differences, fsync_folder, hash_json, write_atomically
+from data_pipeline.files import differences, fsync, hash_json, write_atomically
 from data_pipeline.known_files import identify
 from data_pipeline.lock import FileLock
 from data_pipeline.parquet import ShardInfo
@@ -190,7 +190,7 @@ def _make(
         token_store.write_manifest(work, manifest)
     shutil.rmtree(work / "parts", ignore_errors=True)  # not needed once the manifest is written
     work.rename(store)
-    fsync_folder(store.parent)
+    fsync(store.parent)
     log.info("the token store is ready: %s", store)
 
 

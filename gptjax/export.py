@@ -14,7 +14,7 @@ from absl import flags
 
 from configs import cli
 from configs.errors import UserError
-from data_pipeline.files import fsync_folder, write_atomically
+from data_pipeline.files import fsync, write_atomically
 from data_pipeline.token_store import TOKENIZER
 from gptjax.common.extras import imports_of_extra
 from gptjax.compat import gguf_file, hf_tokenizer, hf_weights
@@ -64,9 +64,9 @@ def _new(out: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         path = Path(folder, out.name)
         yield path
-        fsync_folder(path)  # or file
+        fsync(path)
         path.rename(out)
-    fsync_folder(out.parent)
+    fsync(out.parent)
 
 
 def _main(_: list[str]) -> None:

@@ -14,6 +14,7 @@ BEST_RATE = 2.4e-3  # rates.py
 def recipe(*, tokens: int) -> ConfigDict:
     """Returns the recipe for a model of 4 x 128 that reads `tokens` in all, on a CPU."""
     config = rtx4070.get_config()
+    config.allow_cpu = True
     config.data.source = "../shared/data/bench.parquet"  # not in the repo; any English shard serves
     config.data.val_fraction = 0.05
     config.tokenizer.vocab_size = 4096

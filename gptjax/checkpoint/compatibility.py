@@ -46,17 +46,15 @@ DATA = frozenset(
 # Speed, frequency and amount of output, and where it goes: logged when it changes.
 FREE = frozenset(
     """
-    workdir init_from compilation_cache_dir data.cache_dir data.prepare_workers
-    data.prefetch_batches
+    workdir init_from allow_cpu compilation_cache_dir
+    data.cache_dir data.prepare_workers data.prefetch_batches
     model.compute_dtype model.attention model.remat model.scan_unroll model.loss_chunk
     train.log_interval train.max_epochs train.max_consecutive_skips train.loss_spike_sigma
-    train.max_hours
-    eval.eval_interval eval.eval_iters
+    train.max_hours eval.eval_interval eval.eval_iters
     eval.benchmarks eval.benchmark_interval eval.benchmark_limit
     checkpoint.always_save_checkpoint checkpoint.keep_latest checkpoint.keep_best
-    sample.interval report.interval
     sample.prompts sample.max_new_tokens sample.temperature sample.top_k sample.top_p
-    log.tensorboard log.wandb log.wandb_project mesh.fsdp
+    sample.interval report.interval log.tensorboard log.wandb log.wandb_project mesh.fsdp
     """.split()
 )
 _MAX_DATA_DIFFERENCES = 12  # in an error message

@@ -8,7 +8,6 @@ Orbax's CheckpointManager is not used: it neither syncs before it renames nor ke
 
 import itertools
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from configs.errors import UserError
-from data_pipeline.files import differences, fsync_folder, hash_json
+from data_pipeline.files import differences, fsync, hash_json
 from gptjax.checkpoint import digests
 from gptjax.common.workdir import CHECKPOINTS
 
@@ -76,7 +75,7 @@ def write(folder: Path, items: Mapping[str, Any], meta: Mapping[str, Any]) -> No
             checkpointer.save(unfinished.absolute(), args=ocp.args.Composite(**args))
         _fsync_tree(unfinished)
         unfinished.rename(folder)
-        fsync_folder(folder.parent)
+        fsync(folder.parent)
     except BaseException:
         clean(folder.parent)
         raise
@@ -184,8 +183,8 @@ def set_aside(folder: Path) -> Path:
     names = itertools.chain([folder.name], (f"{folder.name}-{i}" for i in itertools.count(2)))
     target = next(parent / name for name in names if not (parent / name).exists())
     folder.rename(target)
-    fsync_folder(parent)
-    fsync_folder(folder.parent)
+    fsync(parent)
+    fsync(folder.parent)
     return target
 
 
@@ -247,12 +246,7 @@ def _checkpointer(items: Iterable[str]) -> ocp.Checkpointer:
 
 def _fsync_tree(folder: Path) -> None:
     """Makes a folder survive a power failure: its files first, then their names."""
-    folders = [(Path(root), names) for root, _, names in os.walk(folder)]
+    paths = [folder, *folder.rglob("*")]
     with ThreadPoolExecutor(8) as pool:  # a journal commits their files together
-        list(pool.map(_fsync, (root / name for root, names in folders for name in names)))
-        list(pool.map(fsync_folder, (root for root, _ in folders)))
-
-
-def _fsync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+        list(pool.map(fsync, filter(Path.is_file, paths)))
+        list(pool.map(fsync, filter(Path.is_dir, paths)))

@@ -21,10 +21,12 @@ class StopSignal:
     step compiles or computes. So a thread reads the signals from a socket that the interpreter
     writes to when they arrive, logs `announce()` (what happens next, and when) and ends the process
     if requested. That is as safe as SIGKILL: only the steps since the last checkpoint are lost.
+    While `nothing_to_save` is True there are none, and the first signal ends the process.
     """
 
     def __init__(self, announce: Callable[[], str]) -> None:
         self.received = False
+        self.nothing_to_save = False
         self._announce = announce
         self._previous: dict[int, Any] = {}
 
@@ -38,8 +40,11 @@ class StopSignal:
                 return
             if number[0] not in _STOP_SIGNALS:
                 continue
+            name = signal.Signals(number[0]).name
+            if self.nothing_to_save:
+                _log.warning("%s: exiting at once, since there is nothing to save yet.", name)
+                os._exit(128 + number[0])
             if not requested:
-                name = signal.Signals(number[0]).name
                 _log.warning("%s: %s Press Ctrl-C to exit at once.", name, self._announce())
             elif number[0] == signal.SIGINT:
                 _log.warning("Ctrl-C again: exiting at once, without a checkpoint.")

@@ -22,6 +22,7 @@ EVALUATIONS = "eval"  # STEP.json, by gptjax.evaluate
 SAMPLES = "samples"  # STEP.txt
 TENSORBOARD = "tb"
 WANDB_ID = "wandb_id"  # of the run in W&B, over all restarts
+TRACES = "profile"  # by gptjax.main --profile
 REPORT = "report.html"
 LOCK = "lock"  # held by the run that uses the folder
 

@@ -30,8 +30,7 @@ class LoadedModel(NamedTuple):
 def load_run(workdir: Path) -> LoadedModel:
     """Returns the best checkpoint of a run by val loss, else the newest, on one device.
 
-    Raises:
-        UserError: if the folder is not a workdir or has no checkpoint.
+    Raises UserError if the folder is not a workdir or has no good checkpoint.
     """
     config = load_config(workdir)
     tokenizer = Tokenizer.load(workdir / TOKENIZER)
@@ -46,19 +45,14 @@ def restore_params(workdir: Path, shapes: Any) -> tuple[Any, int]:
 
     The parameters are their moving average if the run kept one, as in the val losses; `shapes` is
     their tree of ShapeDtypeStructs. Only reads, also while a run writes: a damaged checkpoint is
-    logged and the next best is used.
-
-    Raises:
-        UserError: if there is no intact checkpoint.
+    logged and the next best is used. Raises UserError if there is no good one.
     """
     folder = workdir / CHECKPOINTS
     if not folder.is_dir():
         raise UserError(f"{workdir} has no checkpoints yet: train first, with gptjax.main.")
     losses = {step: storage.val_loss(folder / str(step)) for step in storage.list_steps(folder)}
     one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    placed = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one_device), shapes
-    )
+    placed = jax.tree.map(lambda x: x.update(sharding=one_device), shapes)
     for step in sorted(losses, key=lambda s: (losses[s] is None, losses[s] or 0.0, -s)):
         path = folder / str(step)
         try:

@@ -4,14 +4,16 @@ import dataclasses
 import functools
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from gptjax.inference import kv_cache
+from gptjax.inference.scoring import ScoredTokens, padded, score_tokens
 from gptjax.model import GPTConfig, gpt
 
 _MAX_CHUNK = 32  # tokens that the device draws between two reads by the host
@@ -27,18 +29,6 @@ class Sampling:
     temperature: float  # divides the logits; 0 takes the most likely token
     top_k: int  # draws from the k most likely tokens only; 0: all
     top_p: float  # of those, only the smallest set that has it (Holtzman et al. 2020)
-
-
-class Drawn(NamedTuple):
-    """T drawn tokens of each row, with log-probabilities.
-
-    These are the model's own (natural, float32), before temperature, top-k and top-p.
-    """
-
-    ids: Any  # int32 (B, T)
-    logprobs: Any  # (B, T)
-    top_ids: Any  # int32 (B, T, J), the J most likely tokens of each position
-    top_logprobs: Any  # (B, T, J)
 
 
 def sample_token(
@@ -65,50 +55,44 @@ def sample_token(
     return jnp.where(temperature > 0, drawn, jnp.argmax(logits_V)).astype(jnp.int32)
 
 
-class _Draw(NamedTuple):
-    """The PRNG keys, and the fields of `Sampling` that are arguments of the compiled programs."""
+@flax.struct.dataclass
+class _Draw:
+    """How to draw: an argument of the compiled programs, whose static fields choose one of them."""
 
-    keys_B: Array
+    keys_B: Array  # a PRNG key for each row
     temperature: Array
     top_p: Array
+    top_k: int = flax.struct.field(pytree_node=False)
+    n_top: int = flax.struct.field(pytree_node=False)  # J
 
-    def __call__(self, logits_BV: Array, number: Array, *, top_k: int, n_top: int) -> Drawn:
+    def __call__(self, logits_BV: Array, number: Array) -> ScoredTokens:
         """Draws token `number` of each row; the result has no axis T."""
         one = functools.partial(
-            sample_token, temperature=self.temperature, top_k=top_k, top_p=self.top_p
+            sample_token, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
         )
         keys_B = jax.vmap(jax.random.fold_in, (0, None))(self.keys_B, number)
-        ids_B = jax.vmap(one)(logits_BV, keys_B)
-        logprobs_BV = jax.nn.log_softmax(logits_BV)
-        logprobs_B = jnp.take_along_axis(logprobs_BV, ids_B[:, None], axis=1)[:, 0]
-        top_logprobs_BJ, top_ids_BJ = jax.lax.top_k(logprobs_BV, n_top)
-        return Drawn(ids_B, logprobs_B, top_ids_BJ, top_logprobs_BJ)
+        return score_tokens(logits_BV, jax.vmap(one)(logits_BV, keys_B), self.n_top)
 
 
-_STATIC = ("model_config", "top_k", "n_top")
-
-
-@functools.partial(jax.jit, static_argnames=_STATIC)
+@functools.partial(jax.jit, static_argnames="model_config")
 def _prefill(
+    model_config: GPTConfig,
     params: Any,
     tokens_BT: Array,
     lengths_B: Array,
     number: Array,
     draw: _Draw,
-    *,
-    model_config: GPTConfig,
-    top_k: int,
-    n_top: int,
-) -> tuple[Drawn, kv_cache.Cache]:
+) -> tuple[ScoredTokens, kv_cache.Cache]:
     """Runs the prompts and draws the token after each: T = 1."""
     x_BTD, cache = kv_cache.prefill(model_config, params, tokens_BT)
     x_BD = jnp.take_along_axis(x_BTD, lengths_B[:, None, None] - 1, axis=1)[:, 0]
-    drawn = draw(gpt.logits(model_config, params, x_BD), number, top_k=top_k, n_top=n_top)
+    drawn = draw(gpt.logits(model_config, params, x_BD), number)
     return jax.tree.map(lambda x: x[:, None], drawn), cache
 
 
-@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="cache")
+@functools.partial(jax.jit, static_argnames="model_config", donate_argnames="cache")
 def _decode(
+    model_config: GPTConfig,
     params: Any,
     layers: Any,
     cache: kv_cache.Cache,
@@ -117,11 +101,7 @@ def _decode(
     number: Array,
     n: Array,
     draw: _Draw,
-    *,
-    model_config: GPTConfig,
-    top_k: int,
-    n_top: int,
-) -> tuple[Drawn, kv_cache.Cache]:
+) -> tuple[ScoredTokens, kv_cache.Cache]:
     """Draws n times, each time from the tokens drawn before, at first `tokens_B`.
 
     Of the result's T = _MAX_CHUNK positions, the first n are filled.
@@ -132,12 +112,12 @@ def _decode(
         logits_BV, cache = kv_cache.decode(
             model_config, params, layers, cache, tokens_B, positions_B + i
         )
-        drawn = draw(logits_BV, number + i, top_k=top_k, n_top=n_top)
+        drawn = draw(logits_BV, number + i)
         chunk = jax.tree.map(lambda all_BT, x_B: all_BT.at[:, i].set(x_B), chunk, drawn)
         return chunk, cache, drawn.ids
 
-    shape, top_shape = (len(tokens_B), _MAX_CHUNK), (len(tokens_B), _MAX_CHUNK, n_top)
-    chunk = Drawn(
+    shape, top_shape = (len(tokens_B), _MAX_CHUNK), (len(tokens_B), _MAX_CHUNK, draw.n_top)
+    chunk = ScoredTokens(
         jnp.zeros(shape, jnp.int32),
         jnp.zeros(shape, jnp.float32),
         jnp.zeros(top_shape, jnp.int32),
@@ -162,7 +142,7 @@ class Sampler:
         *,
         seeds: Sequence[int],
         n_top: int = 0,
-    ) -> Iterator[Drawn]:
+    ) -> Iterator[ScoredTokens]:
         """Yields the tokens that continue each prompt, some at a time, as NumPy arrays.
 
         The model sees a window of the last block_size tokens at first; each time the window is
@@ -176,8 +156,8 @@ class Sampler:
         block_size = self.model_config.block_size
         windows = [list(prompt[-block_size:]) for prompt in prompts]
         keys = jax.vmap(jax.random.key)(np.array([seed % 2**32 for seed in seeds], np.uint32))
-        draw = _Draw(keys, jnp.float32(sampling.temperature), jnp.float32(sampling.top_p))
-        static = {"model_config": self.model_config, "top_k": sampling.top_k, "n_top": n_top}
+        temperature, top_p = jnp.float32(sampling.temperature), jnp.float32(sampling.top_p)
+        draw = _Draw(keys, temperature, top_p, sampling.top_k, n_top)
         number, n_cached, chunk = 0, block_size, 1
         cache: kv_cache.Cache = []
         while number < sampling.max_new_tokens:
@@ -185,19 +165,18 @@ class Sampler:
             lengths = np.array([len(window) for window in windows], np.int32)
             if n_cached == block_size:  # at first, and whenever the longest window is full
                 n, n_cached = 1, int(lengths.max())
-                padded = max(_MIN_PREFILL, 1 << (n_cached - 1).bit_length())
-                tokens_BT = np.zeros((len(windows), min(padded, block_size)), np.int32)
-                for row, window in zip(tokens_BT, windows, strict=True):
-                    row[: len(window)] = window
-                drawn, cache = _prefill(self.params, tokens_BT, lengths, number, draw, **static)
+                length = max(_MIN_PREFILL, 1 << (n_cached - 1).bit_length())
+                tokens_BT = padded(windows, min(length, block_size))
+                drawn, cache = _prefill(
+                    self.model_config, self.params, tokens_BT, lengths, number, draw
+                )
             else:
                 n = min(chunk, block_size - n_cached, sampling.max_new_tokens - number)
                 last = np.array([window[-1] for window in windows], np.int32)
-                drawn, cache = _decode(
-                    self.params, self._layers, cache, last, lengths - 1, number, n, draw, **static
-                )
+                weights = self.model_config, self.params, self._layers
+                drawn, cache = _decode(*weights, cache, last, lengths - 1, number, n, draw)
                 n_cached += n
-            drawn = Drawn(*(x[:, :n] for x in jax.device_get(drawn)))
+            drawn = ScoredTokens(*(x[:, :n] for x in jax.device_get(drawn)))
             fast = time.monotonic() - start < _CHUNK_SECONDS
             chunk = min(2 * chunk, _MAX_CHUNK) if fast else max(chunk // 2, 1)
             yield drawn

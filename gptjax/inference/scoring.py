@@ -80,40 +80,46 @@ def token_scores(
     return jnp.where(mask_M, log_probs_M, 0).reshape(shape), (greedy_M & mask_M).reshape(shape)
 
 
-class PromptScores(NamedTuple):
-    """Natural log-probabilities of tokens; meaningless past a row's end."""
+class ScoredTokens(NamedTuple):
+    """T tokens of each row, with the model's own log-probabilities (natural, float32)."""
 
-    logprobs: Any  # float32 (B, T); 0 for the first token
-    top_ids: Any  # int32 (B, T, J), the J most likely tokens at its position
-    top_logprobs: Any  # float32 (B, T, J)
+    ids: Any  # int32 (B, T)
+    logprobs: Any  # (B, T)
+    top_ids: Any  # int32 (B, T, J), the J most likely tokens of each position
+    top_logprobs: Any  # (B, T, J)
+
+
+def score_tokens(logits_BV: Array, ids_B: Array, n_top: int) -> ScoredTokens:
+    """Returns the scores of one token a row, without the axis T."""
+    logprobs_BV = jax.nn.log_softmax(logits_BV)
+    logprobs_B = jnp.take_along_axis(logprobs_BV, ids_B[:, None], axis=1)[:, 0]
+    top_logprobs_BJ, top_ids_BJ = jax.lax.top_k(logprobs_BV, n_top)
+    return ScoredTokens(ids_B, logprobs_B, top_ids_BJ, top_logprobs_BJ)
 
 
 def prompt_scores(
     model_config: GPTConfig, params: Any, rows: Sequence[Sequence[int]], n_top: int
-) -> PromptScores:
-    """Scores every token of `rows`, none longer than block_size; returns NumPy arrays."""
+) -> ScoredTokens:
+    """Scores every token of `rows`, none longer than block_size; returns NumPy arrays.
+
+    Without meaning are the scores of a row's first token, and what follows its end.
+    """
     longest = max(map(len, rows))
     length = next(n for n in padded_lengths(model_config.block_size) if n >= longest)
-    tokens_BT = np.zeros((len(rows), length), np.int32)
-    for row, tokens in zip(tokens_BT, rows, strict=True):
-        row[: len(tokens)] = tokens
-    scores = _prompt_scores(params, tokens_BT, model_config=model_config, n_top=n_top)
+    scores = _next_scores(model_config, params, padded(rows, length), n_top)
     # From the position that predicts a token to the token's own.
-    return PromptScores(*(np.roll(x, 1, axis=1) for x in jax.device_get(scores)))
+    return ScoredTokens(*(np.roll(x, 1, axis=1) for x in jax.device_get(scores)))
 
 
 @functools.partial(jax.jit, static_argnames=("model_config", "n_top"))
-def _prompt_scores(
-    params: Any, tokens_BT: Array, *, model_config: GPTConfig, n_top: int
-) -> PromptScores:
-    """Scores token t + 1 at position t; at the last, the log-probability is 0."""
+def _next_scores(
+    model_config: GPTConfig, params: Any, tokens_BT: Array, n_top: int
+) -> ScoredTokens:
+    """Scores token t + 1 at position t."""
 
-    def of_row(row: tuple[Array, Array]) -> PromptScores:  # one row's logits exist at a time
+    def of_row(row: tuple[Array, Array]) -> ScoredTokens:  # one row's logits exist at a time
         x_TD, targets_T = row
-        logprobs_TV = jax.nn.log_softmax(gpt.logits(model_config, params, x_TD))
-        logprobs_T = jnp.take_along_axis(logprobs_TV, targets_T[:, None], axis=1)[:, 0]
-        top_logprobs_TJ, top_ids_TJ = jax.lax.top_k(logprobs_TV, n_top)
-        return PromptScores(logprobs_T.at[-1].set(0), top_ids_TJ, top_logprobs_TJ)
+        return score_tokens(gpt.logits(model_config, params, x_TD), targets_T, n_top)
 
     x_BTD = gpt.hidden_states(model_config, params, tokens_BT)
     return jax.lax.map(of_row, (x_BTD, jnp.roll(tokens_BT, -1, axis=1)))
@@ -134,6 +140,14 @@ def encode_request(tokenizer: Tokenizer, context: str, continuation: str) -> Req
 def padded_lengths(block_size: int) -> list[int]:
     """Returns the lengths to which rows are padded, shortest first."""
     return sorted({-(-block_size // 2**k) for k in range(_HALVINGS + 1)})
+
+
+def padded(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
+    """Returns int32 (B, length): the rows, filled with zeros at their ends."""
+    tokens_BT = np.zeros((len(rows), length), np.int32)
+    for row, tokens in zip(tokens_BT, rows, strict=True):
+        row[: len(tokens)] = tokens
+    return tokens_BT
 
 
 def rows_per_batch(length: int) -> int:
@@ -161,10 +175,7 @@ class Scorer:
 
         A context that is too long loses its beginning, BOS included, as in lm-eval. A continuation
         longer than `block_size` is scored in parts of half a row, each after what precedes it
-        (lm-eval's own models refuse it).
-
-        Raises:
-            ValueError: a context or a continuation is empty.
+        (lm-eval's own models refuse it). Raises ValueError where one of the two is empty.
         """
         rows = [row for i, request in enumerate(requests) for row in self._rows(i, request)]
         batches = self._batches(rows)

@@ -1,27 +1,20 @@
 """Means of metrics: token-weighted loss, perplexity, bits per byte, standard errors."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 
-def bits_per_byte(nats: float, n_bytes: float) -> float:
-    """Returns nats / (ln 2 x bytes): the code length of a text per byte of its UTF-8.
-
-    `nats` covers every target, the BOS that ends a document included; BOS itself has no bytes.
-    """
-    return nats / (math.log(2) * n_bytes)
-
-
-def average(sums: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+def average(sums: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Returns `loss` (nats per target), `perplexity` and `bits_per_byte` of metrics of steps.
 
-    Their `nats`, `n_targets` and `n_bytes` are summed in float64 and divided once.
+    Their `nats`, `n_targets` and `n_bytes` are summed in float64 and divided once. Bits per byte,
+    nats / (ln 2 x bytes), are the code length of a text per byte of its UTF-8: the nats cover every
+    target, also the BOS that ends a document, which has no bytes.
     """
-    sums = list(sums)
     nats, n_targets, n_bytes = (
         math.fsum(float(s[k]) for s in sums) for k in ("nats", "n_targets", "n_bytes")
     )
@@ -29,7 +22,7 @@ def average(sums: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return {
         "loss": loss,
         "perplexity": math.exp(min(loss, 700.0)),  # beyond, a float overflows
-        "bits_per_byte": bits_per_byte(nats, n_bytes),
+        "bits_per_byte": nats / (math.log(2) * n_bytes),
     }
 
 

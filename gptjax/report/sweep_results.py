@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from configs.errors import UserError
-from data_pipeline.files import fsync_folder, write_atomically
+from data_pipeline.files import fsync, write_atomically
 from data_pipeline.token_store import TOKENIZER
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.common.workdir import load_config
@@ -43,7 +43,7 @@ def append(path: Path, row: Mapping[str, Any]) -> None:
         f.write(line)
         f.flush()
         os.fsync(f.fileno())
-    fsync_folder(path.parent)
+    fsync(path.parent)
 
 
 def read(path: Path, sweep: str) -> dict[tuple[str, int], Row]:

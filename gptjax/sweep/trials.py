@@ -15,10 +15,10 @@ from configs.errors import UserError
 from configs.validate import leaves, unknown_keys, validate
 from configs.workdir import CONFIG, completed
 from data_pipeline.prepare import locate, prepare
+from data_pipeline.subset import validate_store
 from data_pipeline.token_store import TokenStore
 from gptjax.common.workdir import CHECKPOINTS
 from gptjax.sweep.declare import Change
-from gptjax.train.data_check import validate_store
 
 # Defaults of a sweep, which needs no samples and few checkpoints; `common` can change them.
 LEAN = {

@@ -15,32 +15,36 @@ from configs.errors import UserError
 from configs.validate import validate
 from data_pipeline.files import write_atomically
 from data_pipeline.loader import BatchIterator
-from data_pipeline.subset import training_rows
+from data_pipeline.progress import format_seconds
+from data_pipeline.subset import training_rows, validate_store
 from data_pipeline.token_store import TOKENIZER, TokenStore
 from gptjax.checkpoint import Checkpoints, RunProgress
 from gptjax.common.one_ahead import one_ahead
 from gptjax.common.signals import StopSignal
-from gptjax.common.workdir import save_config
+from gptjax.common.workdir import TRACES, save_config
 from gptjax.metrics import wandb_run
-from gptjax.model import GPTConfig, attention
+from gptjax.model import GPTConfig, attention, flops_per_token
 from gptjax.plan.check import refuse_unfit, short_form
 from gptjax.step import StepFunctions, TrainState, make_mesh, place_batch
 from gptjax.train import callbacks
 from gptjax.train.callbacks import PeriodicCallback
-from gptjax.train.data_check import validate_store
 from gptjax.train.init_state import initial_state
 from gptjax.train.open_store import open_store
+from gptjax.train.step_trace import StepTrace
 from gptjax.train.training_log import DispatchedStep, TrainingLog
 from gptjax.train.validation import Validation
 
 _log = logging.getLogger(__name__)
 
+_LONG_STEP = 1e12  # FLOPs: many seconds on a CPU
 
-def train_and_evaluate(config: ConfigDict) -> TrainState:
+
+def train_and_evaluate(config: ConfigDict, traced_steps: range = range(0)) -> TrainState:
     """Prepares the data and trains to `train.max_iters`, from the newest checkpoint if any.
 
-    Returns the last state. Raises UserError for a configuration, data or workdir that cannot be
-    used, before the workdir is changed; later, as `Trainer.loop` does.
+    The `traced_steps` are traced, see `StepTrace`. Returns the last state. Raises UserError for a
+    configuration, data or workdir that cannot be used, before the workdir is changed; later, as
+    `Trainer.loop` does.
     """
     problems = [*callbacks.problems(config), *wandb_run.problems(config.log)]
     validate(config, jax.device_count(), problems)
@@ -57,6 +61,8 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
     with contextlib.closing(Checkpoints(workdir, config, store)) as checkpoints:
         restored = checkpoints.restore(steps)
         state, progress = restored or (initial_state(config, steps, store), RunProgress())
+        done, max_iters = int(state.step), config.train.max_iters
+        trace = StepTrace(workdir / TRACES, traced_steps, done, max_iters)
         try:
             _write_description(config, store)  # only now: a run that is refused changes nothing
         except OSError as error:
@@ -64,7 +70,7 @@ def train_and_evaluate(config: ConfigDict) -> TrainState:
                 f"{workdir} cannot be written ({error.strerror}): free some space, or give the run "
                 f"another folder (--config.workdir=...)."
             ) from error
-        trainer = Trainer(config, store, steps, checkpoints, state, progress)
+        trainer = Trainer(config, store, steps, checkpoints, state, progress, trace)
         with contextlib.closing(trainer):
             trainer.loop()
     return trainer.state
@@ -90,6 +96,7 @@ class Trainer:
         checkpoints: Checkpoints,
         state: TrainState,
         progress: RunProgress,
+        trace: StepTrace,
     ):
         """Reads the validation rows and starts reading training rows ahead."""
         self.state = state
@@ -97,6 +104,10 @@ class Trainer:
         self._config = config
         self._store = store
         self._train_step = steps.train_step
+        tokens = config.train.batch_size * config.model.block_size  # of a micro-step
+        n_micro = config.train.gradient_accumulation_steps
+        self._flops = n_micro * tokens * flops_per_token(steps.model_config)  # of a step
+        self._trace = trace
         self._checkpoints = checkpoints
         checkpoints.before_save = self._before_save
         self._validation = Validation(config, store, steps)
@@ -138,7 +149,9 @@ class Trainer:
             def stopping() -> bool:
                 return self._at_end or stop.received or time.monotonic() > deadline
 
+            stop.nothing_to_save = True
             self._first_step()
+            stop.nothing_to_save = False
             self._between_steps(self._due())
             while not stopping():
                 for dispatched in one_ahead(self._steps_until_due(stopping)):
@@ -155,11 +168,26 @@ class Trainer:
     def _first_step(self) -> None:
         """Makes the step that compiles, which does not count as training time."""
         with self._training_log.clock.paused():
+            if jax.default_backend() == "cpu" and self._flops > _LONG_STEP:
+                self._announce_duration()
             start = time.monotonic()
             dispatched = self._dispatch()
             jax.block_until_ready(dispatched.metrics)
             _log.info("First step done, compiled, in %.1f s.", time.monotonic() - start)
         self._training_log.add(dispatched, timed=False)
+
+    def _announce_duration(self) -> None:
+        """Logs what a step and the run will take; of a micro-step, the forward pass is timed."""
+        train = self._config.train
+        forward = self._validation.seconds_per_batch(self.state.params)
+        n_micro, n_steps = train.gradient_accumulation_steps, train.max_iters - self.step
+        seconds = n_micro * 3 * forward
+        _log.info(
+            "On this CPU a step will take about %s, and the %s left %s: a step has %d micro-steps, "
+            "and the forward pass of one, a third of it, took %.2f s.",
+            *(format_seconds(seconds), f"{n_steps:,}", format_seconds(n_steps * seconds)),
+            *(n_micro, forward),
+        )
 
     def _steps_until_due(self, stopping: Callable[[], bool]) -> Iterator[DispatchedStep]:
         """Dispatches steps until a callback or a save is due or the run stops."""
@@ -172,8 +200,9 @@ class Trainer:
         first_row = self._batches.state["next_row"]
         with self._training_log.window.waiting():
             batch = next(self._batches)
-        self.state, metrics = self._train_step(self.state, batch)
         self.step += 1
+        with self._trace.step(self.step, lambda: self.state):
+            self.state, metrics = self._train_step(self.state, batch)
         return DispatchedStep(self.step, first_row, metrics)
 
     def _due(self) -> list[PeriodicCallback]:
@@ -228,6 +257,7 @@ class Trainer:
         )
 
     def close(self) -> None:
-        """Closes the batches and the log; safe after an error."""
+        """Closes the trace, the batches and the log; safe after an error."""
+        self._trace.close()
         self._batches.close()
         self._training_log.close()

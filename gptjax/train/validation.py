@@ -1,5 +1,6 @@
 """Loss on the validation split, as it is measured between steps of training."""
 
+import time
 from typing import Any
 
 import jax
@@ -36,6 +37,14 @@ class Validation:
         first_row = (self.n_batches - 1) * batch_size  # of the last batch, over all hosts
         first_row += jax.process_index() * (batch_size // jax.process_count())
         self._batches[-1]["loss_mask"][:, max(0, rows.rows_per_epoch - first_row) :] = False
+
+    def seconds_per_batch(self, params: Any) -> float:
+        """Returns the duration of one batch once it is compiled, which the first one is not."""
+        for _ in range(2):
+            start = time.monotonic()
+            batch = place_batch(self._steps.batch_sharding, self._batches[0])
+            jax.block_until_ready(self._steps.eval_step(params, batch))
+        return time.monotonic() - start
 
     def run(self, params: Any) -> dict[str, float]:
         """Returns `loss`, `perplexity` and `bits_per_byte` of `params` on these rows."""

@@ -132,7 +132,7 @@ def test_killed_before_any_step_of_a_save_the_old_or_the_new_checkpoint_is_whole
         with monkeypatch.context() as patch:
             for owner, name in (
                 (storage, "_fsync_tree"),
-                (storage, "fsync_folder"),
+                (storage, "fsync"),
                 (Path, "rename"),
                 (shutil, "rmtree"),
             ):
@@ -152,7 +152,7 @@ def test_killed_before_any_step_of_a_save_the_old_or_the_new_checkpoint_is_whole
             break
         died.append((death.points[die_at], step))
     assert died[0] == ("_fsync_tree", 2) and died[-1] == ("rmtree", 3)
-    assert {("rename", 2), ("fsync_folder", 3), ("rename", 3)} <= set(died)  # and between
+    assert {("rename", 2), ("fsync", 3), ("rename", 3)} <= set(died)  # and between
 
 
 # Runs as root of a user namespace: a file system of 700 kB that fills up, then a read-only one.

@@ -158,7 +158,7 @@ def test_transformers_gives_our_ids_and_our_text(exported, run):
 
 
 def test_transformers_samples_the_same_greedy_text(exported, run):
-    model_config, params, ours = run
+    sampler, ours = Sampler(*run[:2]), run[2]
     ids = exported.tokenizer("The ", return_tensors="pt")
     theirs = exported.model.generate(**ids, max_new_tokens=20, do_sample=False)
     text = exported.tokenizer.decode(theirs[0], skip_special_tokens=True)

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from configs import base, debug
 from configs.errors import UserError
 from configs.validate import CONSTRAINTS, leaves, unknown_keys, validate
+from data_pipeline.subset import validate_store
 from gptjax.model.layers import compute_dtype
-from gptjax.train.data_check import validate_store
 
 
 def changed(changes: dict) -> ConfigDict:

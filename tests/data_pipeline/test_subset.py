@@ -9,10 +9,9 @@ import pytest
 from configs.errors import UserError
 from configs.validate import validate
 from data_pipeline.packing import PackedRows, permutation
-from data_pipeline.subset import Subset, training_documents
+from data_pipeline.subset import Subset, training_documents, validate_store
 from gptjax.plan import planner
 from gptjax.train import trainer
-from gptjax.train.data_check import validate_store
 
 
 def line(documents):

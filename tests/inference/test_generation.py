@@ -11,7 +11,8 @@ from helpers import tiny_gpt
 
 from gptjax import generate
 from gptjax.inference.generation import TextStream, continue_texts
-from gptjax.inference.sampler import Drawn, Sampler, Sampling
+from gptjax.inference.sampler import Sampler, Sampling
+from gptjax.inference.scoring import ScoredTokens
 from gptjax.model import gpt
 
 SAMPLING = Sampling(max_new_tokens=40, temperature=1.0, top_k=0, top_p=1.0)
@@ -30,7 +31,7 @@ class Scripted:
         for start in range(0, len(self.rows[0]), self.chunk):
             ids = np.array([row[start : start + self.chunk] for row in self.rows], np.int32)
             self.n_drawn += ids.shape[1]
-            yield Drawn(ids, None, None, None)
+            yield ScoredTokens(ids, None, None, None)
 
 
 def pieces_of(store, ids, *, stop=(), chunk=1):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from helpers import tiny_gpt
 
-from gptjax.inference.sampler import Drawn, Sampler
+from gptjax.inference.sampler import Sampler
+from gptjax.inference.scoring import ScoredTokens
 from gptjax.model import gpt
 from gptjax.serve import completions
 from gptjax.serve.completions import complete
@@ -219,7 +220,7 @@ class Scripted:
         for start in range(0, len(self.ids), self.chunk):
             ids = np.array([self.ids[start : start + self.chunk]], np.int32)
             top = np.repeat(ids[..., None], n_top, -1)
-            yield Drawn(ids, np.zeros(ids.shape), top, np.zeros(top.shape))
+            yield ScoredTokens(ids, np.zeros(ids.shape), top, np.zeros(top.shape))
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 50])

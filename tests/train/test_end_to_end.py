@@ -100,6 +100,7 @@ def test_rtx4070_runs_on_the_cpu_when_only_shrunk(tmp_path, debug_config):
     result = program(
         "gptjax.main",
         "--config=configs/rtx4070.py",
+        "--config.allow_cpu=True",
         f"--config.workdir={tmp_path / 'run'}",
         f"--config.data.source={SHARD}",
         f"--config.data.cache_dir={debug_config.data.cache_dir}",
@@ -127,6 +128,7 @@ def test_a_user_mistake_is_a_paragraph_not_a_traceback(tmp_path):
     result = program(
         "gptjax.main",
         "--config=configs/rtx4070.py",
+        "--config.allow_cpu=True",
         f"--config.data.source={tmp_path}",
         f"--config.workdir={tmp_path / 'run'}",
     )

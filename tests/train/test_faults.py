@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -389,3 +390,41 @@ def test_an_ignored_hangup_stays_ignored():
             assert not stop.received
     finally:
         signal.signal(signal.SIGHUP, previous)
+
+
+def test_a_signal_in_the_first_step_ends_within_one_micro_step(config, tmp_path):
+    """A step of minutes, in 2,000 micro-steps; there is nothing to save yet."""
+    program = launch(
+        config,
+        tmp_path / "run",
+        "--config.model.n_embd=256",
+        "--config.train.batch_size=16",
+        "--config.train.gradient_accumulation_steps=2000",
+    )
+    announced = next(line for line in program.stderr if "a step will take about" in line)
+    seconds = float(re.search(r"took ([\d.]+) s", announced)[1])
+    assert 0 < seconds < 5
+    time.sleep(1.0)
+    begin = time.monotonic()
+    program.send_signal(signal.SIGTERM)
+    try:
+        _, text = program.communicate(timeout=30)
+    finally:
+        program.kill()
+    assert time.monotonic() - begin < 1 + 4 * seconds
+    assert program.returncode == 128 + signal.SIGTERM
+    assert "SIGTERM: exiting at once" in text and "First step" not in text
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def test_the_duration_of_a_step_is_announced_by_the_forward_pass(monkeypatch, config, caplog):
+    config.train.max_iters = 2
+    trainer.train_and_evaluate(config)
+    assert "a step will take" not in caplog.text  # it takes milliseconds
+    monkeypatch.setattr(trainer, "_LONG_STEP", 0.0)
+    monkeypatch.setattr(trainer.Validation, "seconds_per_batch", lambda *_: 50.0)
+    config.train.max_iters = 14
+    config.optim.lr_decay_iters = 20
+    trainer.train_and_evaluate(config)
+    # Two micro-steps of 3 x 50 s; 12 steps.
+    assert "a step will take about 5m 00s, and the 12 left 1h 00m: a step has 2 " in caplog.text
