@@ -112,6 +112,8 @@ class Trainer:
         checkpoints.before_save = self._before_save
         self._validation = Validation(config, store, steps)
         self._best_val_loss = progress.best_val_loss
+        if progress.val_rows != self._validation.n_rows:  # other rows have other losses
+            self._best_val_loss = None
         rows = training_rows(config, store)
         self._batches = BatchIterator(
             rows,
@@ -253,6 +255,7 @@ class Trainer:
         return RunProgress(
             data_state=self._batches.state,
             best_val_loss=self._best_val_loss,
+            val_rows=self._validation.n_rows,
             **self._training_log.progress,
         )
 
