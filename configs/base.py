@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config.workdir = "runs/base"  # everything the run writes: config.json, metrics.jsonl, checkpoints/, tb/, samples/
     config.seed = 1337  # initial weights, dropout and the order of the data are derived from it
     config.allow_cpu = False  # True: train on the CPU also where a GPU is expected: JAX has a CUDA plugin, or compute_dtype is bfloat16
-    config.compilation_cache_dir = "data/compiled"  # folder that keeps compiled programs, so that the next start is quick; "": none
+    config.compilation_cache_dir = "data/compiled"  # folder that keeps compiled programs, at most 2 GiB, so that the next start is quick; "": none
 
     config.init_from = ""  # workdir whose parameters a new run starts with (its tokenizer: tokenizer.file); "": drawn at random
 
@@ -86,7 +86,7 @@ def get_config() -> ConfigDict:
         max_epochs=8.0,  # warn before step 0 when the run reads the training split more often than this
         max_consecutive_skips=50,  # stop after this many skipped steps in a row: loss or gradient not finite, or a spike
         loss_spike_sigma=0.0,  # skip a step whose loss exceeds the mean of the last 128 by this many standard deviations; 0: off
-        max_hours=config_dict.placeholder(float),  # stop politely, with a checkpoint, after this many hours
+        max_hours=config_dict.placeholder(float),  # stop with a checkpoint after this many hours of training, over all starts; evaluations, saves and compilation are not counted
     )
 
     config.eval = config_dict.create(

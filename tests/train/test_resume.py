@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs.errors import UserError
+from gptjax.checkpoint import storage
+from gptjax.inference.load import load_run
 from gptjax.metrics.writers import START
 from gptjax.train import trainer
 
@@ -248,6 +250,28 @@ def test_keeps_the_latest_and_the_best(recording, config, tmp_path):
     config.eval.eval_interval = 1
     recording(config)
     assert saved_steps(tmp_path) == {4, 7, 8}
+
+
+@pytest.mark.usefixtures("scripted_losses")
+@pytest.mark.parametrize("change", [{}, {"eval_iters": 1}, {"batch_size": 2}])
+def test_the_best_is_of_one_number_of_validation_rows(recording, config, tmp_path, caplog, change):
+    """Losses on 8 rows until step 4, of which the last is the best; then perhaps on 4 rows."""
+    config.checkpoint.keep_latest = 2
+    config.eval.eval_interval = 1
+    config.train.max_iters = 4
+    recording(config)
+    config.train.max_iters = 8
+    for key, value in change.items():
+        group = config.eval if key in config.eval else config.train
+        group[key] = value
+    config.train.gradient_accumulation_steps = 8 // config.train.batch_size
+    caplog.set_level(logging.INFO, "gptjax")
+    recording(config)
+    best = 5 if change else 4
+    assert saved_steps(tmp_path) == {best, 7, 8}
+    assert storage.by_val_loss(tmp_path / "unbroken" / "checkpoints")[0] == best
+    assert load_run(tmp_path / "unbroken").step == best
+    assert caplog.text.count("best so far") == (1 if change else 0)
 
 
 @pytest.mark.usefixtures("scripted_losses")
