@@ -163,7 +163,7 @@ def test_transformers_samples_the_same_greedy_text(exported, run):
     theirs = exported.model.generate(**ids, max_new_tokens=20, do_sample=False)
     text = exported.tokenizer.decode(theirs[0], skip_special_tokens=True)
     greedy = Sampling(max_new_tokens=20, temperature=0.0, top_k=0, top_p=1.0)
-    pieces = continue_texts(Sampler(model_config, params), ours, ["The "], greedy, seeds=[0])
+    pieces = continue_texts(sampler, ours, ["The "], greedy, seeds=[0])
     assert text.startswith("The ") and len(text) > 5
     continued = "The " + "".join(piece for _, piece in pieces)
     assert text.rstrip("\ufffd") == continued.rstrip("\ufffd")
