@@ -16,7 +16,7 @@ EXTRAS := $(basename $(notdir $(wildcard requirements/*.txt)))
 STAMP := .venv/installed-$(EXTRA)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow lint format lock clean
+.PHONY: help setup quickstart test test-slow mutants lint format lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -32,6 +32,9 @@ test: $(STAMP)  ## run the tests, in up to 4 processes
 
 test-slow: $(STAMP)  ## run the tests marked slow
 	$(PY) -m pytest -m slow $(ARGS)
+
+mutants: $(STAMP)  ## break the core line by line: which change does no test notice? about an hour
+	$(PY) -m tests.mutants $(ARGS)
 
 lint: $(STAMP)  ## check style, formatting, types and the direction of imports
 	$(PY) -m ruff check .

@@ -3,6 +3,7 @@
 import ast
 from pathlib import Path
 
+import mutants
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +26,10 @@ def test_no_file_is_long():
     """One idea a file: most need half as much."""
     lengths = {name: text.count("\n") for name, text in SOURCES.items()}
     assert not {name: n for name, n in lengths.items() if n > 350}
+
+
+def test_the_table_of_mutants_is_up_to_date():
+    assert mutants.stale() == []
 
 
 def test_every_package_has_a_purpose_and_several_files():

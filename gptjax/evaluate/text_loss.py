@@ -92,13 +92,14 @@ def evaluate_documents(
         for start, batch, scores in one_ahead(dispatched):
             nats_BT = -jax.device_get(scores[0]).astype(np.float64)
             bytes_BT = run.tokenizer.token_bytes[batch["targets"]]
-            for b in range(min(size, rows.rows_per_epoch - start)):
+            n_rows = min(size, rows.rows_per_epoch - start)  # the rest only fills the batch
+            for b in range(n_rows):
                 mask_T = batch["loss_mask"][b]
                 owners = _owners(rows, start + b, int(mask_T.sum()))
                 np.add.at(nats, owners, nats_BT[b, mask_T])
                 np.add.at(n_targets, owners, 1)
                 np.add.at(n_bytes, owners, bytes_BT[b, mask_T])
-            progress.advance(int(batch["loss_mask"].sum()))
+            progress.advance(int(batch["loss_mask"][:n_rows].sum()))
     loss, loss_stderr = aggregate.ratio(nats, n_targets)
     bits, bits_stderr = aggregate.ratio(nats / math.log(2), n_bytes)
     perplexity = math.exp(min(loss, 700.0))  # beyond, a float overflows
@@ -116,12 +117,10 @@ def evaluate_documents(
 
 
 def _batch(rows: PackedRows, start: int, size: int) -> dict[str, np.ndarray]:
-    """Returns rows start, start + 1, ... of the first epoch; rows past its end are masked."""
+    """Returns rows start, start + 1, ... of the first epoch, and past its end its first again."""
     columns = zip(*(rows[g % rows.rows_per_epoch] for g in range(start, start + size)), strict=True)
     named = zip(Row._fields, columns, strict=True)
-    batch = {name: np.stack(arrays) for name, arrays in named if arrays[0] is not None}
-    batch["loss_mask"][rows.rows_per_epoch - start :] = False
-    return batch
+    return {name: np.stack(arrays) for name, arrays in named if arrays[0] is not None}
 
 
 def _owners(rows: PackedRows, g: int, n_targets: int) -> np.ndarray:

@@ -96,6 +96,7 @@ def test_each_token_is_an_input_once_and_a_target_once(lengths, block_size, seed
     first = epoch * rows.rows_per_epoch
     inputs, targets = [], []
     for g in range(first, first + rows.rows_per_epoch):
+        assert all(span.start < span.stop for span in rows.spans(g))
         row = rows[g]
         kept = row.loss_mask
         inputs += row.inputs[kept].tolist()

@@ -9,6 +9,7 @@ import sentencepiece as spm
 from helpers import HOSTILE
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2
 
 from configs.errors import DataError
 from data_pipeline import parquet, tokenizer
@@ -107,6 +108,22 @@ def test_training_does_not_depend_on_threads_or_the_order_of_texts(
     assert single.hash == trained[0].hash
     other = train_tokenizer(texts, vocab_size=599, path=tmp_path / "c.model")
     assert other.hash != trained[0].hash
+
+
+def test_training_does_not_depend_on_the_order_of_words_that_are_as_frequent():
+    counts = {"the": 3, "of": 2, "and": 2, "a\tb": 2}
+    lines = tokenizer._training_lines(counts)
+    assert lines == tokenizer._training_lines(dict(reversed(counts.items())))
+    assert lines == ["the\t3", "a\t2", "and\t2", "b\t2", "of\t2"]
+
+
+def test_the_hash_is_of_pieces_and_scores(trained):
+    """Scores decide which pieces merge first: another order is another tokenizer."""
+    model = sentencepiece_model_pb2.ModelProto.FromString(trained[1].read_bytes())
+    model.trainer_spec.num_threads += 1  # says nothing of the ids
+    assert Tokenizer(model.SerializeToString()).hash == trained[0].hash
+    model.pieces[-1].score, model.pieces[-2].score = model.pieces[-2].score, model.pieces[-1].score
+    assert Tokenizer(model.SerializeToString()).hash != trained[0].hash
 
 
 def test_the_cache_of_words_changes_nothing(trained, texts, monkeypatch):

@@ -137,6 +137,12 @@ def test_spikes_are_those_of_numpy():
     assert int(state.skipped) == sum(expected)
 
 
+def test_a_spike_needs_half_a_window_to_compare_with():
+    for n, is_spike in ((WINDOW // 2 - 1, False), (WINDOW // 2, True)):
+        skipped, _ = skipped_by_loss([3.0] * n + [4.0], 6.0)
+        assert skipped == [False] * n + [is_spike]
+
+
 def test_spikes_are_accepted_by_default():
     losses = [3.0] * 100 + [1e6, 3.0, np.nan]
     skipped, _ = skipped_by_loss(losses, 0.0)

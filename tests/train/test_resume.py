@@ -176,16 +176,16 @@ def test_resuming_reads_the_store_and_not_its_source(recording, config, tmp_path
 
 def test_a_wsd_run_made_longer_is_the_longer_run_bit_for_bit(recording, config, tmp_path, caplog):
     """Also after its end: the last checkpoint before the decay is kept."""
-    config.optim.schedule, config.optim.wsd_decay_iters = "wsd", 2
+    config.optim.schedule, config.optim.wsd_decay_iters = "wsd", 3
     config.checkpoint.keep_latest, config.checkpoint.keep_best = 1, 0
     whole, _ = recording(config)
 
     extended = copy.deepcopy(config)
     extended.workdir = str(tmp_path / "extended")
-    extended.train.max_iters = 6  # its decay begins at step 4
+    extended.train.max_iters = 6  # its decay begins at step 3, which is saved
     recording(extended)
     extended.train.max_iters = 8
-    with pytest.raises(UserError, match="until its decay begins, at step 4"):
+    with pytest.raises(UserError, match="until its decay begins, at step 3"):
         recording(extended)
     folder = tmp_path / "extended" / "checkpoints"
     assert {p.name for p in folder.iterdir()} == {"3", "6"}
