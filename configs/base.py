@@ -65,6 +65,7 @@ def get_config() -> ConfigDict:
         schedule="cosine",  # after the warm-up: cosine, or wsd (stays at the peak, then falls fast: the run can be made longer until then)
         warmup_iters=2000,  # optimizer steps of linear warm-up
         lr_decay_iters=250_000,  # cosine: optimizer steps until min_lr, warm-up included
+        rewarm_at=(),  # cosine: optimizer steps at which a run is made longer: the rate warms up again there, and falls until the next one or train.max_iters
         wsd_decay_iters=25_000,  # wsd: optimizer steps of the fall, the last ones before train.max_iters
         weight_decay=0.1,  # x learning rate a step, on matrices only: not on LayerNorm scales and biases
         weight_decay_schedule="constant",  # constant, or linear (from weight_decay at the first step to weight_decay_end at train.max_iters)

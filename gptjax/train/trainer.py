@@ -24,6 +24,7 @@ from gptjax.common.signals import StopSignal
 from gptjax.common.workdir import TRACES, save_config
 from gptjax.metrics import wandb_run
 from gptjax.model import GPTConfig, attention, flops_per_token
+from gptjax.optim import rewarm_notice
 from gptjax.plan.check import refuse_unfit, short_form
 from gptjax.step import StepFunctions, TrainState, make_mesh, place_batch
 from gptjax.train import callbacks
@@ -62,6 +63,8 @@ def train_and_evaluate(config: ConfigDict, traced_steps: range = range(0)) -> Tr
         restored = checkpoints.restore(steps)
         state, progress = restored or (initial_state(config, steps, store), RunProgress())
         done, max_iters = int(state.step), config.train.max_iters
+        if notice := rewarm_notice(config.optim, max_iters):
+            _log.info("%s", notice)
         trace = StepTrace(workdir / TRACES, traced_steps, done, max_iters)
         try:
             _write_description(config, store)  # only now: a run that is refused changes nothing

@@ -31,7 +31,8 @@ class RecordingSteps(trainer.StepFunctions):
         parts = [config[group].to_json() for group in ("model", "optim", "data")]
         train_config = config.train
         batch = [train_config.batch_size, train_config.gradient_accumulation_steps]
-        end = train_config.max_iters if config.optim.schedule == "wsd" else None
+        ends = config.optim.schedule == "wsd" or config.optim.rewarm_at
+        end = train_config.max_iters if ends else None
         key = json.dumps([*parts, batch, end, config.seed])
         if key in self._compiled:
             self.__dict__.update(self._compiled[key])
@@ -226,6 +227,28 @@ def test_lines_of_steps_that_were_lost_are_dropped(recording, config):
         file.write('{"step": 5, "train/loss": 1.0}\n{"step": 6, "tr')  # killed in mid-write
     recording(config)
     assert metric_lines(config) == before
+
+
+def test_a_cosine_is_extended_by_request_and_resumes(recording, config, caplog):
+    """From its checkpoint, with a stop in between, as if it had been planned so."""
+    caplog.set_level(logging.INFO, "gptjax")
+    recording(config)
+    config.train.max_iters = 24  # the cosine has 20
+    with pytest.raises(UserError, match=r'rewarm_at="\(8,\)"'):
+        recording(config)
+    config.train.max_iters = 14
+    config.optim.rewarm_at = (8,)
+    stopped, _ = recording(config, signal_after=11)
+    assert int(stopped.step) in (11, 12)
+    state, _ = recording(config)
+    assert caplog.text.count("After step 8 the learning rate rises again") == 2
+    lines = [line for line in metric_lines(config) if "train/loss" in line]
+    rates = {line["step"]: line["optim/learning_rate"] for line in lines}
+    assert rates[11] == rates[3] == max(rates.values())
+    assert rates[8] < rates[9] < rates[10] < rates[11] > rates[12] > rates[13] > rates[14]
+    planned = copy.deepcopy(config)
+    planned.workdir += "-planned"
+    assert_same_bits(state, recording(planned)[0])
 
 
 @pytest.fixture
