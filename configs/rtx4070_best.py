@@ -3,7 +3,8 @@
 Run `python -m gptjax.main --config=configs/rtx4070_best.py`.
 
 Measured, by compiling for the card with cuDNN's attention: 7.99 of 8.99 GiB at 8 rows a
-micro-step, 2,038 GB of traffic and 6.98 s of arithmetic an optimizer step at the card's peak. Not run on a 4070;
+micro-step, 2,038 GB of traffic and 6.98 s of arithmetic an optimizer step at the card's
+peak. Not run on a 4070;
 on an NVIDIA H200 a step took 1.13 s and 8.07 GiB.
 
 Measured, on a CPU with models of 0.3M to 4M parameters and text that is not FineWeb, three seeds
