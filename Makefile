@@ -10,7 +10,7 @@ ARGS ?=
 
 PY := .venv/bin/python
 # A file's tests stay together, since they share what they compile. ARGS="-n 0" runs all in one process.
-PARALLEL := -n auto --maxprocesses=4 --dist=loadscope
+PARALLEL := -n auto --maxprocesses=4 --dist=loadscope --no-loadscope-reorder
 UV ?= .venv/bin/uv
 EXTRAS := $(basename $(notdir $(wildcard requirements/*.txt)))
 STAMP := .venv/installed-$(EXTRA)

@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config.workdir = "runs/base"  # everything the run writes: config.json, metrics.jsonl, checkpoints/, tb/, samples/
     config.seed = 1337  # initial weights, dropout and the order of the data are derived from it
     config.allow_cpu = False  # True: train on the CPU also where a GPU is expected: JAX has a CUDA plugin, or compute_dtype is bfloat16
-    config.compilation_cache_dir = "data/compiled"  # folder that keeps compiled programs, so that the next start is quick; "": none
+    config.compilation_cache_dir = "data/compiled"  # folder that keeps compiled programs, at most 2 GiB, so that the next start is quick; "": none
 
     config.init_from = ""  # workdir whose parameters a new run starts with (its tokenizer: tokenizer.file); "": drawn at random
 
@@ -65,6 +65,7 @@ def get_config() -> ConfigDict:
         schedule="cosine",  # after the warm-up: cosine, or wsd (stays at the peak, then falls fast: the run can be made longer until then)
         warmup_iters=2000,  # optimizer steps of linear warm-up
         lr_decay_iters=250_000,  # cosine: optimizer steps until min_lr, warm-up included
+        rewarm_at=(),  # cosine: optimizer steps at which a run is made longer: the rate warms up again there, and falls until the next one or train.max_iters
         wsd_decay_iters=25_000,  # wsd: optimizer steps of the fall, the last ones before train.max_iters
         weight_decay=0.1,  # x learning rate a step, on matrices only: not on LayerNorm scales and biases
         weight_decay_schedule="constant",  # constant, or linear (from weight_decay at the first step to weight_decay_end at train.max_iters)
@@ -86,7 +87,7 @@ def get_config() -> ConfigDict:
         max_epochs=8.0,  # warn before step 0 when the run reads the training split more often than this
         max_consecutive_skips=50,  # stop after this many skipped steps in a row: loss or gradient not finite, or a spike
         loss_spike_sigma=0.0,  # skip a step whose loss exceeds the mean of the last 128 by this many standard deviations; 0: off
-        max_hours=config_dict.placeholder(float),  # stop politely, with a checkpoint, after this many hours
+        max_hours=config_dict.placeholder(float),  # stop with a checkpoint after this many hours of training, over all starts; evaluations, saves and compilation are not counted
     )
 
     config.eval = config_dict.create(

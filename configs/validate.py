@@ -1,6 +1,7 @@
 """Checks of a configuration: range or choices of each key, relations between keys, key names."""
 
 import difflib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -134,6 +135,16 @@ def _relations(config: ConfigDict, n_devices: int) -> Iterator[str]:
             f"optim.warmup_iters = {optim.warmup_iters} must be below optim.lr_decay_iters = "
             f"{optim.lr_decay_iters}, which counts the warm-up too"
         )
+    if optim.rewarm_at and optim.schedule != "cosine":
+        yield "optim.rewarm_at is for optim.schedule = cosine: raising train.max_iters extends wsd"
+    elif optim.rewarm_at:
+        cycles = itertools.pairwise([0, *optim.rewarm_at, train.max_iters])
+        if not all(isinstance(b, int) and b - a > optim.warmup_iters for a, b in cycles):
+            yield (
+                f"optim.rewarm_at = {optim.rewarm_at} must be increasing steps whose distances, "
+                f"the one to train.max_iters = {train.max_iters} included, exceed "
+                f"optim.warmup_iters = {optim.warmup_iters}"
+            )
     if train.batch_size % n_devices:
         yield f"train.batch_size = {train.batch_size} must be a multiple of the {n_devices} devices"
     if config.mesh.fsdp > 0 and n_devices % config.mesh.fsdp:

@@ -74,3 +74,8 @@ def browser():
         opened = p.chromium.launch(executable_path=chromium, args=switches)
         yield opened
         opened.close()
+
+
+def pytest_collection_modifyitems(items):
+    """The longest test begins first, so that no process is left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_kill.py")

@@ -30,8 +30,8 @@ FIXED = frozenset(
 SCHEDULE = frozenset(
     """
     optim.schedule optim.learning_rate optim.min_lr optim.warmup_iters optim.lr_decay_iters
-    optim.wsd_decay_iters optim.muon_learning_rate optim.weight_decay optim.weight_decay_schedule
-    optim.weight_decay_end train.max_iters
+    optim.rewarm_at optim.wsd_decay_iters optim.muon_learning_rate optim.weight_decay
+    optim.weight_decay_schedule optim.weight_decay_end train.max_iters
     """.split()
 )
 # Their product is the batch and is fixed; how it is split can follow the memory of the device.
@@ -118,17 +118,17 @@ def _batch_problems(old: ConfigDict, new: ConfigDict) -> list[str]:
 
 
 def _schedule_problems(old: ConfigDict, new: ConfigDict, step: int) -> list[str]:
-    """Compares the schedules over the steps done, and refuses to extend a decayed cosine."""
+    """Compares the schedules over the steps done; a cosine is extended by `rewarm_at` only."""
     old_values, new_values = (_schedule_values(config, step) for config in (old, new))
     changed = {
         name: steps
         for name in sorted(old_values.keys() & new_values.keys())
         if (steps := np.flatnonzero(old_values[name] != new_values[name])).size
     }
-    extends_cosine = new.optim.schedule == "cosine" and new.train.max_iters > max(
-        old.train.max_iters, new.optim.lr_decay_iters
-    )
-    if not changed and not extends_cosine:
+    longer = new.train.max_iters > old.train.max_iters
+    beyond_cosine = new.optim.schedule == "cosine" and not new.optim.rewarm_at
+    beyond_cosine &= longer and new.train.max_iters > new.optim.lr_decay_iters
+    if not changed and not beyond_cosine:
         return []
     problems = _config_changes(old, new, SCHEDULE)
     for name, steps in changed.items():
@@ -139,14 +139,18 @@ def _schedule_problems(old: ConfigDict, new: ConfigDict, step: int) -> list[str]
             f"{new_values[name][at]:.3g} now"
         )
     if old.optim.schedule == new.optim.schedule == "cosine" and (
-        extends_cosine or new.optim.lr_decay_iters > old.optim.lr_decay_iters
+        longer or new.optim.lr_decay_iters > old.optim.lr_decay_iters
     ):
+        # The end of a cycle that `rewarm_at` began is the end of the run.
+        start = old.train.max_iters if old.optim.rewarm_at else step
         problems.append(
             "a cosine that has begun to fall cannot be made longer: raising the learning rate "
             "again loses quality (Ibrahim et al. 2024; Haegele et al. 2024), and at optim.min_lr "
             "little is learnt. A run whose length is not known takes --config.optim.schedule=wsd: "
             "until its last optim.wsd_decay_iters steps, raising --config.train.max_iters makes it "
-            "longer at no loss"
+            "longer at no loss. To extend this run all the same, with the rate rising again, add "
+            f'--config.optim.rewarm_at="{(*old.optim.rewarm_at, start)}" to the settings of before '
+            "and the new --config.train.max_iters"
         )
     if old.optim.schedule == new.optim.schedule == "wsd" and "learning_rate" in changed:
         start = decay_start(old.optim, old.train.max_iters)

@@ -46,7 +46,8 @@ class RunProgress:
     data_state: dict[str, int] | None = None  # `BatchIterator.state` after the last batch used
     tokens_seen: int = 0  # target tokens, over all restarts
     trained_seconds: float = 0.0  # see `metrics.Clock`
-    best_val_loss: float | None = None  # nats per token, of all evaluations so far
+    best_val_loss: float | None = None  # nats per token, of all evaluations of as many rows
+    val_rows: int | None = None  # validation rows of each evaluation
     window: dict[str, Any] | None = None  # `metrics.Window.state`: steps not written yet
 
 
@@ -164,10 +165,8 @@ class Checkpoints:
         """Removes what is neither among the latest nor the best, nor needed to extend the run."""
         # Not by Orbax's policies: its BestN keeps n checkpoints even if they have no val loss.
         steps = storage.list_steps(self._folder)
-        losses = {step: storage.val_loss(self._folder / str(step)) for step in steps}
-        by_loss = sorted((loss, -step) for step, loss in losses.items() if loss is not None)
         kept = set(steps[-self._config.checkpoint.keep_latest :])
-        kept |= {-step for _, step in by_loss[: self._config.checkpoint.keep_best]}
+        kept |= set(storage.by_val_loss(self._folder)[: self._config.checkpoint.keep_best])
         optim = self._config.optim
         if optim.schedule == "wsd":  # to resume from with a larger max_iters
             start = decay_start(optim, self._config.train.max_iters)

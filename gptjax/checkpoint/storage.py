@@ -6,6 +6,7 @@ read alone, and the JSON item `meta`, with a digest of every array and one of it
 Orbax's CheckpointManager is not used: it neither syncs before it renames nor keeps digests.
 """
 
+import contextlib
 import itertools
 import json
 import re
@@ -109,12 +110,20 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def val_loss(folder: Path) -> float | None:
-    """Returns the val loss in a checkpoint's meta; None without one or if meta is damaged."""
-    try:
-        return read_meta(folder)["val_loss"]
-    except (Damaged, UserError):
-        return None
+def by_val_loss(folder: Path) -> list[int]:
+    """Returns the steps in `folder` by their val loss, the lowest first; of equals, the newest.
+
+    Steps without a val loss, or with a damaged meta, are left out; so are those whose val loss is
+    of another number of validation rows than the newest one's, which cannot be compared with it.
+    """
+    losses, rows = {}, {}
+    for step in list_steps(folder):
+        with contextlib.suppress(Damaged, UserError):
+            meta = read_meta(folder / str(step))
+            if meta["val_loss"] is not None:
+                losses[step], rows[step] = meta["val_loss"], meta["progress"].get("val_rows")
+    comparable = [step for step in losses if rows[step] == rows[max(rows)]]
+    return sorted(comparable, key=lambda step: (losses[step], -step))
 
 
 def read(

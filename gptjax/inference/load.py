@@ -50,10 +50,11 @@ def restore_params(workdir: Path, shapes: Any) -> tuple[Any, int]:
     folder = workdir / CHECKPOINTS
     if not folder.is_dir():
         raise UserError(f"{workdir} has no checkpoints yet: train first, with gptjax.main.")
-    losses = {step: storage.val_loss(folder / str(step)) for step in storage.list_steps(folder)}
+    steps = storage.list_steps(folder)
+    best = storage.by_val_loss(folder)
     one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     placed = jax.tree.map(lambda x: x.update(sharding=one_device), shapes)
-    for step in sorted(losses, key=lambda s: (losses[s] is None, losses[s] or 0.0, -s)):
+    for step in [*best, *(step for step in reversed(steps) if step not in best)]:
         path = folder / str(step)
         try:
             saved = storage.read_meta(path)["arrays"]
@@ -67,6 +68,6 @@ def restore_params(workdir: Path, shapes: Any) -> tuple[Any, int]:
             _log.info("%s: the moving average of its weights is used.", path)
         return storage.place(arrays[item], placed, path), step
     raise UserError(
-        f"{folder} holds no {'good' if losses else 'finished'} checkpoint"
-        f"{': all are damaged.' if losses else ' yet: train first.'}"
+        f"{folder} holds no {'good' if steps else 'finished'} checkpoint"
+        f"{': all are damaged.' if steps else ' yet: train first.'}"
     )

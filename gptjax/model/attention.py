@@ -22,7 +22,8 @@ from gptjax.model.chunked_attention import CHUNK, SAVED, chunked_attention, repe
 from gptjax.model.layers import compute_dtype
 
 KERNELS = ("cudnn", "pallas")  # of NVIDIA GPUs, fastest first
-_FORWARD_PRIMITIVES = ("dot_product_attention_fwd_wrapper", "pallas_call")
+# The forward pass of cuDNN, and that of `mha`, which calls itself in its rule of differentiation.
+_FORWARD_PRIMITIVES = ("dot_product_attention_fwd_wrapper", "custom_vjp_call")
 _PALLAS_BLOCK = 128  # queries and keys that one program of `mha` holds at a time
 _PALLAS_MIN_BLOCK = 16  # rows of Triton's smallest matmul
 

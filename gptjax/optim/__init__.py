@@ -1,6 +1,6 @@
 """The optimizer as one optax transformation, and the schedules it follows."""
 
 from gptjax.optim.optimizer import Optimizer
-from gptjax.optim.schedules import decay_start, schedules
+from gptjax.optim.schedules import decay_start, rewarm_notice, schedules
 
-__all__ = ["Optimizer", "decay_start", "schedules"]
+__all__ = ["Optimizer", "decay_start", "rewarm_notice", "schedules"]

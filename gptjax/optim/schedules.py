@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -9,22 +10,21 @@ from ml_collections import ConfigDict
 def learning_rate_schedule(optim: ConfigDict, max_iters: int) -> optax.Schedule:
     """Returns the learning rate of AdamW.
 
-    `cosine` falls from the peak to `min_lr` at `lr_decay_iters`. `wsd` (warm-up, stable, decay: Hu
-    et al. 2024, MiniCPM) stays at the peak until `wsd_decay_iters` steps before `max_iters`, so
-    that a run can be made longer until then, and falls by 1 - sqrt(progress), which Haegele et al.
-    2024 found better than a line. Both keep `min_lr` after.
+    `cosine` falls from the peak to `min_lr` at `lr_decay_iters`; after each step of `rewarm_at` it
+    warms up again, from where it is, and falls until the next of them, or `max_iters`. `wsd`
+    (warm-up, stable, decay: Hu et al. 2024, MiniCPM) stays at the peak until `wsd_decay_iters`
+    steps before `max_iters`, so that a run can be made longer until then, and falls by
+    1 - sqrt(progress), which Haegele et al. 2024 found better than a line. Both keep `min_lr`
+    after.
 
     The first step has learning_rate / (warmup_iters + 1), not zero, so that no step is wasted.
     """
-    first = optim.learning_rate / (optim.warmup_iters + 1)
     if optim.schedule == "cosine":
-        return optax.warmup_cosine_decay_schedule(
-            init_value=first,
-            peak_value=optim.learning_rate,
-            warmup_steps=optim.warmup_iters,
-            decay_steps=optim.lr_decay_iters,
-            end_value=optim.min_lr,
-        )
+        cycles = [_cosine(optim, 0.0, optim.lr_decay_iters)]
+        starts = [0, *optim.rewarm_at, max_iters]
+        for before, start, end in zip(starts, starts[1:], starts[2:], strict=False):
+            cycles.append(_cosine(optim, float(cycles[-1](start - before)), end - start))
+        return optax.join_schedules(cycles, optim.rewarm_at)
 
     def decay(steps: jax.typing.ArrayLike) -> jax.Array:
         progress = jnp.clip(jnp.asarray(steps) / max(optim.wsd_decay_iters, 1), 0, 1)
@@ -32,11 +32,44 @@ def learning_rate_schedule(optim: ConfigDict, max_iters: int) -> optax.Schedule:
 
     return optax.join_schedules(
         [
-            optax.linear_schedule(first, optim.learning_rate, optim.warmup_iters),
+            optax.linear_schedule(_first(optim, 0.0), optim.learning_rate, optim.warmup_iters),
             optax.constant_schedule(optim.learning_rate),
             decay,
         ],
         [optim.warmup_iters, decay_start(optim, max_iters)],
+    )
+
+
+def _first(optim: ConfigDict, before: float) -> float:
+    """Returns the first learning rate of a warm-up that follows the rate `before`."""
+    first: float = before + (optim.learning_rate - before) / (optim.warmup_iters + 1)
+    return first
+
+
+def _cosine(optim: ConfigDict, before: float, n_steps: int) -> optax.Schedule:
+    """Returns a cycle: a warm-up from the rate `before`, then a fall until step `n_steps`."""
+    return optax.warmup_cosine_decay_schedule(
+        init_value=_first(optim, before),
+        peak_value=optim.learning_rate,
+        warmup_steps=optim.warmup_iters,
+        decay_steps=n_steps,
+        end_value=optim.min_lr,
+    )
+
+
+def rewarm_notice(optim: ConfigDict, max_iters: int) -> str:
+    """Returns what the last step of `rewarm_at` changes and costs; "" without one."""
+    if not optim.rewarm_at:
+        return ""
+    start = optim.rewarm_at[-1]
+    rates = np.asarray(learning_rate_schedule(optim, max_iters)(jnp.arange(start - 1, max_iters)))
+    return (
+        f"After step {start:,} the learning rate rises again, from {rates[0]:.2g} to "
+        f"{optim.learning_rate:.2g} in {optim.warmup_iters:,} steps, and falls to "
+        f"{optim.min_lr:.2g} at step {max_iters:,} (optim.rewarm_at). The cost: it is higher than "
+        f"before for {np.sum(rates > rates[0]):,} of the {max_iters - start:,} steps, in which the "
+        f"loss rises and then regains what the fall before had gained. A run that is planned with "
+        f"{max_iters:,} steps usually ends lower (Ibrahim et al. 2024; Haegele et al. 2024)."
     )
 
 

@@ -32,12 +32,20 @@ def on_process_zero(work: Callable[[], int], *errors: type[Exception]) -> int:
 
 
 def host_copy(tree: Any) -> Any:
-    """Returns whole NumPy copies of the arrays, safe from donation; all processes call this."""
+    """Returns the whole arrays in host memory, safe from donation; all processes call this.
+
+    Each exists once: what JAX copies from a GPU, or puts together from shards, is the result. Only
+    a whole array on the CPU is no copy but its buffer, which a donation would overwrite.
+    """
 
     def copy(x: Any) -> np.ndarray:
-        if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+        if not isinstance(x, jax.Array):
+            return np.asarray(x)
+        if not (x.is_fully_addressable or x.is_fully_replicated):
             x = multihost_utils.process_allgather(x, tiled=True)
-        return np.array(x)
+        elif x.is_fully_replicated and next(iter(x.devices())).platform == "cpu":
+            return np.array(x)
+        return np.asarray(x)
 
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, jax.Array) and leaf.is_fully_addressable:

@@ -24,6 +24,7 @@ from gptjax.common.signals import StopSignal
 from gptjax.common.workdir import TRACES, save_config
 from gptjax.metrics import wandb_run
 from gptjax.model import GPTConfig, attention, flops_per_token
+from gptjax.optim import rewarm_notice
 from gptjax.plan.check import refuse_unfit, short_form
 from gptjax.step import StepFunctions, TrainState, make_mesh, place_batch
 from gptjax.train import callbacks
@@ -62,6 +63,8 @@ def train_and_evaluate(config: ConfigDict, traced_steps: range = range(0)) -> Tr
         restored = checkpoints.restore(steps)
         state, progress = restored or (initial_state(config, steps, store), RunProgress())
         done, max_iters = int(state.step), config.train.max_iters
+        if notice := rewarm_notice(config.optim, max_iters):
+            _log.info("%s", notice)
         trace = StepTrace(workdir / TRACES, traced_steps, done, max_iters)
         try:
             _write_description(config, store)  # only now: a run that is refused changes nothing
@@ -112,6 +115,8 @@ class Trainer:
         checkpoints.before_save = self._before_save
         self._validation = Validation(config, store, steps)
         self._best_val_loss = progress.best_val_loss
+        if progress.val_rows != self._validation.n_rows:  # other rows have other losses
+            self._best_val_loss = None
         rows = training_rows(config, store)
         self._batches = BatchIterator(
             rows,
@@ -138,16 +143,16 @@ class Trainer:
         or if the last state cannot be saved.
         """
         train = self._config.train
-        if self._at_end:
-            _log.info("Nothing left to train: %d of %d steps are done.", self.step, train.max_iters)
+        if self._at_end or self._out_of_time:
+            reason = "" if self._at_end else f" in train.max_hours = {train.max_hours:g}"
+            text = "Nothing left to train: %d of %d steps are done%s."
+            _log.info(text, self.step, train.max_iters, reason)
             self._between_steps([callback for callback in self.callbacks if callback.rerun])
             return
-        hours = math.inf if train.max_hours is None else train.max_hours
-        deadline = time.monotonic() + 3600 * hours
         with StopSignal(self._stop_notice) as stop:
 
             def stopping() -> bool:
-                return self._at_end or stop.received or time.monotonic() > deadline
+                return self._at_end or stop.received or self._out_of_time
 
             stop.nothing_to_save = True
             self._first_step()
@@ -158,12 +163,18 @@ class Trainer:
                     self._training_log.add(dispatched)
                 self._between_steps(self._due())
             if not (self._at_end or stop.received):
-                _log.info("train.max_hours = %g is reached: %s", hours, self._stop_notice())
+                notice = self._stop_notice()
+                _log.info("train.max_hours = %g is reached: %s", train.max_hours, notice)
             self._checkpoints.finish(self.state, self._progress())
 
     @property
     def _at_end(self) -> bool:
         return self.step >= self._config.train.max_iters
+
+    @property
+    def _out_of_time(self) -> bool:
+        hours = self._config.train.max_hours
+        return hours is not None and self._training_log.clock.seconds >= 3600 * hours
 
     def _first_step(self) -> None:
         """Makes the step that compiles, which does not count as training time."""
@@ -253,6 +264,7 @@ class Trainer:
         return RunProgress(
             data_state=self._batches.state,
             best_val_loss=self._best_val_loss,
+            val_rows=self._validation.n_rows,
             **self._training_log.progress,
         )
 

@@ -24,6 +24,7 @@ class Validation:
         rows = evaluation_rows(config, store.split("val"), bos_id=store.tokenizer.bos_id)
         batch_size = config.train.batch_size
         self.n_batches = min(config.eval.eval_iters, -(-rows.rows_per_epoch // batch_size))
+        self.n_rows = min(self.n_batches * batch_size, rows.rows_per_epoch)  # over all hosts
         iterator = BatchIterator(
             rows,
             batch_size=batch_size,

@@ -153,6 +153,7 @@ def test_a_checkpoint_that_lacks_a_key_has_its_default(run):
 
 # Schedules of configs/debug.py: cosine over 20 steps, warm-up 2; wsd decays over the last 5.
 WSD = {"optim__schedule": "wsd"}
+AGAIN = {"train__max_iters": 40, "optim__rewarm_at": (20,)}
 
 
 @pytest.mark.parametrize(
@@ -167,10 +168,20 @@ WSD = {"optim__schedule": "wsd"}
         # A cosine that has begun to fall.
         (8, {}, {"optim__lr_decay_iters": 40}, "cosine that has begun to fall"),
         (20, {}, {"train__max_iters": 40, "optim__lr_decay_iters": 40}, "begun to fall"),
-        (20, {}, {"train__max_iters": 40}, "begun to fall"),
+        (20, {}, {"train__max_iters": 40}, 'optim.rewarm_at="(20,)"'),
         (8, {}, {"optim__lr_decay_iters": 10}, "would have been different"),
         (8, {}, {"optim__min_lr": 1e-5}, "optim.min_lr: 0.0003 saved, 1e-05 now"),
         (8, {}, WSD, "optim.schedule: cosine saved, wsd now"),
+        # Made longer explicitly, from the checkpoint or any later step.
+        (20, {}, {"train__max_iters": 40, "optim__rewarm_at": (20,)}, None),
+        (8, {}, {"train__max_iters": 40, "optim__rewarm_at": (8,)}, None),
+        (8, {}, {"train__max_iters": 40, "optim__rewarm_at": (20,)}, None),
+        (8, {}, {"train__max_iters": 40, "optim__rewarm_at": (7,)}, "rewarm_at="),
+        (30, AGAIN, AGAIN | {"seed": 1337}, None),
+        (30, AGAIN, {**AGAIN, "train__max_iters": 60}, 'optim.rewarm_at="(20, 40)"'),
+        (30, AGAIN, {"train__max_iters": 60, "optim__rewarm_at": (20, 40)}, None),
+        (40, AGAIN, {"train__max_iters": 60, "optim__rewarm_at": (20, 40)}, None),
+        (30, AGAIN, {"train__max_iters": 40}, "of 10 of the 30 steps done"),
         # Planned to continue at min_lr from the beginning.
         (30, {"train__max_iters": 40}, {"train__max_iters": 40, "seed": 1337}, None),
         # wsd: its length and decay may change until the decay begins.
@@ -193,7 +204,8 @@ def test_the_learning_rate_of_the_steps_done_must_stay(run, step, saved, current
         }
     else:
         assert words in "\n".join(problems)
-        assert ("schedule=wsd" in "\n".join(problems)) == ("begun to fall" in words)
+        hint = "begun to fall" in words or "rewarm_at=" in words
+        assert ("schedule=wsd" in "\n".join(problems)) == hint
 
 
 def test_an_allowed_change_keeps_the_rates_of_the_steps_done():

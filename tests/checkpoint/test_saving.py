@@ -129,9 +129,10 @@ def test_a_second_try_keeps_the_val_loss_of_its_step(checkpoints, initial, monke
         checkpoints.save(state_of(initial, 2), RunProgress(), 2.5)
         assert checkpoints.wait() and not checkpoints.save_due()
     checkpoints.finish(state_of(initial, 2), RunProgress())
-    assert storage.val_loss(checkpoints._folder / "2") == 2.5
+    assert storage.read_meta(checkpoints._folder / "2")["val_loss"] == 2.5
     checkpoints.finish(state_of(initial, 3), RunProgress())  # this one was not evaluated
-    assert storage.val_loss(checkpoints._folder / "3") is None
+    assert storage.read_meta(checkpoints._folder / "3")["val_loss"] is None
+    assert storage.by_val_loss(checkpoints._folder) == [2]  # the older ones have been removed
 
 
 def test_a_state_that_is_not_finite_is_not_saved(checkpoints, initial):

@@ -149,7 +149,7 @@ def test_help_has_the_default_constraint_and_comment_of_a_key(helps):
     for words in (
         "--config.optim.min_lr=6e-5 (must not be negative) floor, reached at lr_decay_iters",
         '--config.data.on_corrupt="stop" (must be one of stop, keep_before) damaged row group',
-        "--config.train.max_hours=None (must be positive) stop politely",
+        "--config.train.max_hours=None (must be positive) stop with a checkpoint",
     ):
         assert words in text
 

@@ -120,11 +120,11 @@ def test_the_question_comes_before_the_preparation(config, wandb, tmp_path, capl
     class Prepared(Exception):
         pass
 
-    def prepare(*_):
+    def open_store(*_):
         assert "you are not logged in" in caplog.text
         raise Prepared
 
-    monkeypatch.setattr(trainer, "prepare", prepare)
+    monkeypatch.setattr(trainer, "open_store", open_store)
     wandb.logged_in = False
     with pytest.raises(Prepared):
         trainer.train_and_evaluate(config)

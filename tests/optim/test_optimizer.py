@@ -12,7 +12,7 @@ from helpers import optimizer_step, tiny_gpt
 from configs import rtx4070
 from gptjax.model import gpt
 from gptjax.optim.optimizer import Optimizer, decay_mask
-from gptjax.optim.schedules import decay_start, learning_rate_schedule
+from gptjax.optim.schedules import decay_start, learning_rate_schedule, rewarm_notice
 
 
 @pytest.fixture
@@ -38,6 +38,52 @@ def test_schedule_is_the_closed_form(optim):
         np.testing.assert_allclose(rate(step), closed_form(optim, step), rtol=1e-6)
     assert float(rate(5)) == np.float32(1e-2)  # the peak, after warmup_iters updates
     assert float(rate(15)) == float(rate(1000)) == np.float32(1e-3)  # the floor, kept
+
+
+def cycles_closed_form(optim, step, max_iters):
+    """The same with `rewarm_at`: each cycle rises from the last rate of the one before."""
+    starts = [0, *optim.rewarm_at]
+    ends = [optim.lr_decay_iters, *optim.rewarm_at[1:], max_iters]
+    before = 0.0
+    for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
+
+        def rate(step, start=start, end=end, before=before):
+            into, warmup = step - start, optim.warmup_iters
+            if into < warmup:
+                return before + (optim.learning_rate - before) * (into + 1) / (warmup + 1)
+            done = min((into - warmup) / (end - start - warmup), 1.0)
+            return optim.min_lr + 0.5 * (1 + math.cos(math.pi * done)) * (
+                optim.learning_rate - optim.min_lr
+            )
+
+        if i == len(starts) - 1 or step < starts[i + 1]:
+            return rate(step)
+        before = rate(starts[i + 1])
+
+
+@pytest.mark.parametrize("rewarm_at", [(), (15,), (10,), (20, 35), (10, 20, 30)])
+@pytest.mark.parametrize("warmup", [5, 0])
+def test_a_rewarmed_cosine_is_the_closed_form(optim, rewarm_at, warmup):
+    optim.rewarm_at, optim.warmup_iters = rewarm_at, warmup
+    rate = learning_rate_schedule(optim, 45)
+    steps = np.arange(50)
+    expected = [cycles_closed_form(optim, s, 45) for s in steps]
+    np.testing.assert_allclose(jax.jit(rate)(steps), expected, rtol=1e-6)
+    if rewarm_at:
+        optim.rewarm_at = ()  # the steps before have the rates of a run without
+        before = learning_rate_schedule(optim, rewarm_at[0])(steps[: rewarm_at[0]])
+        np.testing.assert_array_equal(rate(steps)[: rewarm_at[0]], before)
+
+
+def test_the_cost_of_a_longer_run_is_counted(optim):
+    assert rewarm_notice(optim, 45) == ""
+    optim.rewarm_at = (10,)
+    text = rewarm_notice(optim, 45)
+    rates = [cycles_closed_form(optim, s, 45) for s in range(9, 45)]
+    higher = sum(rate > rates[0] for rate in rates)
+    assert 10 < higher < 35
+    assert f"from {rates[0]:.2g} to 0.01 in 5 steps, and falls to 0.001 at step 45" in text
+    assert f"higher than before for {higher} of the 35 steps" in text
 
 
 def wsd_closed_form(optim, step, max_iters):

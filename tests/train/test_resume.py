@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs.errors import UserError
+from gptjax.checkpoint import storage
+from gptjax.inference.load import load_run
 from gptjax.metrics.writers import START
 from gptjax.train import trainer
 
@@ -29,7 +31,8 @@ class RecordingSteps(trainer.StepFunctions):
         parts = [config[group].to_json() for group in ("model", "optim", "data")]
         train_config = config.train
         batch = [train_config.batch_size, train_config.gradient_accumulation_steps]
-        end = train_config.max_iters if config.optim.schedule == "wsd" else None
+        ends = config.optim.schedule == "wsd" or config.optim.rewarm_at
+        end = train_config.max_iters if ends else None
         key = json.dumps([*parts, batch, end, config.seed])
         if key in self._compiled:
             self.__dict__.update(self._compiled[key])
@@ -226,6 +229,28 @@ def test_lines_of_steps_that_were_lost_are_dropped(recording, config):
     assert metric_lines(config) == before
 
 
+def test_a_cosine_is_extended_by_request_and_resumes(recording, config, caplog):
+    """From its checkpoint, with a stop in between, as if it had been planned so."""
+    caplog.set_level(logging.INFO, "gptjax")
+    recording(config)
+    config.train.max_iters = 24  # the cosine has 20
+    with pytest.raises(UserError, match=r'rewarm_at="\(8,\)"'):
+        recording(config)
+    config.train.max_iters = 14
+    config.optim.rewarm_at = (8,)
+    stopped, _ = recording(config, signal_after=11)
+    assert int(stopped.step) in (11, 12)
+    state, _ = recording(config)
+    assert caplog.text.count("After step 8 the learning rate rises again") == 2
+    lines = [line for line in metric_lines(config) if "train/loss" in line]
+    rates = {line["step"]: line["optim/learning_rate"] for line in lines}
+    assert rates[11] == rates[3] == max(rates.values())
+    assert rates[8] < rates[9] < rates[10] < rates[11] > rates[12] > rates[13] > rates[14]
+    planned = copy.deepcopy(config)
+    planned.workdir += "-planned"
+    assert_same_bits(state, recording(planned)[0])
+
+
 @pytest.fixture
 def scripted_losses(monkeypatch):
     """Evaluations find these val losses, in turn: the best is not the latest."""
@@ -248,6 +273,28 @@ def test_keeps_the_latest_and_the_best(recording, config, tmp_path):
     config.eval.eval_interval = 1
     recording(config)
     assert saved_steps(tmp_path) == {4, 7, 8}
+
+
+@pytest.mark.usefixtures("scripted_losses")
+@pytest.mark.parametrize("change", [{}, {"eval_iters": 1}, {"batch_size": 2}])
+def test_the_best_is_of_one_number_of_validation_rows(recording, config, tmp_path, caplog, change):
+    """Losses on 8 rows until step 4, of which the last is the best; then perhaps on 4 rows."""
+    config.checkpoint.keep_latest = 2
+    config.eval.eval_interval = 1
+    config.train.max_iters = 4
+    recording(config)
+    config.train.max_iters = 8
+    for key, value in change.items():
+        group = config.eval if key in config.eval else config.train
+        group[key] = value
+    config.train.gradient_accumulation_steps = 8 // config.train.batch_size
+    caplog.set_level(logging.INFO, "gptjax")
+    recording(config)
+    best = 5 if change else 4
+    assert saved_steps(tmp_path) == {best, 7, 8}
+    assert storage.by_val_loss(tmp_path / "unbroken" / "checkpoints")[0] == best
+    assert load_run(tmp_path / "unbroken").step == best
+    assert caplog.text.count("best so far") == (1 if change else 0)
 
 
 @pytest.mark.usefixtures("scripted_losses")
