@@ -17,12 +17,15 @@ from gptjax.plan.step_cost import StepCost
 _LAYER_ARRAYS = {"none": 18, "dots": 24, "full": 17}
 _FULL_TURNED_HEADS, _FULL_GATE = 5, 2.5  # more in `full`: float32 queries and keys; SwiGLU
 _LAYER_GRADIENTS = {"none": 0, "dots": 0, "full": 0.45}
-_ATTENTION_ARRAYS = {"cudnn": 0, "pallas": 0, "chunked": 22, "xla": 0}
+_CHUNKED_ARRAYS = {"none": 22, "dots": 22, "full": 13}
 _XLA_SCORES = {"none": 2.4, "dots": 2.4, "full": 2.0}
 
-# Under accumulation Muon runs in a conditional, whose branches share no memory with what is around
-# them: this many more copies of the matrices.
-_MUON_COPIES = 2.6
+# Layers that are not in a loop overlap: results of some exist before those of others are consumed.
+# In parts of the gradients of the layers' matrices, and arrays for each layer.
+_UNROLLED_GRADIENTS = {"none": 0, "dots": 1.6, "full": 0.5}
+_UNROLLED_ARRAYS = 2.8  # `dots`: at most
+_UNROLLED_LOSS_GRADIENTS, _UNROLLED_LOSS_ARRAYS = 0.8, 2.0  # in the loss; arrays in `full`
+_UNROLLED_SCORES = 1.5  # `none`: scores kept by each layer
 
 TOLERANCE = 0.1  # relative error of the estimate, to either side of the compiled figure
 
@@ -46,39 +49,50 @@ def estimate(config: ConfigDict, model_config: GPTConfig, cost: StepCost, n_devi
     """Returns the memory of one device, within TOLERANCE of what XLA assigns for an NVIDIA card.
 
     The peak of a micro-step is either in the loss, or in the backward pass of the first layers,
-    when all gradients exist; with a small batch in the update. `cost` is of the same configuration;
-    the batch is split over all devices, the state over `mesh.fsdp` of them.
+    when all gradients exist; with a small batch in the update. An evaluation needs less: it has the
+    logits of the loss, and neither their gradient nor what is kept. `cost` is of the same
+    configuration; the batch is split over all devices, the state over `mesh.fsdp` of them.
     """
-    train = config.train
-    micro_steps = train.gradient_accumulation_steps
+    train, remat = config.train, model_config.remat
+    micro_steps, n_layer = train.gradient_accumulation_steps, model_config.n_layer
     n_params, n_hidden = count_params(model_config)
     itemsize = jnp.dtype(model_config.compute_dtype).itemsize
     rows = train.batch_size / n_devices
     tokens = rows * model_config.block_size
     activation = tokens * model_config.n_embd * itemsize  # bytes of an array [B, T, D]
     head = model_config.vocab_size * model_config.n_embd * itemsize
-    gradients = 4 * n_params
+    scores = 4 * rows * model_config.n_head * model_config.block_size**2
+    gradients, hidden_gradients = 4 * n_params, 4 * n_hidden
+    unrolled = model_config.scan_unroll >= n_layer
 
     chunk = config.model.loss_chunk / n_devices or tokens
     in_chunks = chunk < tokens
-    logits = 4 * chunk * model_config.vocab_size  # float32, and their gradient
-    loss = 2 * logits + (2 if in_chunks else 1) * head + (4.5 if in_chunks else 2) * activation
+    logits = (4 + itemsize) * chunk * model_config.vocab_size  # float32, and their gradient
+    loss = logits + (3 if in_chunks else 1) * head + (4.5 if in_chunks else 2) * activation
+    if unrolled and not in_chunks and remat != "none":
+        loss += _UNROLLED_LOSS_GRADIENTS * hidden_gradients
+        loss += _UNROLLED_LOSS_ARRAYS * n_layer * activation * (remat == "full")
 
-    arrays: float = _LAYER_ARRAYS[model_config.remat] + _ATTENTION_ARRAYS[model_config.attention]
-    if model_config.remat == "full":  # the peak is in attention, or in the rest of the layer
+    arrays: float = _LAYER_ARRAYS[remat]
+    if model_config.attention == "chunked":
+        arrays += _CHUNKED_ARRAYS[remat]
+    if remat == "full":  # the peak is in attention, or in the rest of the layer
         heads = _FULL_TURNED_HEADS * (model_config.qk_norm or model_config.position == "rope")
         gate = _FULL_GATE * (model_config.mlp == "swiglu")
         arrays = max(arrays, _LAYER_ARRAYS["full"] + heads + gate)
-    backward = (1 + _LAYER_GRADIENTS[model_config.remat]) * gradients + arrays * activation
+    backward = (1 + _LAYER_GRADIENTS[remat]) * gradients + arrays * activation
     if model_config.attention == "xla":
-        scores = 4 * rows * model_config.n_head * model_config.block_size**2
-        backward += _XLA_SCORES[model_config.remat] * scores
+        backward += _XLA_SCORES[remat] * scores
+    if unrolled:
+        overlap = _UNROLLED_GRADIENTS[remat] * hidden_gradients
+        most = _UNROLLED_ARRAYS * n_layer * activation if remat == "dots" else overlap
+        backward += min(overlap, most)
 
     # Without accumulation all gradients and updates exist at once.
-    update = (2.4 if micro_steps == 1 else 1.5) * gradients
-    if config.optim.optimizer == "muon" and micro_steps > 1:
-        update += _MUON_COPIES * 4 * n_hidden
+    update = (2.1 if micro_steps == 1 else 1.5) * gradients
     kept = cost.kept_bytes / n_devices
+    if unrolled and remat == "none" and model_config.attention == "xla":
+        kept += _UNROLLED_SCORES * n_layer * scores
     bytes_per_token = 4 + 4 + 1 + (8 if config.data.document_mask else 0)
     return Memory(
         state=cost.state_bytes // config.mesh.fsdp,

@@ -17,6 +17,9 @@ from gptjax.model import GPTConfig
 from gptjax.step import StepFunctions, make_mesh
 
 _CUDNN_VERSION = 91000  # assumed without a GPU; has all that attention uses
+# With remat "none", unrolled layers keep this many times what `dots` saves: inputs of matmuls, and
+# no float32. From XLA's buffer assignments, see tests/plan/test_memory.py.
+_KEPT_TO_DOTS = 1.75
 _KERNELS = ("pallas_call", "dot_product_attention_fwd_wrapper", "dot_product_attention_bwd_wrapper")
 
 
@@ -93,19 +96,24 @@ def _cudnn_assumed(attention: str) -> Iterator[None]:
 
 def analyze(config: ConfigDict, model_config: GPTConfig) -> StepCost:
     """Returns the cost of one optimizer step of `config` with all rows on one device."""
+    unrolled = model_config.scan_unroll >= model_config.n_layer
     model_config = dataclasses.replace(model_config, scan_unroll=1)  # one scan over the layers
-    traced, state = trace_step(config, model_config, make_mesh(1, jax.devices()[:1]))
-    jaxpr = traced.jaxpr.jaxpr
+    mesh = make_mesh(1, jax.devices()[:1])
+    traced, state = trace_step(config, model_config, mesh)
+    kept_bytes = _kept(traced, model_config.n_layer)
+    if unrolled and model_config.remat == "none":  # not JAX but XLA decides what is kept
+        with_dots = dataclasses.replace(model_config, remat="dots")
+        saved = _kept(trace_step(config, with_dots, mesh)[0], model_config.n_layer)
+        kept_bytes = round(_KEPT_TO_DOTS * saved)
     micro_steps = config.train.gradient_accumulation_steps
     param_bytes, state_bytes = (_size(jax.tree.leaves(tree)) for tree in (state.params, state))
-    # An update reads a gradient, and reads and writes all of the state. MultiSteps reads a gradient
-    # and the running sum, and writes the sum, which the update then does not touch again.
-    accumulated = param_bytes if micro_steps > 1 else 0
-    update_bytes = param_bytes + 2 * (state_bytes - accumulated) + 3 * micro_steps * accumulated
+    # The update reads and writes all of the state: it clears the mean of gradients, once read.
+    # A micro-step reads its gradient and the mean so far, and writes the mean.
+    gradient_passes = 3 * micro_steps if micro_steps > 1 else 1
     return StepCost(
-        operations=tuple(_operations(jaxpr, 1)),
-        update_bytes=update_bytes,
-        kept_bytes=_kept(jaxpr, model_config.n_layer),
+        operations=tuple(_operations(traced.jaxpr.jaxpr, 1)),
+        update_bytes=2 * state_bytes + gradient_passes * param_bytes,
+        kept_bytes=kept_bytes,
         state_bytes=state_bytes,
     )
 
@@ -142,9 +150,9 @@ def _kernel_flops(eqn: JaxprEqn) -> int:
     return matmuls * batch * heads * length * length * width
 
 
-def _kept(jaxpr: Jaxpr, n_layer: int) -> int:
+def _kept(traced: Traced, n_layer: int) -> int:
     """Returns the bytes that the forward scan over the layers stacks beside its carry."""
-    for scan in _scans(jaxpr):
+    for scan in _scans(traced.jaxpr.jaxpr):
         is_forward = scan.params["length"] == n_layer and not scan.params["reverse"]
         body = scan.params["jaxpr"].jaxpr
         if is_forward and any(True for _ in _operations(body, 1)):
