@@ -70,7 +70,7 @@ def measure(config: ConfigDict, steps: int) -> dict[str, object]:
     seconds = statistics.median(times)
     tokens = batches[0]["inputs"].size
     device, n_devices = jax.devices()[0], jax.device_count()
-    peak = peak_flops(device.device_kind)
+    peak = peak_flops(device)
     mfu = None
     if peak is not None:
         mfu = tokens / seconds * flops_per_token(model_config) / (peak * n_devices)

@@ -20,13 +20,14 @@ from ml_collections import ConfigDict
 from configs.cli import define_config, run
 from configs.validate import validate
 from gptjax.plan import devices, planner, render, suggest
+from gptjax.plan.cards import CARDS
 
 
 def _main(config: ConfigDict) -> None:
     target, days = flags.FLAGS.target, flags.FLAGS.days
     if target != devices.LOCAL:  # leave a GPU of this machine alone
         jax.config.update("jax_platforms", "cpu")
-    device = devices.find(target)
+    device = devices.find(target, flags.FLAGS.devices)
     validate(config, device.count)
     data = planner.find_data(config)
     if flags.FLAGS.suggest:
@@ -45,8 +46,9 @@ if __name__ == "__main__":
     define_config(default="rtx4070_best.py")
     flags.declare_key_flag("config")  # so that --help lists it
     flags.DEFINE_string(
-        "target", devices.LOCAL, f"Device of the run: local, or one of {', '.join(devices.CARDS)}."
+        "target", devices.LOCAL, f"Device of the run: local, or one of {', '.join(CARDS)}."
     )
+    flags.DEFINE_integer("devices", None, "Number of cards of that name; default 1.", lower_bound=1)
     flags.DEFINE_bool("compile", False, "Read memory off the compiled step, in a minute.")
     flags.DEFINE_bool("suggest", False, "Propose model size, batch and steps for --days instead.")
     flags.DEFINE_float("days", 5.0, "Of training, for --suggest.")

@@ -1,4 +1,4 @@
-"""Compiles the train step ahead of time, also for a card that this machine lacks.
+"""Compiles train and evaluation step ahead of time, also for a card that this machine lacks.
 
 For such a card XLA needs its description and JAX's compiler plugin for CUDA (the extra `target`),
 but no GPU and no driver. Kernels are chosen without autotuning, so the program can differ in
@@ -6,6 +6,7 @@ details from the one that the card itself would run.
 """
 
 import dataclasses
+import math
 import re
 import time
 from typing import Any
@@ -14,26 +15,19 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
+from jax.stages import Traced
 from ml_collections import ConfigDict
 
 from configs.errors import UserError
 from gptjax.model import GPTConfig
 from gptjax.plan import hlo_traffic, step_cost
-from gptjax.plan.devices import CARDS, Card, Device
+from gptjax.plan.cards import CARDS, CHIPS, Card
+from gptjax.plan.devices import Device
 from gptjax.plan.hlo_traffic import Transfer
 from gptjax.step import make_mesh
 
 # The names of instructions that XLA's rematerialization pass has added.
 _REMATERIALIZED = re.compile(r"^\s*(?:ROOT )?%?[\w.-]*\.remat\d*[\w.]* =", re.MULTILINE)
-
-# By compute capability, from NVIDIA's CUDA programming guide: threads and shared memory of a
-# multiprocessor, the shared memory that one block can opt in to, float32 units.
-_CHIPS = {
-    (8, 0): (2048, 167936, 166912, 64),
-    (8, 6): (1536, 102400, 101376, 128),
-    (8, 9): (1536, 102400, 101376, 128),
-    (9, 0): (2048, 233472, 232448, 128),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +38,16 @@ class CompiledStep:
     outputs: int
     temporaries: int
     aliased: int  # outputs that reuse the buffers of donated arguments
+    evaluation: int  # peak of an evaluation step, beside the state and a batch of training
     transfers: tuple[Transfer, ...]  # memory traffic of a step, without a cache
     n_rematerialized: int  # instructions that XLA recomputes because memory is short
     seconds: float  # compile time
 
     @property
     def total(self) -> int:
-        """Peak memory."""
-        return self.arguments + self.outputs + self.temporaries - self.aliased
+        """Peak memory of training or evaluation, whichever is higher."""
+        training = self.arguments + self.outputs + self.temporaries - self.aliased
+        return max(training, self.evaluation)
 
     @property
     def bytes_moved(self) -> int:
@@ -60,34 +56,48 @@ class CompiledStep:
 
 
 def compile_step(config: ConfigDict, model_config: GPTConfig, device: Device) -> CompiledStep:
-    """Compiles the train step of `config` for `device`; runs nothing.
+    """Compiles train and evaluation step of `config` for `device`; runs nothing.
 
     Raises:
-        UserError: the compiler for that card is not installed, or rejects the program.
+        UserError: the compiler for that card is not installed, or rejects a program.
     """
-    mesh = make_mesh(config.mesh.fsdp) if device.is_local else _card_mesh(CARDS[device.name])
+    mesh = make_mesh(config.mesh.fsdp) if device.is_local else _card_mesh(config, device)
     start = time.monotonic()
-    traced, _ = step_cost.trace_step(config, model_config, mesh)
-    try:
-        lowered = traced.lower()
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"XLA cannot compile this step for {device.kind}: {reason}") from error
-    memory: Any = compiled.memory_analysis()
-    text = compiled.as_text() or ""
+    traced, state = step_cost.trace_step(config, model_config, mesh)
+    memory, text = _compile(traced, device)
+    of_evaluation, _ = _compile(step_cost.trace_evaluation(config, model_config, mesh), device)
+    eval_batch = of_evaluation.argument_size_in_bytes - _bytes_on_one_device(state.params)
     return CompiledStep(
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
+        evaluation=memory.argument_size_in_bytes
+        + eval_batch
+        + of_evaluation.output_size_in_bytes
+        + of_evaluation.temp_size_in_bytes,
         transfers=tuple(hlo_traffic.transfers(text)),
         n_rematerialized=len(_REMATERIALIZED.findall(text)),
         seconds=time.monotonic() - start,
     )
 
 
-def _card_mesh(card: Card) -> Mesh:
+def _compile(traced: Traced, device: Device) -> tuple[Any, str]:
+    """Returns (XLA's analysis of memory, the text of the program)."""
+    try:
+        compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"XLA cannot compile this step for {device.kind}: {reason}") from error
+    return compiled.memory_analysis(), compiled.as_text() or ""
+
+
+def _bytes_on_one_device(shapes: Any) -> int:
+    leaves = jax.tree.leaves(shapes)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
+def _card_mesh(config: ConfigDict, device: Device) -> Mesh:
     try:
         import jax_cuda12_plugin  # noqa: F401
     except ImportError as error:
@@ -97,10 +107,12 @@ def _card_mesh(card: Card) -> Mesh:
             "--compile out."
         ) from error
     topology = topologies.get_topology_desc(
-        platform="cuda", target_config=_target_config(card), topology="1x1x1"
+        platform="cuda",
+        target_config=_target_config(CARDS[device.name]),
+        topology=f"1x1x{device.count}",
     )
     return Mesh(
-        np.array(topology.devices).reshape(1, 1),
+        np.array(topology.devices).reshape(-1, config.mesh.fsdp),
         ("data", "fsdp"),
         axis_types=(AxisType.Auto, AxisType.Auto),
     )
@@ -108,18 +120,18 @@ def _card_mesh(card: Card) -> Mesh:
 
 def _target_config(card: Card) -> str:
     """Returns the card as XLA's `GpuTargetConfigProto`, in protobuf's text format."""
-    threads, shared, shared_optin, fpus = _CHIPS[card.compute_capability]
+    chip = CHIPS[card.compute_capability]
     major, minor = card.compute_capability
     return f"""
 gpu_device_info {{
   threads_per_block_limit: 1024
   threads_per_warp: 32
   shared_memory_per_block: 49152
-  shared_memory_per_core: {shared}
-  shared_memory_per_block_optin: {shared_optin}
-  threads_per_core_limit: {threads}
+  shared_memory_per_core: {chip.shared_bytes}
+  shared_memory_per_block_optin: {chip.block_shared_bytes}
+  threads_per_core_limit: {chip.max_threads}
   core_count: {card.n_cores}
-  fpus_per_core: {fpus}
+  fpus_per_core: {chip.float32_units}
   block_dim_limit_x: 2147483647
   block_dim_limit_y: 65535
   block_dim_limit_z: 65535

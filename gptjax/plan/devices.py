@@ -3,52 +3,21 @@
 import dataclasses
 import difflib
 import os
+import subprocess
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import jax
 
 from configs.errors import UserError
+from gptjax.plan.cards import CARDS, Card, peaks
 
 LOCAL = "local"
 # The share of a card that JAX reserves when it starts; the newer name has precedence.
 _MEM_FRACTION = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 _DEFAULT_MEM_FRACTION = 0.75
-
-
-class Card(NamedTuple):
-    """Data sheet of a graphics card."""
-
-    device_kind: str  # of `jax.Device`
-    memory_mib: int
-    bandwidth_gb_s: float
-    peak_tflops: float  # dense bfloat16, accumulated in float32
-    compute_capability: tuple[int, int]
-    n_cores: int  # streaming multiprocessors
-    clock_ghz: float  # boost
-    l2_mib: int
-
-
-# From NVIDIA's architecture whitepapers (GeForce, at boost clock) and data sheets (without
-# sparsity); memory as nvidia-smi shows it. Laptop, SUPER, Ti and PCIe versions differ by up to a
-# half, so only an exact device kind matches, and a device that is not listed has no known peak.
-CARDS = {
-    "rtx3060-12gb": Card("NVIDIA GeForce RTX 3060", 12288, 360, 25.5, (8, 6), 28, 1.777, 3),
-    "rtx3090": Card("NVIDIA GeForce RTX 3090", 24576, 936.2, 71, (8, 6), 82, 1.695, 6),
-    "rtx4060ti-16gb": Card("NVIDIA GeForce RTX 4060 Ti", 16380, 288, 44.1, (8, 9), 34, 2.535, 32),
-    "rtx4070": Card("NVIDIA GeForce RTX 4070", 12281, 504.048, 58.3, (8, 9), 46, 2.475, 36),
-    "rtx4070s": Card("NVIDIA GeForce RTX 4070 SUPER", 12282, 504.2, 71, (8, 9), 56, 2.475, 48),
-    "rtx4070ti": Card("NVIDIA GeForce RTX 4070 Ti", 12282, 504.2, 80.2, (8, 9), 60, 2.61, 48),
-    "rtx4070tis": Card(
-        "NVIDIA GeForce RTX 4070 Ti SUPER", 16376, 672.3, 88.2, (8, 9), 66, 2.61, 48
-    ),
-    "rtx4080": Card("NVIDIA GeForce RTX 4080", 16376, 716.8, 97.5, (8, 9), 76, 2.505, 64),
-    "rtx4090": Card("NVIDIA GeForce RTX 4090", 24564, 1008, 165.2, (8, 9), 128, 2.52, 72),
-    "a100-40gb": Card("NVIDIA A100-SXM4-40GB", 40370, 1555.2, 312, (8, 0), 108, 1.41, 40),
-    "a100-80gb": Card("NVIDIA A100-SXM4-80GB", 81152, 2039, 312, (8, 0), 108, 1.41, 40),
-    "h100": Card("NVIDIA H100 80GB HBM3", 81008, 3352.3, 989, (9, 0), 132, 1.83, 50),
-    "h200": Card("NVIDIA H200", 143167, 4800, 989, (9, 0), 132, 1.83, 50),
-}
+_DATA_SHEET = "of its data sheet"
+_UNLIMITED = 2**50  # bytes: more than any device has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +30,9 @@ class Device:
     count: int
     budget_bytes: int  # memory of each that a program can use
     budget_reason: str  # origin of that number
+    peaks: dict[str, float]  # FLOP/s of one, by the arithmetic of a matmul; {} if unknown
+    peak_reason: str  # origin of these numbers
+    bandwidth: float | None  # memory bandwidth of one, bytes per second; None if unknown
 
     @property
     def is_local(self) -> bool:
@@ -70,23 +42,25 @@ class Device:
     @property
     def peak_flops(self) -> float | None:
         """Peak bfloat16 FLOP/s of one device; None if unknown."""
-        return peak_flops(self.kind)
-
-    @property
-    def bandwidth(self) -> float | None:
-        """Memory bandwidth of one device, bytes per second; None if unknown."""
-        card = _card_of_kind(self.kind)
-        return None if card is None else card.bandwidth_gb_s * 1e9
+        return self.peaks.get("bfloat16")
 
 
-def find(name: str) -> Device:
-    """Returns the card of that name, or for LOCAL the devices of this machine.
+def find(name: str, count: int | None = None) -> Device:
+    """Returns `count` cards of that name, by default 1, or for LOCAL the devices of this machine.
 
     Raises:
-        UserError: there is no card of that name.
+        UserError: there is no card of that name, or another number of local devices is asked for.
     """
+    if count is not None and count < 1:
+        raise UserError(f"--devices={count}: must be positive.")
     if name == LOCAL:
-        return local()
+        device = local()
+        if count not in (None, device.count):
+            raise UserError(
+                f"--devices={count}: this machine has {device.count} x {device.kind}. Name a card "
+                f"with --target to plan for another number."
+            )
+        return device
     if name not in CARDS:
         nearest = difflib.get_close_matches(name, CARDS, n=1)
         hint = f" (did you mean {nearest[0]}?)" if nearest else ""
@@ -99,32 +73,87 @@ def find(name: str) -> Device:
         name=name,
         platform="gpu",
         kind=card.device_kind,
-        count=1,
+        count=count or 1,
         budget_bytes=int(fraction * card.memory_mib * 2**20),
         budget_reason=f"{fraction:.0%} of {card.memory_mib / 1024:.2f} GiB, which JAX takes",
+        peaks=card.peaks,
+        peak_reason=_DATA_SHEET,
+        bandwidth=card.bandwidth_gb_s * 1e9,
     )
 
 
 def local() -> Device:
     """Returns the devices of this machine; starts JAX's backend."""
     device = jax.devices()[0]
+    budget, budget_reason = _budget(device)
+    flops, peak_reason = _peaks(device)
+    card = _card_of_kind(device.device_kind)
+    return Device(
+        name=LOCAL,
+        platform=device.platform,
+        kind=device.device_kind,
+        count=jax.device_count(),
+        budget_bytes=budget,
+        budget_reason=budget_reason,
+        peaks=flops,
+        peak_reason=peak_reason,
+        bandwidth=None if card is None else card.bandwidth_gb_s * 1e9,
+    )
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """Returns the peak bfloat16 FLOP/s of one device, or None if unknown."""
+    return _peaks(device)[0].get("bfloat16")
+
+
+def _budget(device: jax.Device) -> tuple[int, str]:
     if device.platform == "cpu":  # several CPU devices share the memory of the host
         budget = _available_host_bytes() // jax.local_device_count()
-        reason = "of host memory is available"
-    else:
-        budget = device.memory_stats()["bytes_limit"]
-        reason = "which JAX has taken of the card"
-    return Device(LOCAL, device.platform, device.device_kind, jax.device_count(), budget, reason)
+        return budget, "of host memory is available"
+    if stats := device.memory_stats():
+        return stats["bytes_limit"], "which JAX has taken of the card"
+    # With XLA_PYTHON_CLIENT_ALLOCATOR=platform JAX takes memory as it needs it, and counts none.
+    card = _card_of_kind(device.device_kind)
+    mib = _driver_value(device, "memory.total") if card is None else card.memory_mib
+    if mib is None:
+        return _UNLIMITED, "neither JAX nor the driver names the memory"
+    return int(mib * 2**20), "all memory of the card: JAX reserves none"
 
 
-def peak_flops(device_kind: str) -> float | None:
-    """Returns the peak bfloat16 FLOP/s of one device, or None if unknown."""
-    card = _card_of_kind(device_kind)
-    return None if card is None else card.peak_tflops * 1e12
+def _peaks(device: jax.Device) -> tuple[dict[str, float], str]:
+    """Returns (FLOP/s by arithmetic, origin): the data sheet, or computed from the chip."""
+    if (card := _card_of_kind(device.device_kind)) is not None:
+        return card.peaks, _DATA_SHEET
+    attributes: Any = device  # those of an NVIDIA device
+    capability = getattr(attributes, "compute_capability", None)
+    n_cores = getattr(attributes, "core_count", None)
+    if capability is None or n_cores is None:
+        return {}, "n/a: this device is not in the table of cards"
+    if (clock_mhz := _driver_value(device, "clocks.max.sm")) is None:
+        return {}, "n/a: not in the table of cards, and nvidia-smi names no clock"
+    major, _, minor = str(capability).partition(".")
+    flops = peaks(device.device_kind, (int(major), int(minor)), n_cores, clock_mhz / 1000)
+    if not flops:
+        return {}, f"n/a: neither the card nor compute capability {capability} is in the table"
+    return (
+        flops,
+        f"of {n_cores} multiprocessors at the driver's highest clock, {clock_mhz:,.0f} MHz",
+    )
 
 
 def _card_of_kind(device_kind: str) -> Card | None:
     return next((card for card in CARDS.values() if card.device_kind == device_kind), None)
+
+
+def _driver_value(device: jax.Device, field: str) -> float | None:
+    """Returns a number that nvidia-smi names for cards of this kind, or None."""
+    command = ["nvidia-smi", f"--query-gpu=name,{field}", "--format=csv,noheader,nounits"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        values = dict(line.rsplit(", ", 1) for line in result.stdout.splitlines())
+        return float(values[device.device_kind])
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError):
+        return None  # not installed, or it says [N/A]
 
 
 def _mem_fraction() -> float:

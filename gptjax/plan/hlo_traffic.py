@@ -8,7 +8,8 @@ Caches are ignored.
 
 import math
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -59,8 +60,7 @@ class Transfer(NamedTuple):
 def transfers(text: str) -> list[Transfer]:
     """Returns the traffic of one run of a program, given `Compiled.as_text()`.
 
-    Of a conditional, the branch that moves least counts: in gradient accumulation the one taken by
-    all micro-steps but the last.
+    Of a conditional, the branch that moves most counts.
     """
     computations: dict[str, dict[str, _Instruction]] = {}
     entry = ""
@@ -75,6 +75,21 @@ def transfers(text: str) -> list[Transfer]:
     if not entry:
         raise ValueError("the text is not an HLO module")
     return list(_transfers(computations, entry, 1))
+
+
+def largest(transfers: Iterable[Transfer], n: int) -> list[Transfer]:
+    """Returns the `n` largest, most bytes first; those of equal source and size count as one.
+
+    An unrolled loop has a copy of an instruction for each iteration.
+    """
+    runs: Counter[tuple[str, int]] = Counter()
+    names: dict[tuple[str, int], str] = {}
+    for transfer in transfers:
+        key = transfer.source, transfer.bytes
+        runs[key] += transfer.runs
+        names.setdefault(key, transfer.name)
+    grouped = [Transfer(names[key], key[0], runs[key], key[1]) for key in runs]
+    return sorted(grouped, key=lambda transfer: transfer.total, reverse=True)[:n]
 
 
 def _transfers(
@@ -93,7 +108,7 @@ def _transfers(
                 kinds = ("branch_computations", "true_computation", "false_computation")
                 branches = [name for kind in kinds for name in instruction.called(kind)]
                 moved = (list(_transfers(computations, branch, runs)) for branch in branches)
-                yield from min(moved, key=lambda branch: sum(t.total for t in branch))
+                yield from max(moved, key=lambda branch: sum(t.total for t in branch))
             case "call":
                 (callee,) = instruction.called("to_apply")
                 yield from _transfers(computations, callee, runs)
@@ -107,8 +122,13 @@ def _transfers(
             case opcode if opcode not in _FREE:
                 n_bytes = instruction.size + sum(sizes)
         if n_bytes:
-            source = _OP_NAME.search(instruction.attributes)
-            yield Transfer(instruction.name, source[1] if source else "", runs, n_bytes)
+            yield Transfer(instruction.name, _source(instruction, computations), runs, n_bytes)
+
+
+def _source(instruction: _Instruction, computations: dict[str, dict[str, _Instruction]]) -> str:
+    fused = [i for name in instruction.called("calls") for i in computations[name].values()]
+    named = (_OP_NAME.search(i.attributes) for i in [instruction, *reversed(fused)])
+    return next((match[1] for match in named if match), "")
 
 
 def _fusion(body: dict[str, _Instruction], result_size: int, operand_sizes: list[int]) -> int:

@@ -20,6 +20,7 @@ from gptjax.common.workdir import read_metrics
 from gptjax.model import GPTConfig, attention, count_params, flops_per_token
 from gptjax.plan import compile_step as compiler
 from gptjax.plan import memory, step_cost
+from gptjax.plan.cards import CARDS
 from gptjax.plan.compile_step import CompiledStep
 from gptjax.plan.devices import Device
 from gptjax.plan.memory import Memory
@@ -84,17 +85,24 @@ class Plan:
         return self.peak_bytes <= self.device.budget_bytes
 
     @property
+    def arithmetic_seconds(self) -> dict[str, float]:
+        """Time of an optimizer step's matmuls at the peak, by arithmetic; {} if unknown."""
+        peaks, count = self.device.peaks, self.device.count
+        flops = self.cost.flops_by_arithmetic
+        return {name: n / (count * peaks[name]) for name, n in flops.items()} if peaks else {}
+
+    @property
     def step_seconds(self) -> tuple[float, float, float] | None:
         """Roofline of an optimizer step: arithmetic, traffic, each operation at its own bound.
 
-        None if the peak or the bandwidth of the device is unknown.
+        None if the peaks or the bandwidth of the device are unknown.
         """
-        peak, bandwidth = self.device.peak_flops, self.device.bandwidth
-        if peak is None or bandwidth is None:
+        bandwidth, count = self.device.bandwidth, self.device.count
+        if not self.device.peaks or bandwidth is None:
             return None
-        peak, bandwidth = self.device.count * peak, self.device.count * bandwidth
-        cost = self.cost
-        return cost.flops / peak, cost.bytes / bandwidth, cost.seconds(peak, bandwidth)
+        arithmetic = sum(self.arithmetic_seconds.values())
+        at_best = self.cost.seconds(self.device.peaks, bandwidth) / count
+        return arithmetic, self.cost.bytes / (count * bandwidth), at_best
 
     def seconds_at(self, mfu: float) -> float | None:
         """Returns the duration of the run at a share of the peak; None if that is unknown."""
@@ -151,7 +159,9 @@ def resolve_auto(config: ConfigDict, device: Device) -> ConfigDict:
     model = config.model
     if model.compute_dtype == "auto":
         model.compute_dtype = "bfloat16"
-    if model.attention == "auto":
+    if model.attention == "auto" and CARDS[device.name].compute_capability < (8, 0):
+        model.attention = "chunked"  # both kernels are for Ampere and later
+    elif model.attention == "auto":
         width = model.n_embd // model.n_head
         cudnn = model.compute_dtype == "bfloat16" and width % 8 == 0 and width <= 128
         names = attention.kernels(config.data.document_mask)

@@ -2,6 +2,7 @@
 
 from configs.rtx4070 import claims_of
 from data_pipeline.progress import format_seconds
+from gptjax.plan.hlo_traffic import largest
 from gptjax.plan.planner import Plan
 from gptjax.plan.scaling_law import effective_tokens
 
@@ -9,6 +10,7 @@ _GIB = 2**30
 _ASSUMED_MFUS = (0.3, 0.4, 0.5)
 _MIN_SPARE_BYTES = 0.5 * _GIB  # drivers and libraries differ by a few hundred MB
 _LONG_RUN_DAYS = 10
+_SHOWN_TRANSFERS = 5
 
 
 def describe(plan: Plan, *, full: bool) -> str:
@@ -46,6 +48,7 @@ def describe(plan: Plan, *, full: bool) -> str:
         ),
         ("memory", _memory(plan)),
         *([("", _parts_of_memory(plan)), ("roofline", _roofline(plan))] if full else []),
+        *(_largest_transfers(plan) if full else []),
         ("time", _time(plan)),
     ]
     lines = [f"Plan for {device.count} x {device.kind}{by_name}:", *_aligned(rows)]
@@ -95,22 +98,27 @@ def _parts_of_memory(plan: Plan) -> str:
     return (
         f"{compiled.arguments / _GIB:.3f} arguments + {compiled.outputs / _GIB:.3f} outputs + "
         f"{compiled.temporaries / _GIB:.3f} temporaries - {compiled.aliased / _GIB:.3f} aliased; "
-        f"{estimated} ({_gib(parts.total)})"
+        f"in an evaluation {_gib(compiled.evaluation)}; {estimated} ({_gib(parts.total)})"
     )
 
 
 def _roofline(plan: Plan) -> str:
-    peak, bandwidth = plan.device.peak_flops, plan.device.bandwidth
-    if plan.step_seconds is None or peak is None or bandwidth is None:
-        return "peak and bandwidth not known"
+    device, bandwidth = plan.device, plan.device.bandwidth
+    if not device.peaks:
+        return f"peak {device.peak_reason}"
+    text = "an optimizer step needs " + " and ".join(
+        f"{seconds:.2f} s of {name} arithmetic at {device.peaks[name] / 1e12:.1f} TFLOP/s"
+        for name, seconds in plan.arithmetic_seconds.items()
+    )
+    if plan.step_seconds is None or bandwidth is None:
+        return f"{text}; memory bandwidth n/a"
     arithmetic, traffic, at_best = plan.step_seconds
 
     def bound(traffic: float) -> str:
         return "arithmetic" if arithmetic >= traffic else "memory traffic"
 
-    text = (
-        f"an optimizer step needs {arithmetic:.2f} s of arithmetic at {peak / 1e12:.1f} TFLOP/s "
-        f"and at least {traffic:.2f} s of memory traffic at {bandwidth / 1e9:,.0f} GB/s (matmuls "
+    text += (
+        f", and at least {traffic:.2f} s of memory traffic at {bandwidth / 1e9:,.0f} GB/s (matmuls "
         f"and updates alone): {bound(traffic)} bounds it; {at_best:.2f} s with each matmul at its "
         f"own bound"
     )
@@ -123,13 +131,24 @@ def _roofline(plan: Plan) -> str:
     return text
 
 
+def _largest_transfers(plan: Plan) -> list[tuple[str, str]]:
+    """Returns rows with the largest parts of the compiled traffic, to see what could be lowered."""
+    rows: list[tuple[str, str]] = []
+    for t in [] if plan.compiled is None else largest(plan.compiled.transfers, _SHOWN_TRANSFERS):
+        source = t.source.replace("closed_call/", "") or t.name
+        size = f"{t.total / 1e9:,.1f} GB in {t.runs:,} x {t.bytes / 1e6:,.1f} MB"
+        rows.append(("" if rows else "traffic", f"{size}: {source}"))
+    return rows
+
+
 def _time(plan: Plan) -> str:
     at_peak = plan.seconds_at(1.0)
     if at_peak is None:
-        parts = ["peak FLOP/s not known: no estimate of time"]
+        parts = [f"no estimate: peak FLOP/s {plan.device.peak_reason}"]
     else:
         shares = ", ".join(f"{format_seconds(at_peak / mfu)} at {mfu:.0%}" for mfu in _ASSUMED_MFUS)
-        parts = [f"{format_seconds(at_peak)} at the peak; {shares} of it (assumed)"]
+        origin = f" {plan.device.peak_reason}" if plan.device.is_local else ""
+        parts = [f"{format_seconds(at_peak)} at the peak{origin}; {shares} of it (assumed)"]
     if (rate := plan.measured_tokens_per_sec) is not None:
         share = f" ({at_peak * rate / plan.tokens:.1%} of the peak)" if at_peak is not None else ""
         parts.append(
@@ -213,10 +232,17 @@ def warnings(plan: Plan) -> list[str]:
             f"{optim.lr_decay_iters:,} steps, but the run ends after {train.max_iters:,} "
             f"(train.max_iters): set both to the same number."
         )
-    if plan.device.platform == "gpu" and plan.model_config.compute_dtype == "float32":
+    peaks, dtype = plan.device.peaks, plan.model_config.compute_dtype
+    only_float32 = bool(peaks) and peaks["bfloat16"] == peaks["float32"]
+    if plan.device.platform == "gpu" and dtype == "float32" and not only_float32:
         texts.append(
-            "float32 leaves the tensor cores of a GPU idle: model.compute_dtype=bfloat16 is "
-            "several times faster."
+            "matmuls of float32 run at half the rate of bfloat16 at best, and move twice the "
+            "bytes: model.compute_dtype=bfloat16 is faster."
+        )
+    if dtype == "bfloat16" and only_float32:
+        texts.append(
+            f"the tensor cores of {plan.device.kind} have no bfloat16: its matmuls run on the "
+            f"other cores, at the rate of float32."
         )
     return texts
 

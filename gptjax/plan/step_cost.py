@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
+from jax.lax import DotAlgorithmPreset, Precision
 from jax.sharding import Mesh
 from jax.stages import Traced
 from ml_collections import ConfigDict
@@ -16,6 +18,7 @@ from ml_collections import ConfigDict
 from gptjax.model import GPTConfig
 from gptjax.step import StepFunctions, make_mesh
 
+_DEFAULT_PRECISIONS = (None, (Precision.DEFAULT, Precision.DEFAULT))
 _CUDNN_VERSION = 91000  # assumed without a GPU; has all that attention uses
 # With remat "none", unrolled layers keep this many times what `dots` saves: inputs of matmuls, and
 # no float32. From XLA's buffer assignments, see tests/plan/test_memory.py.
@@ -31,6 +34,7 @@ class Operation:
     count: int  # runs per step
     flops: int  # of one run
     bytes: int  # of one run: operands read once, results written once
+    arithmetic: str  # of its multiplications: bfloat16, tf32 or float32 (see `cards.peaks`)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,30 +56,61 @@ class StepCost:
         """Memory traffic if nothing were read twice and nothing spilled."""
         return self.update_bytes + sum(op.count * op.bytes for op in self.operations)
 
-    def seconds(self, peak_flops: float, bandwidth: float) -> float:
-        """Returns the time of a step in which each operation runs at the lower of its two roofs."""
+    @property
+    def flops_by_arithmetic(self) -> dict[str, int]:
+        """`flops`, split by the arithmetic of the multiplications, most first."""
+        flops: Counter[str] = Counter()
+        for op in self.operations:
+            flops[op.arithmetic] += op.count * op.flops
+        return dict(flops.most_common())
+
+    def seconds(self, peaks: dict[str, float], bandwidth: float) -> float:
+        """Returns the time of a step in which each operation runs at the lower of its two roofs.
+
+        `peaks` are FLOP/s by arithmetic.
+        """
         return self.update_bytes / bandwidth + sum(
-            op.count * max(op.flops / peak_flops, op.bytes / bandwidth) for op in self.operations
+            op.count * max(op.flops / peaks[op.arithmetic], op.bytes / bandwidth)
+            for op in self.operations
         )
 
 
 def trace_step(config: ConfigDict, model_config: GPTConfig, mesh: Mesh) -> tuple[Traced, Any]:
     """Returns the traced train step, and the shapes of the state it takes; allocates nothing."""
+    steps, state = _step_functions(config, model_config, mesh)
+    batch = _batch(config, steps, config.train.gradient_accumulation_steps)
+    with _cudnn_assumed(model_config.attention):
+        return steps.train_step.trace(state, batch), state
+
+
+def trace_evaluation(config: ConfigDict, model_config: GPTConfig, mesh: Mesh) -> Traced:
+    """Returns the traced evaluation step; allocates nothing."""
+    steps, state = _step_functions(config, model_config, mesh)
+    with _cudnn_assumed(model_config.attention):
+        return steps.eval_step.trace(state.params, _batch(config, steps, 1))
+
+
+def _step_functions(
+    config: ConfigDict, model_config: GPTConfig, mesh: Mesh
+) -> tuple[StepFunctions, Any]:
     steps = StepFunctions(config, model_config, np.zeros(model_config.vocab_size, np.int32), mesh)
     state = jax.tree.map(
         lambda x, sharding: x.update(sharding=sharding), steps.state_shapes, steps.state_shardings
     )
-    train = config.train
-    shape = (train.gradient_accumulation_steps, train.batch_size, model_config.block_size)
+    return steps, state
+
+
+def _batch(
+    config: ConfigDict, steps: StepFunctions, n_micro: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    shape = (n_micro, config.train.batch_size, steps.model_config.block_size)
     dtypes = {"inputs": np.int32, "targets": np.int32, "loss_mask": np.bool_}
     if config.data.document_mask:
         dtypes |= {"segment_ids": np.int32, "positions": np.int32}
-    batch = {
+    return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=steps.batch_sharding)
         for name, dtype in dtypes.items()
     }
-    with _cudnn_assumed(model_config.attention):
-        return steps.train_step.trace(state, batch), state
 
 
 @contextlib.contextmanager
@@ -126,15 +161,24 @@ def _operations(jaxpr: Jaxpr, count: int) -> Iterator[Operation]:
             (lhs_axes, _), _ = eqn.params["dimension_numbers"]
             contracted = math.prod(_shape(eqn.invars[0])[axis] for axis in lhs_axes)
             flops = 2 * contracted * math.prod(_shape(eqn.outvars[0]))
-            yield Operation(name, count, flops, bytes_moved)
+            yield Operation(name, count, flops, bytes_moved, _arithmetic(eqn))
         elif name in _KERNELS:
-            yield Operation(name, count, _kernel_flops(eqn), bytes_moved)
+            yield Operation(name, count, _kernel_flops(eqn), bytes_moved, _arithmetic(eqn))
         else:
-            times = eqn.params["length"] if name == "scan" else 1
-            # A conditional runs once a step: Muon's matmuls, at the last micro-step.
-            runs = 1 if name == "cond" else count * times
+            runs = count * eqn.params["length"] if name == "scan" else count
             for inner in jaxprs_in_params(eqn.params):
                 yield from _operations(inner, runs)
+
+
+def _arithmetic(eqn: JaxprEqn) -> str:
+    """Returns what a GPU multiplies in: it rounds float32 unless a precision is asked for."""
+    precision = eqn.params.get("precision")
+    if isinstance(precision, DotAlgorithmPreset):
+        return "bfloat16" if precision.name.startswith("BF16_BF16") else "float32"
+    operands: list[Any] = eqn.invars[:2]
+    if all(x.aval.dtype != np.float32 for x in operands):
+        return "bfloat16"
+    return "tf32" if precision in _DEFAULT_PRECISIONS else "float32"
 
 
 def _kernel_flops(eqn: JaxprEqn) -> int:

@@ -52,7 +52,7 @@ class TrainingLog:
         self._rows_per_epoch = rows.rows_per_epoch
         self._tokens_seen = progress.tokens_seen
         self.clock = Clock(progress.trained_seconds)
-        peak = peak_flops(jax.devices()[0].device_kind)
+        peak = peak_flops(jax.devices()[0])
         self.window = Window(
             self.clock,
             flops_per_token=flops_per_token(model_config),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gptjax.plan.hlo_traffic import transfers
+from gptjax.plan.hlo_traffic import Transfer, largest, transfers
 
 SQUARE = 4 * 256 * 256
 
@@ -67,3 +67,26 @@ def test_the_largest_transfer_names_the_operation_that_it_comes_from():
 def test_text_that_is_not_a_program_is_refused():
     with pytest.raises(ValueError, match="HLO"):
         transfers("hello")
+
+
+def test_the_largest_are_grouped_by_source_and_size():
+    parts = [Transfer("f1", "a", 3, 10), Transfer("f2", "b", 1, 45), Transfer("f3", "a", 2, 10)]
+    parts += [Transfer("f4", "a", 1, 11)]
+    assert largest(parts, 2) == [Transfer("f1", "a", 5, 10), Transfer("f2", "b", 1, 45)]
+    text = compiled(
+        lambda x, y: jax.lax.scan(lambda c, _: (jnp.tanh(c @ y), None), x, length=9, unroll=9)[0],
+        (256, 256),
+        (256, 256),
+    )
+    (first,) = largest(transfers(text), 1)
+    assert first.runs == 9 and first.source.endswith("dot_general")
+    assert sum(t.total for t in largest(transfers(text), 99)) == bytes_moved(text)
+
+
+def test_of_a_conditional_the_larger_branch_counts():
+    def either(flag, x, y):
+        return jax.lax.cond(flag[0] > 0, lambda: x @ y, lambda: x)
+
+    text = compiled(either, (1,), (256, 256), (256, 256))
+    (matmul,) = [t for t in transfers(text) if t.source.endswith("dot_general")]
+    assert matmul.total == 3 * SQUARE

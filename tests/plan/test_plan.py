@@ -20,6 +20,7 @@ from gptjax.plan.memory import Memory
 from gptjax.plan.planner import Data
 
 GIB = 2**30
+PEAK = 2 * 256 * 46 * 2.475e9  # FLOP/s of an RTX 4070: multiply-adds, multiprocessors, clock
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +35,13 @@ def test_figures_of_the_recipe(recipe):
     assert recipe.data.train_tokens + recipe.data.val_tokens == 730_000_000
     assert recipe.passes == pytest.approx(250_000 * 491_520 / (0.995 * 730e6))
     assert recipe.seconds_at(0.4) == pytest.approx(
-        250_000 * 491_520 * recipe.flops_per_token / (0.4 * 58.3e12)
+        250_000 * 491_520 * recipe.flops_per_token / (0.4 * PEAK)
     )
     arithmetic, traffic, at_best = recipe.step_seconds
     # The model's attention is 6 matmuls of T x T. The step does 7, one of them again inside the
     # backward pass, but only the half that causality leaves.
     hidden = (12 - 7) * 12 * 512 * 1024
-    assert arithmetic == pytest.approx(491_520 * (recipe.flops_per_token - hidden) / 58.3e12)
+    assert arithmetic == pytest.approx(491_520 * (recipe.flops_per_token - hidden) / PEAK)
     assert max(arithmetic, traffic) < at_best < arithmetic + traffic
 
 
@@ -94,6 +95,69 @@ def test_bfloat16_and_cudnn_are_what_auto_becomes_on_a_card():
     assert config.model.attention == "auto"  # the configuration itself is left alone
 
 
+def test_a_card_without_bfloat16_computes_in_float32(recipe):
+    config = base.get_config()
+    device = devices.find("t4")
+    assert planner.resolve_auto(config, device).model.attention == "chunked"
+    on_t4 = dataclasses.replace(recipe, device=device)
+    assert any("have no bfloat16" in warning for warning in render.warnings(on_t4))
+    in_float32 = dataclasses.replace(recipe.model_config, compute_dtype="float32")
+    assert not any(
+        "bfloat16" in warning
+        for warning in render.warnings(dataclasses.replace(on_t4, model_config=in_float32))
+    )
+
+
+def test_several_cards_share_the_batch(recipe):
+    data = Data(None, None, "not read")
+    two = planner.make_plan(recipe.config, devices.find("rtx4070", 2), data)
+    assert two.seconds_at(1) == pytest.approx(recipe.seconds_at(1) / 2)
+    assert two.estimate.kept == recipe.estimate.kept // 2
+    assert two.estimate.state == recipe.estimate.state
+
+
+def compiled_step(**figures):
+    zero = dict.fromkeys(("arguments", "outputs", "temporaries", "aliased", "evaluation"), 0)
+    others = {"transfers": (), "n_rematerialized": 0, "seconds": 1.0}
+    return CompiledStep(**{**zero, **others, **figures})
+
+
+def test_the_peak_is_that_of_training_or_evaluation(recipe):
+    training = {
+        "arguments": 5 * GIB,
+        "outputs": 4 * GIB,
+        "temporaries": 2 * GIB,
+        "aliased": 3 * GIB,
+    }
+    assert compiled_step(**training).total == 8 * GIB
+    compiled = compiled_step(**training, evaluation=9 * GIB)
+    assert compiled.total == 9 * GIB
+    plan = dataclasses.replace(recipe, compiled=compiled)
+    assert not plan.fits and "in an evaluation 9.00" in render.describe(plan, full=True)
+
+
+def test_the_largest_transfers_are_listed(recipe):
+    transfers = [Transfer("fusion", f"jit(step)/op_{i}", 10, i * 10**9) for i in range(1, 8)]
+    transfers += [Transfer("unnamed", "", 10, 10 * 10**9)]
+    plan = dataclasses.replace(recipe, compiled=compiled_step(transfers=tuple(transfers)))
+    text = render.describe(plan, full=True)
+    assert "100.0 GB in 10 x 10,000.0 MB: unnamed" in text
+    assert "70.0 GB in 10 x 7,000.0 MB: jit(step)/op_7" in text
+    assert "op_4" in text and "op_3" not in text
+    assert "As compiled, 380 GB go through memory" in text
+
+
+def test_arithmetic_is_listed_by_dtype_at_its_own_peak(recipe):
+    op = step_cost.Operation("dot_general", 1, int(PEAK), 0, "bfloat16")
+    slow = dataclasses.replace(op, arithmetic="tf32")
+    cost = dataclasses.replace(recipe.cost, operations=(op, op, slow))
+    plan = dataclasses.replace(recipe, cost=cost)
+    assert plan.step_seconds[0] == pytest.approx(4)  # TF32 at half the rate
+    text = render.describe(plan, full=True)
+    assert "2.00 s of bfloat16 arithmetic at 58.3 TFLOP/s" in text
+    assert "and 2.00 s of tf32 arithmetic at 29.1 TFLOP/s" in text
+
+
 class FakeCompiler:
     """A step needs 1 GiB and 0.1 GiB a row; beyond 85 rows XLA starts to recompute."""
 
@@ -106,15 +170,7 @@ class FakeCompiler:
         self.batch_sizes.append(batch_size)
         total = GIB + batch_size * GIB // 10
         n = int(batch_size > 85)
-        return CompiledStep(
-            total,
-            0,
-            0,
-            0,
-            transfers=(Transfer("fusion", "", 1, 0),),
-            n_rematerialized=n,
-            seconds=1.0,
-        )
+        return compiled_step(arguments=total, n_rematerialized=n)
 
 
 @pytest.mark.parametrize(("budget_gib", "largest"), [(5, 40), (9, 80), (12, 84), (0.9, 0)])
@@ -132,9 +188,7 @@ def test_compiled_figures_overrule_the_estimate(
 
 
 def test_rematerialization_by_xla_is_a_warning(recipe):
-    compiled = CompiledStep(
-        8 * GIB, 0, 0, 0, transfers=(Transfer("fusion", "", 1, 0),), n_rematerialized=7, seconds=1.0
-    )
+    compiled = compiled_step(n_rematerialized=7)
     warnings = render.warnings(dataclasses.replace(recipe, compiled=compiled))
     assert any("recomputes 7 instructions" in warning for warning in warnings)
 

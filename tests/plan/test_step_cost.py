@@ -131,11 +131,49 @@ def test_unrolled_layers_keep_what_matmuls_read():
 
 
 def test_roofline_takes_the_nearer_roof_of_each_operation():
-    slow_math = Operation("a", count=2, flops=100, bytes=10)
-    slow_memory = Operation("b", count=3, flops=10, bytes=100)
-    cost = StepCost((slow_math, slow_memory), update_bytes=50, kept_bytes=0, state_bytes=0)
-    assert (cost.flops, cost.bytes) == (230, 370)
-    assert cost.seconds(peak_flops=10, bandwidth=5) == 50 / 5 + 2 * 10 + 3 * 20
+    slow_math = Operation("a", count=2, flops=100, bytes=10, arithmetic="bfloat16")
+    slow_memory = Operation("b", count=3, flops=10, bytes=100, arithmetic="bfloat16")
+    float32 = Operation("c", count=1, flops=30, bytes=5, arithmetic="float32")
+    cost = StepCost((float32, slow_math, slow_memory), update_bytes=50, kept_bytes=0, state_bytes=0)
+    assert (cost.flops, cost.bytes) == (260, 375)
+    assert list(cost.flops_by_arithmetic.items()) == [("bfloat16", 230), ("float32", 30)]
+    peaks = {"bfloat16": 10, "float32": 2}
+    assert cost.seconds(peaks, bandwidth=5) == 50 / 5 + 2 * 10 + 3 * 20 + 15
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_bfloat16_step_multiplies_in_bfloat16(optimizer):
+    config, model_config = small(compute_dtype="bfloat16", attention="cudnn", **MODERN)
+    config.optim.optimizer = optimizer
+    assert set(step_cost.analyze(config, model_config).flops_by_arithmetic) == {"bfloat16"}
+
+
+def test_a_float32_step_multiplies_in_tf32_and_muon_in_float32():
+    config, model_config = small()
+    plain = step_cost.analyze(config, model_config)
+    assert set(plain.flops_by_arithmetic) == {"tf32"}
+    config.optim.optimizer = "muon"
+    flops = step_cost.analyze(config, model_config).flops_by_arithmetic
+    assert flops["tf32"] == plain.flops and flops["float32"] > 0
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "precision", "arithmetic"),
+    [
+        (("bfloat16", "bfloat16"), None, "bfloat16"),
+        (("bfloat16", "float32"), None, "tf32"),
+        (("float32", "bfloat16"), None, "tf32"),
+        (("float32", "float32"), "default", "tf32"),
+        (("float32", "float32"), "highest", "float32"),
+        (("float32", "float32"), "BF16_BF16_F32", "bfloat16"),
+        (("float32", "float32"), "F32_F32_F32", "float32"),
+    ],
+)
+def test_arithmetic_of_a_matmul(dtypes, precision, arithmetic):
+    shapes = [jax.ShapeDtypeStruct((8, 8), dtype) for dtype in dtypes]
+    jaxpr = jax.make_jaxpr(lambda a, b: jax.lax.dot(a, b, precision=precision))(*shapes).jaxpr
+    (operation,) = step_cost._operations(jaxpr, 1)
+    assert operation.arithmetic == arithmetic
 
 
 def test_bytes_of_a_matmul_are_operands_and_result():
@@ -145,7 +183,7 @@ def test_bytes_of_a_matmul_are_operands_and_result():
     shapes = jax.ShapeDtypeStruct((8, 16), np.float32), jax.ShapeDtypeStruct((16, 16), np.float32)
     (operation,) = step_cost._operations(jax.make_jaxpr(matmul)(*shapes).jaxpr, 1)
     n_bytes = 4 * (8 * 16 + 16 * 16 + 8 * 16)
-    assert operation == Operation("dot_general", 4, 2 * 8 * 16 * 16, n_bytes)
+    assert operation == Operation("dot_general", 4, 2 * 8 * 16 * 16, n_bytes, "tf32")
 
 
 def test_importing_the_plan_imports_no_private_module_of_jax():
