@@ -19,13 +19,15 @@ ASSUMED_MFU = 0.4  # share of the peak that steps of this size reach, if nothing
 _MAX_LAYERS = 48
 _WIDTH_PER_LAYER = 64  # GPT-2's shape; the loss hardly depends on it (Kaplan et al. 2020, figure 5)
 _SHOWN = 3  # sizes to either side of the best
+_TIE = 1e-3  # nats that the law cannot tell apart
 
 
 class Suggestion(NamedTuple):
-    """A model of one size, trained for all of the time."""
+    """A model of one size, trained for all of the time, or for `train.max_epochs` passes."""
 
     plan: Plan  # its `config` is the suggested one
     loss: float  # by the scaling law: for ranking, not a prediction
+    bound: str  # what ends the run: time, or passes
 
 
 def sustained_flops(config: ConfigDict, device: Device, tflops: float | None) -> tuple[float, str]:
@@ -59,11 +61,13 @@ def suggest(
 ) -> tuple[list[Suggestion], int]:
     """Returns sizes around the best one that fits, smallest first, and the index of the best.
 
-    The kind of model, the width of its heads and the tokens of a step stay as they are in `config`.
-    `days` are of training alone, `flops_per_sec` are model FLOP/s of all devices at any size.
+    The best is the smallest of those whose loss is the lowest but for _TIE. A run ends with the
+    time, or after `train.max_epochs` passes over the data. The kind of model, the width of its
+    heads and the tokens of a step stay as they are in `config`. `days` are of training alone,
+    `flops_per_sec` are model FLOP/s of all devices at any size.
 
     Raises:
-        UserError: the data is not known, or nothing fits into memory or time.
+        UserError: the data is not known, or nothing fits into memory, time or passes.
     """
     if data.train_tokens is None:
         raise UserError(f"a size can only be suggested for data that is known: {data.origin}.")
@@ -71,28 +75,39 @@ def suggest(
         raise UserError(f"--days={days}: must be positive.")
     train, sized = config.train, []
     step_tokens = train.batch_size * train.gradient_accumulation_steps * config.model.block_size
+    most_tokens = train.max_epochs * data.train_tokens
+    if step_tokens > most_tokens:
+        raise UserError(
+            f"a step of {step_tokens:,} tokens is more than {train.max_epochs:g} passes "
+            f"(train.max_epochs) over the {data.train_tokens:,} tokens of the data: lower "
+            f"train.gradient_accumulation_steps or train.batch_size."
+        )
     for shape in _shapes(config):
         model_config = GPTConfig.from_config(
             planner.resolve_auto(shape, device), config.tokenizer.vocab_size
         )
         n_params, _ = count_params(model_config)
-        tokens = days * 86400 * flops_per_sec / flops_per_token(model_config)
+        in_time = days * 86400 * flops_per_sec / flops_per_token(model_config)
+        tokens = min(in_time, most_tokens)
         shape.train.max_iters = int(tokens / step_tokens)
         if shape.train.max_iters > 0:
             passes = tokens / data.train_tokens
-            sized.append((scaling_law.loss(n_params, data.train_tokens, passes), shape))
+            loss = scaling_law.loss(n_params, data.train_tokens, passes)
+            sized.append((loss, "time" if in_time <= most_tokens else "passes", shape))
 
     @functools.cache
     def fitted(i: int) -> Suggestion | None:
         return _fit(*sized[i], device, data)
 
     by_loss = sorted(range(len(sized)), key=lambda i: sized[i][0])
-    best = next((i for i in by_loss if fitted(i)), None)
-    if best is None:
+    lowest = next((i for i in by_loss if fitted(i)), None)
+    if lowest is None:
         raise UserError(
             f"no size fits into {days:g} days and the memory of {device.kind}: "
             f"more days, model.remat=full, or model.loss_chunk=2048."
         )
+    most = sized[lowest][0] + _TIE
+    best = next(i for i, (loss, *_) in enumerate(sized) if loss <= most and fitted(i))
     near = range(max(best - _SHOWN, 0), min(best + _SHOWN + 1, len(sized)))
     shown = {i: s for i in near if (s := fitted(i)) is not None}
     return list(shown.values()), list(shown).index(best)
@@ -100,8 +115,20 @@ def suggest(
 
 def describe(suggestions: list[Suggestion], best: int, *, days: float, speed: str) -> str:
     """Returns a table of suggestions, and the flags for the best one; `speed` is text."""
-    rows = [("", "n_layer x n_embd", "parameters", "tokens", "passes", "rows", "memory", "loss")]
-    for i, (plan, loss) in enumerate(suggestions):
+    rows = [
+        (
+            "",
+            "n_layer x n_embd",
+            "parameters",
+            "tokens",
+            "passes",
+            "rows",
+            "memory",
+            "bound",
+            "loss",
+        )
+    ]
+    for i, (plan, loss, bound) in enumerate(suggestions):
         train = plan.config.train
         row = (
             "->" if i == best else "",
@@ -111,6 +138,7 @@ def describe(suggestions: list[Suggestion], best: int, *, days: float, speed: st
             f"{plan.passes:.1f}",
             f"{train.batch_size} x {train.gradient_accumulation_steps}",
             f"{plan.peak_bytes / 2**30:.2f} GiB",
+            bound,
             f"{loss:.3f}",
         )
         rows.append(row)
@@ -120,10 +148,21 @@ def describe(suggestions: list[Suggestion], best: int, *, days: float, speed: st
             f"Sizes for {days:g} days on {chosen.device.count} x {chosen.device.kind} at {speed}:",
             plain_table(rows),
             "The loss is that of a law fitted on other data and models (Muennighoff et al. 2023): "
-            "it ranks sizes.",
+            f"it ranks sizes. Of those within {_TIE:g} of the lowest, the smallest is taken.",
+            _bound(suggestions[best], days),
             "Memory is estimated; rows are batch_size x gradient_accumulation_steps. For the best:",
             *(f"  --config.{key}={value}" for key, value in _flags(chosen.config).items()),
         ]
+    )
+
+
+def _bound(suggestion: Suggestion, days: float) -> str:
+    train = suggestion.plan.config.train
+    if suggestion.bound == "time":
+        return f"The bound is time, {days:g} days: fewer than {train.max_epochs:g} passes."
+    return (
+        f"The bound is passes, {train.max_epochs:g} over the data (train.max_epochs), in less than "
+        f"{days:g} days: more data would be worth more than more steps."
     )
 
 
@@ -138,6 +177,8 @@ def _shapes(config: ConfigDict) -> list[ConfigDict]:
         n_groups = max(round(_WIDTH_PER_LAYER * n_layer / (head_dim * group)), 1)
         shape.model.n_layer, shape.model.n_head = n_layer, n_groups * group
         shape.model.n_embd = n_groups * group * head_dim
+        if model.scan_unroll == model.n_layer:  # all layers
+            shape.model.scan_unroll = n_layer
         if model.n_kv_head:
             shape.model.n_kv_head = n_groups
         if model.mlp_dim:
@@ -146,7 +187,9 @@ def _shapes(config: ConfigDict) -> list[ConfigDict]:
     return shapes
 
 
-def _fit(loss: float, config: ConfigDict, device: Device, data: Data) -> Suggestion | None:
+def _fit(
+    loss: float, bound: str, config: ConfigDict, device: Device, data: Data
+) -> Suggestion | None:
     """Splits the rows of a step into micro-steps that fit; None if not even one row does."""
     train, optim = config.train, config.optim
     rows = train.batch_size * train.gradient_accumulation_steps
@@ -161,7 +204,7 @@ def _fit(loss: float, config: ConfigDict, device: Device, data: Data) -> Suggest
     optim.lr_decay_iters = train.max_iters
     optim.warmup_iters = min(optim.warmup_iters, train.max_iters // 10)
     optim.wsd_decay_iters = min(optim.wsd_decay_iters, train.max_iters // 5)
-    return Suggestion(planner.make_plan(config, device, data), loss)
+    return Suggestion(planner.make_plan(config, device, data), loss, bound)
 
 
 def _flags(config: ConfigDict) -> dict[str, int]:
@@ -169,6 +212,7 @@ def _flags(config: ConfigDict) -> dict[str, int]:
     decay = "lr_decay_iters" if optim.schedule == "cosine" else "wsd_decay_iters"
     sizes = ["n_layer", "n_head", "n_embd"]
     sizes += [name for name in ("n_kv_head", "mlp_dim") if model[name]]
+    sizes += ["scan_unroll"] if model.scan_unroll == model.n_layer else []
     return {f"model.{name}": model[name] for name in sizes} | {
         "train.batch_size": train.batch_size,
         "train.gradient_accumulation_steps": train.gradient_accumulation_steps,

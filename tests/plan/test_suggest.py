@@ -67,32 +67,55 @@ def suggested(recipe):
     return suggest.suggest(recipe, device, data, days=5, flops_per_sec=0.4 * PEAK)
 
 
-def test_the_best_is_the_best_of_all_depths(recipe, suggested):
+def test_the_best_is_the_smallest_of_the_best_of_all_depths(recipe, suggested):
     suggestions, best = suggested
     losses = {}
     for n_layer in range(2, 49):
         width, depth_params = 64 * n_layer, 12 * n_layer * (64 * n_layer) ** 2
         n_params = depth_params + (2 * n_layer + 1) * width + (32_768 + 1024) * width
         flops = 6 * (depth_params + 32_768 * width) + 12 * n_layer * width * 1024
-        passes = 5 * 86400 * 0.4 * PEAK / flops / (0.995 * 730e6)
+        passes = min(5 * 86400 * 0.4 * PEAK / flops / (0.995 * 730e6), recipe.train.max_epochs)
         losses[n_layer] = scaling_law.loss(n_params, 0.995 * 730e6, passes)
     plan = suggestions[best].plan
-    assert plan.model_config.n_layer == min(losses, key=losses.__getitem__)
-    assert suggestions[best].loss == pytest.approx(min(losses.values()))
-    assert [s.plan.model_config.n_layer for s in suggestions] == list(
-        range(plan.model_config.n_layer - 3, plan.model_config.n_layer + 4)
-    )
+    equally_good = [n_layer for n_layer in losses if losses[n_layer] < min(losses.values()) + 1e-3]
+    assert plan.model_config.n_layer == equally_good[0]
+    assert suggestions[best].loss == pytest.approx(losses[equally_good[0]])
+    depths = [s.plan.model_config.n_layer for s in suggestions]
+    nearest = range(plan.model_config.n_layer - 3, plan.model_config.n_layer + 4)
+    assert depths == [n for n in nearest if n <= depths[-1]]  # more layers do not fit into memory
 
 
 def test_suggestions_use_the_time_keep_the_tokens_per_step_and_fit(recipe, suggested):
     for suggestion in suggested[0]:
         plan = suggestion.plan
-        assert plan.seconds_at(0.4) == pytest.approx(5 * 86400, rel=1e-3)
+        if suggestion.bound == "time":
+            assert plan.seconds_at(0.4) == pytest.approx(5 * 86400, rel=1e-3)
+            assert plan.passes <= recipe.train.max_epochs
+        else:
+            assert plan.passes == pytest.approx(recipe.train.max_epochs, rel=1e-3)
+            assert plan.seconds_at(0.4) <= 5 * 86400
         assert plan.tokens_per_step == 491_520
         assert plan.fits and plan.model_config.head_dim == 64
         optim, max_iters = plan.config.optim, plan.config.train.max_iters
         assert optim.lr_decay_iters == max_iters
         assert optim.warmup_iters <= max_iters // 10 and optim.wsd_decay_iters <= max_iters // 5
+
+
+def test_little_data_bounds_the_passes_and_the_size(recipe):
+    device, data = devices.find("rtx4070"), Data(5_000_000, 10**5, "given")
+    suggestions, best = suggest.suggest(recipe, device, data, days=5, flops_per_sec=0.4 * PEAK)
+    plan = suggestions[best].plan
+    assert {s.bound for s in suggestions} == {"passes"}
+    assert plan.passes <= recipe.train.max_epochs
+    assert plan.n_params < 150e6  # for the whole shard it is 236M
+    text = suggest.describe(suggestions, best, days=5, speed="")
+    assert "The bound is passes, 8 over the data (train.max_epochs)" in text
+
+
+def test_a_step_larger_than_all_passes_is_refused(recipe):
+    device, data = devices.find("rtx4070"), Data(60_000, 1000, "given")
+    with pytest.raises(UserError, match="train.gradient_accumulation_steps"):
+        suggest.suggest(recipe, device, data, days=5, flops_per_sec=1e12)
 
 
 def test_the_flags_configure_the_best_suggestion(recipe, suggested):
@@ -110,8 +133,11 @@ def test_the_flags_configure_the_best_suggestion(recipe, suggested):
     )
     assert config.model.n_embd == plan.model_config.n_embd
     assert config.train == plan.config.train
+    assert config.model.scan_unroll == config.model.n_layer  # as in the recipe
     assert config.optim.wsd_decay_iters == plan.config.optim.wsd_decay_iters
     assert sum(line.lstrip().startswith("->") for line in text.splitlines()) == 1
+    assert f"The bound is {suggestions[best].bound}, " in text
+    assert {s.bound for s in suggestions} == {"time", "passes"}  # the smaller ones have time left
 
 
 def test_the_best_recipe_is_as_good_as_the_suggestion():
