@@ -2,10 +2,9 @@
 
 Run `python -m gptjax.main --config=configs/rtx4070_best.py`.
 
-Measured, by compiling for the card with cuDNN's attention: 7.99 of 8.99 GiB at 8 rows a
-micro-step, 2,038 GB of traffic and 6.98 s of arithmetic an optimizer step at the card's
-peak. Not run on a 4070;
-on an NVIDIA H200 a step took 1.13 s and 8.07 GiB.
+Measured, by compiling for the card with cuDNN's attention: 7.99 of 8.99 GiB at 8 rows a micro-step,
+2,038 GB of traffic and 6.99 s of arithmetic an optimizer step at the card's peak. Not run on an
+RTX 4070; on an NVIDIA H200 a step took 1.13 s and 8.07 GiB.
 
 Measured, on a CPU with models of 0.3M to 4M parameters and text that is not FineWeb, three seeds
 (benchmarks/LOG.md): the modern shape and Muon end 0.41 bits per byte below the user's recipe after
@@ -15,9 +14,9 @@ weights and a floor of 0 changed nothing there (one seed). Size of batch and dro
 
 Extrapolated: the size, by a law that others fitted (`python -m gptjax.plan --suggest --days=5
 --target=rtx4070`), at 40 % of the peak, which is assumed: 6.2e9 tokens are 8.6 passes over the
-shard's 0.73e9. To that law 15 x 960 and 16 x 1024 are equal, 3.086 nats; the latter has widths that
-are powers of two. Should the card be faster or slower, ask again with --tflops. The learning rate,
-from that of three widths: see its line.
+shard's 0.73e9. To that law 15 x 960, which has time for more than 10 passes, is 0.003 nats behind
+16 x 1024, whose widths are powers of two. Should the card be faster or slower, ask again with
+--tflops. The learning rate, from that of three widths: see its line.
 """
 
 from ml_collections import ConfigDict
