@@ -26,6 +26,7 @@ MODULES = {
 }
 HARMLESS = {"re.compile", "lowered.compile"}  # a pattern; a JAX program
 FIXED_COMMANDS = {
+    "gptjax/plan/devices.py": ["subprocess"],  # nvidia-smi, with the fields that the file names
     "gptjax/train/require_gpu.py": ["importlib.util"],  # asks whether a package is there
     "gptjax/sweep/code_version.py": ["subprocess"],
 }  # git rev-parse HEAD

@@ -4,6 +4,9 @@ Sources: NVIDIA's architecture whitepapers (Turing TU102, GA100, GA102, AD102, G
 and CUDA programming guide for a multiprocessor; whitepapers, data sheets and specification pages
 for a card, at boost clock; for laptops NVIDIA's comparison of laptop GPUs, at the highest boost
 clock, which a laptop that is allowed less power does not reach. Memory is as nvidia-smi shows it.
+
+Not yet checked against those sources: the figures of the 20, 30 Ti, 50 and 30 laptop series, of the
+RTX 3070, 3080, 4060 and 4080 SUPER, T4, A10 and L4; of the 40 laptop series only clocks were.
 """
 
 from typing import NamedTuple

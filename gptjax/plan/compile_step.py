@@ -85,7 +85,8 @@ def compile_step(config: ConfigDict, model_config: GPTConfig, device: Device) ->
 def _compile(traced: Traced, device: Device) -> tuple[Any, str]:
     """Returns (XLA's analysis of memory, the text of the program)."""
     try:
-        compiled = traced.lower().compile()
+        lowered = traced.lower()
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"XLA cannot compile this step for {device.kind}: {reason}") from error
