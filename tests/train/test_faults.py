@@ -30,13 +30,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def config(debug_config, tmp_path):
-    config = copy.deepcopy(debug_config)
-    config.workdir = str(tmp_path / "run")
-    config.train.max_iters = 8
-    config.train.log_interval = 1
+def config(config):
     config.eval.eval_interval = 2
-    config.sample.prompts = ()
     return config
 
 

@@ -70,14 +70,10 @@ def recording(monkeypatch):
 
 
 @pytest.fixture
-def config(debug_config, tmp_path):
-    config = copy.deepcopy(debug_config)
+def config(config, tmp_path):
     config.workdir = str(tmp_path / "unbroken")
     config.model.dropout = 0.1  # so that the dropout key matters
-    config.train.max_iters = 8
-    config.train.log_interval = 1
     config.eval.eval_interval = 3
-    config.sample.prompts = ()
     return config
 
 

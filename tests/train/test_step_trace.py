@@ -18,16 +18,6 @@ from gptjax.train.step_trace import StepTrace, parse_steps
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def config(debug_config, tmp_path):
-    config = copy.deepcopy(debug_config)
-    config.workdir = str(tmp_path / "run")
-    config.train.max_iters = 8
-    config.train.log_interval = 1
-    config.sample.prompts = ()
-    return config
-
-
 def events_of(workdir):
     """The events of the only trace, as Perfetto reads them."""
     (folder,) = (Path(workdir) / "profile" / "plugins" / "profile").iterdir()
