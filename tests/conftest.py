@@ -6,8 +6,11 @@ import shutil
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX is imported
-# Programs that tests start share what they compile, and leave nothing in the checkout.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gptjax-compiled-")
+# All processes, and the programs that tests start, share what they compile; the checkout stays clean.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gptjax-compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import pytest
@@ -19,7 +22,6 @@ from gptjax.model.config import GPTConfig
 from gptjax.step.sharding import make_mesh
 from gptjax.step.train_step import StepFunctions
 
-atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_numpy_rank_promotion", "raise")  # a silent broadcast hides a wrong shape
 
 

@@ -1,11 +1,14 @@
 """Parameters and model FLOPs, counted from the shape."""
 
+import functools
+
 import jax
 
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import init
 
 
+@functools.cache  # tracing takes 0.1 s, and a search for sizes asks for hundreds
 def count_params(model_config: GPTConfig) -> tuple[int, int]:
     """Returns (all parameters, those without embeddings and head), allocating none."""
     shapes = jax.eval_shape(lambda: init(model_config, jax.random.key(0)))

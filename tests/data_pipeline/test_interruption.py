@@ -159,7 +159,10 @@ def test_that_test_detects_a_rename_that_is_not_atomic(made, shard, tmp_path):
     assert deaths == 25 and failures + other >= 3
 
 
-@pytest.mark.parametrize(("workers", "least", "seconds"), [(1, 36, 0.25), (2, 6, 2.0)])
+@pytest.mark.parametrize(
+    ("workers", "least", "seconds"),
+    [(1, 36, 0.25), pytest.param(2, 6, 2.0, marks=pytest.mark.slow)],
+)
 def test_killed_at_random_moments_it_ends_the_same(tmp_path, workers, least, seconds):
     shard = write_shard(tmp_path / "000_00000.parquet", make_rows(600), 10)
     unbroken = prepare.prepare(make_config(shard, tmp_path / "unbroken"))

@@ -277,13 +277,13 @@ def fails_for(**limits):
     return kernel
 
 
-@pytest.mark.parametrize("limits", [{"length": 512}, {"heads": 4}, {"shared": 1}])
+@pytest.mark.parametrize("limits", [{"length": 128}, {"heads": 4}, {"shared": 1}])
 def test_kernels_are_tried_at_the_shape_of_the_run(as_on_a_gpu, limits):
     config = rtx4070.get_config()
-    config.model.n_kv_head = 4
+    config.model.update(block_size=256, n_kv_head=4, n_embd=256)
     as_on_a_gpu["cudnn"] = fails_for(**limits)
     assert choose(config)[0] == "pallas"
-    config.model.update(block_size=512, n_head=4, n_embd=256)
+    config.model.update(block_size=128, n_head=4, n_embd=128)
     assert choose(config)[0] == "cudnn"
 
 
@@ -301,6 +301,7 @@ def test_kernels_are_tried_at_the_shape_of_the_run(as_on_a_gpu, limits):
 def test_auto_takes_the_first_that_works(as_on_a_gpu, cudnn, pallas, documents, expected, reason):
     as_on_a_gpu |= {k: v for k, v in {"cudnn": cudnn, "pallas": pallas}.items() if v}
     config = rtx4070.get_config()
+    config.model.update(block_size=256, n_embd=128)
     config.data.document_mask = documents
     name, why = choose(config)
     assert name == expected

@@ -140,6 +140,7 @@ def test_the_flags_configure_the_best_suggestion(recipe, suggested):
     assert {s.bound for s in suggestions} == {"time", "passes"}  # the smaller ones have time left
 
 
+@pytest.mark.slow
 def test_the_best_recipe_is_as_good_as_the_suggestion():
     config = rtx4070_best.get_config()
     device, data = devices.find("rtx4070"), planner.find_data(config)

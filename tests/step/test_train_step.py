@@ -212,7 +212,9 @@ for other in results[1:]:
 """
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    "optimizer", [pytest.param("adamw", marks=pytest.mark.slow), "muon"]
+)  # muon: both
 def test_one_two_and_four_devices_agree(optimizer):
     result = subprocess.run(
         [sys.executable, "-c", SHARDED, optimizer],
