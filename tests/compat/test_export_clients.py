@@ -374,6 +374,7 @@ def trained_and_exported(imported: Path, folder: Path) -> tuple[Any, Transformer
         "--config.data.source=data_pipeline/shard/quickstart.parquet",
         f"--config.data.cache_dir={folder / 'stores'}",
         "--config.data.val_fraction=0.05",
+        "--config.allow_cpu=True",  # with the extra `target`, JAX has a CUDA plugin
         *("--config.train.max_iters=12", "--config.train.log_interval=1"),
         *("--config.train.gradient_accumulation_steps=1", "--config.eval.eval_iters=2"),
         *("--config.optim.warmup_iters=0", "--config.optim.learning_rate=5e-3"),
