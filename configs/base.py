@@ -14,6 +14,7 @@ def get_config() -> ConfigDict:
     config.workdir = "runs/base"  # everything the run writes: config.json, metrics.jsonl, checkpoints/, tb/, samples/
     config.seed = 1337  # initial weights, dropout and the order of the data are derived from it
     config.allow_cpu = False  # True: train on the CPU also where a GPU is expected: JAX has a CUDA plugin, or compute_dtype is bfloat16
+    config.deterministic = False  # True: on a GPU, the same bits each time, a resume included: XLA takes deterministic kernels and times none; slower
     config.compilation_cache_dir = "data/compiled"  # folder that keeps compiled programs, at most 2 GiB, so that the next start is quick; "": none
 
     config.init_from = ""  # workdir whose parameters a new run starts with (its tokenizer: tokenizer.file); "": drawn at random

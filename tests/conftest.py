@@ -6,12 +6,15 @@ import shutil
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX is imported
-# All processes, and the programs that tests start, share what they compile; the checkout stays clean.
+# Processes, and programs that tests start, share what they compile; the checkout stays clean.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gptjax-compiled-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+# Its plugin would import it after the last test. Before Python 3.11.8, parsing a module then fails
+# if a finalizer reports an exception meanwhile, for a traceback is parsed, too (cpython#106905).
+import hypothesis  # noqa: F401
 import jax
 import pytest
 

@@ -25,15 +25,28 @@ MODULES = {
     *("code", "runpy", "importlib", "subprocess", "yaml", "torch"),
 }
 HARMLESS = {"re.compile", "lowered.compile"}  # a pattern; a JAX program
+# What the modules above are used for, all of it: fixed programs, and whether a package is there.
 FIXED_COMMANDS = {
-    "gptjax/plan/devices.py": ["subprocess"],  # nvidia-smi, with the fields that the file names
-    "gptjax/train/require_gpu.py": ["importlib.util"],  # asks whether a package is there
-    "gptjax/sweep/code_version.py": ["subprocess"],
-}  # git rev-parse HEAD
+    "gptjax/plan/devices.py": [
+        "subprocess",
+        "subprocess.run(['nvidia-smi', f'--query-gpu=name,{field}', "
+        "'--format=csv,noheader,nounits'])",
+    ],
+    "gptjax/train/require_gpu.py": ["importlib.util", "importlib.util.find_spec(name)"],
+    "gptjax/sweep/code_version.py": [
+        "subprocess",
+        """subprocess.run(['git', f"--git-dir={root / '.git'}", 'rev-parse', 'HEAD'])""",
+    ],
+}
 
 
 def found_in(tree: ast.AST) -> list[str]:
-    """What in a source file could run what it reads."""
+    """What in a source file could run what it reads; calls with their first argument."""
+    assigned = {
+        ast.unparse(node.targets[0]): ast.unparse(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+    }
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -46,6 +59,9 @@ def found_in(tree: ast.AST) -> list[str]:
             whole = ast.unparse(node.func)
             if name in CALLS and whole not in HARMLESS:
                 found.append(whole)
+            if "." in whole and whole.split(".")[0] in MODULES:
+                arguments = [ast.unparse(argument) for argument in node.args[:1]]
+                found.append(f"{whole}({', '.join(assigned.get(x, x) for x in arguments)})")
             for keyword in node.keywords:
                 value = ast.unparse(keyword.value)
                 if keyword.arg == "allow_pickle" and value != "False":
@@ -71,6 +87,8 @@ def test_sources_run_nothing_that_they_read(path):
         "import pickle",
         "from pickle import loads",
         "import importlib.util",
+        "importlib.util.find_spec(text)",
+        "subprocess.run(text)",
         "eval(text)",
         "builtins.exec(text)",
         "np.load(path, allow_pickle=True)",

@@ -46,7 +46,7 @@ DATA = frozenset(
 # Speed, frequency and amount of output, and where it goes: logged when it changes.
 FREE = frozenset(
     """
-    workdir init_from allow_cpu compilation_cache_dir
+    workdir init_from allow_cpu deterministic compilation_cache_dir
     data.cache_dir data.prepare_workers data.prefetch_batches
     model.compute_dtype model.attention model.remat model.scan_unroll model.loss_chunk
     train.log_interval train.max_epochs train.max_consecutive_skips train.loss_spike_sigma

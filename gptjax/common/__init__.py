@@ -1,1 +1,1 @@
-"""Shared by all programs: the workdir and its lock, stop signals, text tables, `one_ahead`."""
+"""Shared by all programs: the workdir and its lock, stop signals, text tables, XLA's options."""

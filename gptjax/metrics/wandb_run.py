@@ -3,6 +3,7 @@
 Where W&B fails, that is logged and training continues: metrics.jsonl and TensorBoard have it all.
 """
 
+import functools
 import logging
 import secrets
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ def problems(log: ConfigDict) -> list[str]:
     return []
 
 
+@functools.cache  # asked, and warned about, once a process
 def _is_ready(wandb: Any) -> bool:
     """Returns whether W&B takes metrics: there is a valid login, or it is offline on purpose."""
     reason = "you are not logged in"

@@ -18,6 +18,7 @@ from jax.experimental.pallas.ops.gpu.attention import mha
 from ml_collections import ConfigDict
 
 from configs.errors import UserError
+from gptjax.common.xla_options import compiler_options
 from gptjax.model.chunked_attention import CHUNK, SAVED, chunked_attention, repeat_heads
 from gptjax.model.layers import compute_dtype
 
@@ -128,6 +129,7 @@ def choose(config: ConfigDict) -> tuple[str, str]:
         width=model.n_embd // model.n_head,
         dtype=compute_dtype(config),
         document_mask=document_mask,
+        deterministic=config.deterministic,
         backend=jax.default_backend(),
     )
     if model.attention != "auto":
@@ -164,6 +166,7 @@ def _probe(
     width: int,
     dtype: str,
     document_mask: bool,
+    deterministic: bool,
     backend: str,
 ) -> str | None:
     """Returns the problem with a kernel on this backend; None if it works."""
@@ -176,6 +179,8 @@ def _probe(
     if document_mask:
         segment_ids = jnp.asarray(np.sort(rng.integers(1, 4, (2, length))), jnp.int32)
 
+    options = compiler_options(deterministic=deterministic)
+
     def out_and_grads(name: str) -> tuple[Array, ...]:
         def run(q: Array, k: Array, v: Array) -> tuple[Array, ...]:
             out, pullback = jax.vjp(
@@ -183,7 +188,7 @@ def _probe(
             )
             return out, *pullback(direction)
 
-        return jax.device_get(jax.jit(run)(q, k, v))
+        return jax.device_get(jax.jit(run, compiler_options=options)(q, k, v))
 
     try:
         results = out_and_grads(name)

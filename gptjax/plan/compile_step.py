@@ -63,9 +63,9 @@ def compile_step(config: ConfigDict, model_config: GPTConfig, device: Device) ->
     """
     mesh = make_mesh(config.mesh.fsdp) if device.is_local else _card_mesh(config, device)
     start = time.monotonic()
-    traced, state = step_cost.trace_step(config, model_config, mesh)
-    memory, text = _compile(traced, device)
-    of_evaluation, _ = _compile(step_cost.trace_evaluation(config, model_config, mesh), device)
+    steps, state = step_cost.step_functions(config, model_config, mesh)
+    memory, text = _compile(step_cost.trace_step(config, steps, state), device)
+    of_evaluation, _ = _compile(step_cost.trace_evaluation(config, steps, state), device)
     eval_batch = of_evaluation.argument_size_in_bytes - _bytes_on_one_device(state.params)
     return CompiledStep(
         arguments=memory.argument_size_in_bytes,
@@ -142,7 +142,7 @@ gpu_device_info {{
   registers_per_core_limit: 65536
   registers_per_block_limit: 65536
   memory_bandwidth: {round(card.bandwidth_gb_s * 1e9)}
-  l2_cache_size: {card.l2_mib * 2**20}
+  l2_cache_size: {round(card.l2_mib * 2**20)}
   clock_rate_ghz: {card.clock_ghz}
   device_memory_size: {card.memory_mib * 2**20}
   cuda_compute_capability {{ major: {major} minor: {minor} }}

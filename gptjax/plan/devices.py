@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import os
 import subprocess
 from pathlib import Path
@@ -114,7 +115,7 @@ def _budget(device: jax.Device) -> tuple[int, str]:
         return stats["bytes_limit"], "which JAX has taken of the card"
     # With XLA_PYTHON_CLIENT_ALLOCATOR=platform JAX takes memory as it needs it, and counts none.
     card = _card_of_kind(device.device_kind)
-    mib = _driver_value(device, "memory.total") if card is None else card.memory_mib
+    mib = _driver_value(device.device_kind, "memory.total") if card is None else card.memory_mib
     if mib is None:
         return _UNLIMITED, "neither JAX nor the driver names the memory"
     return int(mib * 2**20), "all memory of the card: JAX reserves none"
@@ -129,7 +130,7 @@ def _peaks(device: jax.Device) -> tuple[dict[str, float], str]:
     n_cores = getattr(attributes, "core_count", None)
     if capability is None or n_cores is None:
         return {}, "n/a: this device is not in the table of cards"
-    if (clock_mhz := _driver_value(device, "clocks.max.sm")) is None:
+    if (clock_mhz := _driver_value(device.device_kind, "clocks.max.sm")) is None:
         return {}, "n/a: not in the table of cards, and nvidia-smi names no clock"
     major, _, minor = str(capability).partition(".")
     flops = peaks(device.device_kind, (int(major), int(minor)), n_cores, clock_mhz / 1000)
@@ -145,13 +146,14 @@ def _card_of_kind(device_kind: str) -> Card | None:
     return next((card for card in CARDS.values() if card.device_kind == device_kind), None)
 
 
-def _driver_value(device: jax.Device, field: str) -> float | None:
+@functools.cache  # the plan and the training log ask for the same
+def _driver_value(device_kind: str, field: str) -> float | None:
     """Returns a number that nvidia-smi names for cards of this kind, or None."""
     command = ["nvidia-smi", f"--query-gpu=name,{field}", "--format=csv,noheader,nounits"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
         values = dict(line.rsplit(", ", 1) for line in result.stdout.splitlines())
-        return float(values[device.device_kind])
+        return float(values[device_kind])
     except (OSError, subprocess.SubprocessError, ValueError, KeyError):
         return None  # not installed, or it says [N/A]
 

@@ -44,7 +44,8 @@ def describe(plan: Plan, *, full: bool) -> str:
             f"{plan.flops_per_token / 1e6:,.1f} MFLOPs a token, "
             f"{plan.tokens * plan.flops_per_token:.2e} FLOPs in all, "
             f"in {model_config.compute_dtype}; attention {model_config.attention}, "
-            f"remat {model_config.remat}: a step does {recomputing:.2f} times that",
+            f"remat {model_config.remat}{', deterministic' * plan.config.deterministic}: "
+            f"a step does {recomputing:.2f} times that",
         ),
         ("memory", _memory(plan)),
         *([("", _parts_of_memory(plan)), ("roofline", _roofline(plan))] if full else []),

@@ -75,24 +75,23 @@ class StepCost:
         )
 
 
-def trace_step(config: ConfigDict, model_config: GPTConfig, mesh: Mesh) -> tuple[Traced, Any]:
-    """Returns the traced train step, and the shapes of the state it takes; allocates nothing."""
-    steps, state = _step_functions(config, model_config, mesh)
+def trace_step(config: ConfigDict, steps: StepFunctions, state: Any) -> Traced:
+    """Returns the traced train step of `step_functions`; allocates nothing."""
     batch = _batch(config, steps, config.train.gradient_accumulation_steps)
-    with _cudnn_assumed(model_config.attention):
-        return steps.train_step.trace(state, batch), state
+    with _cudnn_assumed(steps.model_config.attention):
+        return steps.train_step.trace(state, batch)
 
 
-def trace_evaluation(config: ConfigDict, model_config: GPTConfig, mesh: Mesh) -> Traced:
-    """Returns the traced evaluation step; allocates nothing."""
-    steps, state = _step_functions(config, model_config, mesh)
-    with _cudnn_assumed(model_config.attention):
+def trace_evaluation(config: ConfigDict, steps: StepFunctions, state: Any) -> Traced:
+    """Returns the traced evaluation step of `step_functions`; allocates nothing."""
+    with _cudnn_assumed(steps.model_config.attention):
         return steps.eval_step.trace(state.params, _batch(config, steps, 1))
 
 
-def _step_functions(
+def step_functions(
     config: ConfigDict, model_config: GPTConfig, mesh: Mesh
 ) -> tuple[StepFunctions, Any]:
+    """Returns the functions of a run, and the shapes of the state that they take."""
     steps = StepFunctions(config, model_config, np.zeros(model_config.vocab_size, np.int32), mesh)
     state = jax.tree.map(
         lambda x, sharding: x.update(sharding=sharding), steps.state_shapes, steps.state_shardings
@@ -134,11 +133,13 @@ def analyze(config: ConfigDict, model_config: GPTConfig) -> StepCost:
     unrolled = model_config.scan_unroll >= model_config.n_layer
     model_config = dataclasses.replace(model_config, scan_unroll=1)  # one scan over the layers
     mesh = make_mesh(1, jax.devices()[:1])
-    traced, state = trace_step(config, model_config, mesh)
+    steps, state = step_functions(config, model_config, mesh)
+    traced = trace_step(config, steps, state)
     kept_bytes = _kept(traced, model_config.n_layer)
     if unrolled and model_config.remat == "none":  # not JAX but XLA decides what is kept
         with_dots = dataclasses.replace(model_config, remat="dots")
-        saved = _kept(trace_step(config, with_dots, mesh)[0], model_config.n_layer)
+        traced_dots = trace_step(config, *step_functions(config, with_dots, mesh))
+        saved = _kept(traced_dots, model_config.n_layer)
         kept_bytes = round(_KEPT_TO_DOTS * saved)
     micro_steps = config.train.gradient_accumulation_steps
     param_bytes, state_bytes = (_size(jax.tree.leaves(tree)) for tree in (state.params, state))

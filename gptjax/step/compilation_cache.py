@@ -3,8 +3,8 @@
 import contextlib
 import logging
 import os
+import sys
 import time
-import zlib
 from pathlib import Path
 
 import jax
@@ -19,35 +19,34 @@ def keep_compiled(folder: str) -> None:
     """Makes JAX cache compiled programs in `folder`; "" changes nothing.
 
     JAX_COMPILATION_CACHE_DIR in the environment overrides `folder`. On a GPU, where the compiler
-    times kernels and chooses, the cache also makes a resumed run compute the same bits. At most
-    2 GiB are kept. If `folder` cannot be written, JAX warns and compiles every time.
+    times kernels and chooses, the cache also keeps the choice for a resumed run. At most 2 GiB are
+    kept. If `folder` cannot be written, JAX warns and compiles every time.
     """
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or folder
     if not folder:
         return
     if Path(folder).is_dir():
-        _remove_incomplete(Path(folder))
-        _remove_oldest(Path(folder), _MAX_BYTES)
+        _remove_oldest(Path(folder), _MAX_BYTES)  # first: to read a file is to use it
+        _remove_unreadable(Path(folder))
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _remove_incomplete(folder: Path) -> None:
-    """Removes entries whose writer was killed: JAX neither uses nor replaces them.
+def _remove_unreadable(folder: Path) -> None:
+    """Removes entries whose writer was killed, and those of a Python with another compression.
 
-    Only those written since the last check, which is the time of the file `checked`, are read.
+    JAX neither uses nor replaces them. Only those written since the last check by this version of
+    Python, which is the time of the file `checked-3.x`, are read.
     """
-    checked, now = folder / "checked", time.time()
+    checked, now = folder / "checked-{}.{}".format(*sys.version_info), time.time()
     last = checked.stat().st_mtime if checked.exists() else 0.0
     for file in folder.glob("*-cache"):
         try:
             if file.stat().st_mtime < last - _CLOCKS:
                 continue
-            data = file.read_bytes()
-            complete = not data.startswith(b"\x78") or _is_whole(data)  # else not zlib's
-            if not data or not complete:
-                _log.info("Removing %s: it is incomplete.", file)
+            if not _is_readable(file.read_bytes()):
+                _log.info("Removing %s: JAX cannot read it.", file)
                 file.unlink(missing_ok=True)
         except OSError as error:
             _log.warning("%s: %s", file, error.strerror)
@@ -74,9 +73,12 @@ def _remove_oldest(folder: Path, max_bytes: int) -> None:
                 file.unlink()
 
 
-def _is_whole(data: bytes) -> bool:
+def _is_readable(data: bytes) -> bool:
+    """Returns whether JAX can decompress an entry: by zstd, which Python 3.14 has, else by zlib."""
+    from jax._src.compilation_cache import decompress_executable  # private: imported only if needed
+
     try:
-        zlib.decompress(data)
-    except zlib.error:
+        decompress_executable(data)
+    except Exception:  # zlib's, zstd's or zstandard's
         return False
     return True

@@ -1,6 +1,7 @@
 """The state of training, and the pure functions of it and a batch: training, evaluation."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.struct
@@ -12,6 +13,7 @@ from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from gptjax.common.xla_options import compiler_options
 from gptjax.model import GPTConfig, cross_entropy_sum, hidden_states, init, unembedding
 from gptjax.optim import Optimizer, schedules
 from gptjax.step import sharding
@@ -66,15 +68,18 @@ class StepFunctions:
         self.state_shapes = jax.eval_shape(self._init_state, seed_key)
         self.state_shardings = sharding.state_shardings(mesh, self.state_shapes)
         one = sharding.replicated(mesh)
-        init_state = jax.jit(self._init_state, out_shardings=self.state_shardings)
+        jit = functools.partial(
+            jax.jit, compiler_options=compiler_options(deterministic=config.deterministic)
+        )
+        init_state = jit(self._init_state, out_shardings=self.state_shardings)
         self.init_state = lambda: init_state(seed_key)
-        self.train_step = jax.jit(
+        self.train_step = jit(
             self._train_step,
             donate_argnums=0,
             in_shardings=(self.state_shardings, self.batch_sharding),
             out_shardings=(self.state_shardings, one),
         )
-        self.eval_step = jax.jit(
+        self.eval_step = jit(
             self._eval_sums,
             in_shardings=(self.state_shardings.params, self.batch_sharding),
             out_shardings=one,

@@ -312,3 +312,18 @@ def test_auto_takes_the_first_that_works(as_on_a_gpu, cudnn, pallas, documents, 
         config.model.attention = "cudnn"
         with pytest.raises(UserError, match="CUDNN_STATUS_NOT_SUPPORTED"):
             choose(config)
+
+
+def test_kernels_are_tried_as_the_run_compiles_them(as_on_a_gpu, monkeypatch):
+    """With an option that XLA does not know, no kernel compiles."""
+
+    def options(*, deterministic):
+        return {"no_such_option": True} if deterministic else {}
+
+    monkeypatch.setattr(attention_lib, "compiler_options", options)
+    config = rtx4070.get_config()
+    config.model.attention = "cudnn"
+    assert choose(config)[0] == "cudnn"
+    config.deterministic = True
+    with pytest.raises(UserError, match="'cudnn' does not work here: .*'no_such_option'"):
+        choose(config)

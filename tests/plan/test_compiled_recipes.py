@@ -10,7 +10,7 @@ import pytest
 
 from configs import rtx4070, rtx4070_110m, rtx4070_best
 from gptjax.model.config import GPTConfig
-from gptjax.plan import compile_step, devices, planner
+from gptjax.plan import compile_step, devices, planner, step_cost
 from gptjax.plan.hlo_traffic import Transfer
 from gptjax.plan.planner import Data, Plan, resolve_auto
 
@@ -126,3 +126,27 @@ def test_several_cards_exchange_gradients():
     assert any("all-reduce" in t.name for t in two.transfers)
     assert not any("all-reduce" in t.name for t in one.transfers)
     assert two.temporaries < 0.6 * one.temporaries
+
+
+def scatters(config):
+    """The sums into rows of a one-layer step, as text."""
+    config = resolve_auto(config, devices.find("rtx4070"))
+    config.model.n_layer = config.model.scan_unroll = 1
+    model_config = GPTConfig.from_config(config, config.tokenizer.vocab_size)
+    traced = step_cost.trace_step(
+        config,
+        *step_cost.step_functions(
+            config, model_config, compile_step._card_mesh(config, devices.find("rtx4070"))
+        ),
+    )
+    text = traced.lower().compile().as_text()
+    return [line for line in text.splitlines() if re.search(r" scatter\(", line)]
+
+
+def test_deterministic_sums_no_rows_by_atomic_additions():
+    """The gradient of the embeddings; cuDNN's kernels are chosen on the card only."""
+    config = rtx4070.get_config()
+    assert not any("unique_indices=true" in line for line in scatters(config))
+    config.deterministic = True
+    lines = scatters(config)
+    assert lines and all("unique_indices=true" in line for line in lines)

@@ -29,8 +29,10 @@ def nvidia_smi(monkeypatch, tmp_path):
         program.write_text(f"#!/bin/sh\ncat <<'END'\n{output}\nEND\n")
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+        devices._driver_value.cache_clear()
 
-    return install
+    yield install
+    devices._driver_value.cache_clear()
 
 
 # TFLOP/s of NVIDIA's whitepapers and data sheets: bfloat16 in tensor cores with float32 sums,
@@ -50,6 +52,7 @@ def nvidia_smi(monkeypatch, tmp_path):
         ("rtx4070tis", 88.2, 44.1, 44.1),
         ("rtx4080", 97.5, 48.7, 48.7),
         ("rtx4090", 165.2, 82.6, 82.6),
+        ("rtx5080-laptop", 70.3, 35.1, 35.1),
         ("rtx5070", 61.7, 30.9, 30.9),
         ("rtx5080", 112.6, 56.3, 56.3),
         ("rtx5090", 209.5, 104.8, 104.8),
@@ -84,6 +87,13 @@ def test_an_unlisted_device_has_the_peak_of_its_chip_at_the_drivers_clock(nvidia
     nvidia_smi(f"NVIDIA GeForce RTX 4090, 9999\n{kind}, 2000")
     flops = 2 * (256 if "GeForce" in kind else 512) * 20 * 2000e6
     assert devices.peak_flops(FakeDevice(kind)) == flops
+
+
+def test_nvidia_smi_is_asked_once(nvidia_smi, tmp_path):
+    nvidia_smi("Some GPU, 1000")
+    flops = devices.peak_flops(FakeDevice("Some GPU"))
+    (tmp_path / "nvidia-smi").unlink()
+    assert devices.peak_flops(FakeDevice("Some GPU")) == flops > 0
 
 
 def test_without_a_clock_or_a_known_chip_the_peak_is_unknown(nvidia_smi):

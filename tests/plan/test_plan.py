@@ -76,6 +76,14 @@ def test_claims_are_listed_beside_actual_figures(recipe):
         assert line.split(claimed)[1].strip().startswith(so)
 
 
+def test_deterministic_kernels_are_named(recipe):
+    config = copy.deepcopy(recipe.config)
+    config.deterministic = True
+    text = render.describe(dataclasses.replace(recipe, config=config), full=False)
+    assert "remat dots, deterministic: a step" in text
+    assert "deterministic" not in render.describe(recipe, full=False)
+
+
 def test_without_claims_there_is_no_section_of_them(recipe):
     config = copy.deepcopy(recipe.config)
     config.model.n_embd = 768

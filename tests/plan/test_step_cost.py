@@ -49,7 +49,9 @@ def test_flops_per_token_is_what_xla_counts(settings):
     """Unrolled, for XLA counts the body of a loop once; it counts elementwise work, too."""
     config, model_config = small(scan_unroll=3, **settings)
     config.train.gradient_accumulation_steps = 1
-    traced, _ = step_cost.trace_step(config, model_config, make_mesh(1, jax.devices()[:1]))
+    mesh = make_mesh(1, jax.devices()[:1])
+    steps, state = step_cost.step_functions(config, model_config, mesh)
+    traced = step_cost.trace_step(config, steps, state)
     counted = traced.lower().cost_analysis()["flops"] / tokens_of(config)
     elementwise = counted / flops_per_token(model_config) - 1
     assert 0 < elementwise < 0.06

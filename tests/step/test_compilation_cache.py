@@ -1,11 +1,12 @@
 """The cache of compiled programs: incomplete entries go, the others are read by JAX alone."""
 
 import os
-import zlib
 from pathlib import Path
 
 import jax
+import pyarrow as pa
 import pytest
+from jax._src import compilation_cache as jaxs
 
 from gptjax.step import compilation_cache
 from gptjax.step.compilation_cache import keep_compiled
@@ -29,8 +30,32 @@ def reads(monkeypatch):
     return names
 
 
+class Zstd:
+    """`compression.zstd` of Python 3.14, by pyarrow."""
+
+    @staticmethod
+    def compress(data):
+        return pa.compress(data, codec="zstd", asbytes=True)
+
+    @staticmethod
+    def decompress(data):
+        if not data:
+            raise OSError("no frame")
+        return pa.CompressedInputStream(pa.BufferReader(data), "zstd").read()
+
+
+@pytest.fixture(params=[None, Zstd], ids=["zlib", "zstd"])
+def compression(request, monkeypatch):
+    monkeypatch.setattr(jaxs, "zstd", request.param)
+
+
+def checked(folder):
+    (file,) = folder.glob("checked-*")
+    return file
+
+
 def entry(folder, name, *, size=1000, used=LONG_AGO, cut=0):
-    data = zlib.compress(os.urandom(size), level=0)
+    data = jaxs.compress_executable(os.urandom(size))
     path = folder / f"{name}-cache"
     path.write_bytes(data[: len(data) - cut])
     os.utime(path, (used, used))
@@ -41,20 +66,30 @@ def names(folder):
     return {path.name.removesuffix("-cache") for path in folder.glob("*-cache")}
 
 
-def test_incomplete_entries_are_removed_and_each_is_read_once(folder, reads):
+def test_incomplete_entries_are_removed_and_each_is_read_once(folder, reads, compression):
     entry(folder, "whole")
     entry(folder, "cut", cut=1)
+    entry(folder, "half", cut=500)
     (folder / "empty-cache").touch()
-    (folder / "other-cache").write_bytes(b"not zlib's")
-    os.utime(folder / "other-cache", (LONG_AGO, LONG_AGO))
     keep_compiled(str(folder))
-    assert names(folder) == {"whole", "other"} and len(reads) == 4
+    assert names(folder) == {"whole"} and len(reads) == 4
     reads.clear()
     keep_compiled(str(folder))  # nothing is new
     assert reads == []
-    new = entry(folder, "new", cut=10, used=(folder / "checked").stat().st_mtime + 1)
+    new = entry(folder, "new", cut=10, used=checked(folder).stat().st_mtime + 1)
     keep_compiled(str(folder))  # after a run that compiled, and was killed
-    assert reads == [new.name] and names(folder) == {"whole", "other"}
+    assert reads == [new.name] and names(folder) == {"whole"}
+
+
+def test_another_python_drops_what_it_cannot_read(folder, monkeypatch):
+    """JAX looks for the entries of Python 3.13 and 3.14 by the same name."""
+    entry(folder, "zlib")
+    keep_compiled(str(folder))
+    monkeypatch.setattr(jaxs, "zstd", Zstd)
+    monkeypatch.setattr(compilation_cache.sys, "version_info", (3, 14, 0))
+    entry(folder, "zstd")
+    keep_compiled(str(folder))
+    assert names(folder) == {"zstd"}
 
 
 def test_the_least_recently_used_go_first(folder, monkeypatch, reads):

@@ -14,6 +14,7 @@ from data_pipeline.loader import BatchIterator
 from data_pipeline.packing import PackedRows
 from gptjax.metrics.aggregate import average
 from gptjax.model.config import GPTConfig
+from gptjax.step import train_step
 from gptjax.step.sharding import make_mesh
 from gptjax.step.train_step import StepFunctions
 
@@ -172,6 +173,24 @@ def test_evaluation_has_no_dropout(steps, dropped):
     params = steps.init_state().params
     expected = steps.eval_step(params, batch)
     assert steps_with_dropout.eval_step(params, batch)["nats"] == expected["nats"]
+
+
+def test_deterministic_reaches_the_compiler_of_each_function(config, steps, monkeypatch):
+    """With an option that XLA does not know in its place, no function compiles."""
+    config = copy.deepcopy(config)
+    state, batch = steps.init_state(), random_batch(config, 2, 4)
+    monkeypatch.setattr(
+        train_step, "compiler_options", lambda *, deterministic: {"no_such_option": deterministic}
+    )
+    config.deterministic = True
+    functions = make_steps(config)
+    for call in (
+        functions.init_state,
+        lambda: functions.train_step(state, batch),
+        lambda: functions.eval_step(state.params, {name: a[:1] for name, a in batch.items()}),
+    ):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="'no_such_option'"):
+            call()
 
 
 SHARDED = """

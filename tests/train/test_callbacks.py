@@ -94,8 +94,8 @@ config = base.get_config()
 config.sample.prompts = ()
 assert callbacks.problems(config) == callbacks.measurements(config, None, None, None) == []
 assert callbacks.reports(config) == []
-names = "evaluate report".split()
-print([name for name in names if f"gptjax.{name}" in sys.modules])
+names = "gptjax.evaluate gptjax.report gptjax.serve jinja2 tensorboardX wandb"
+print([name for name in names.split() if name in sys.modules])
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

@@ -42,6 +42,19 @@ def test_the_steps_are_in_the_trace_and_nothing_else_changes(config, tmp_path):
     assert sum("dot" in e.get("name", "") for e in events) > 2 * 3 * 2  # XLA's operations
 
 
+def test_the_first_and_the_last_step_are_whole(monkeypatch, tmp_path):
+    """Steps run behind their dispatch: the trace waits for those before it, and for the last."""
+    events = []
+    monkeypatch.setattr(jax, "block_until_ready", lambda state: events.append(f"wait, {state}"))
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda *_, **__: events.append("start"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: events.append("stop"))
+    trace = StepTrace(tmp_path, range(2, 4), 0, 8)
+    for step in range(1, 5):
+        with trace.step(step, lambda: f"{len(events)} events"):
+            events.append(step)
+    assert events == [1, "wait, 1 events", "start", 2, 3, "wait, 5 events", "stop", 4]
+
+
 def test_a_trace_that_the_run_ends_is_written(config, monkeypatch):
     class Interrupted(Exception):
         pass
