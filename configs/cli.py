@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from configs import base
 from configs.errors import UserError
 from configs.validate import keys_like, leaves, unknown_keys
-from configs.workdir import CONFIG
+from configs.workdir import CONFIG, unused
 
 _FOLDERS = {"config": "configs", "sweep": "benchmarks/sweeps"}  # flag -> folder of its files
 
@@ -104,12 +104,14 @@ def _parse_config(argv: list[str], name: str) -> list[str]:
     """Parses the flags, after a check for mistakes that absl would report with a traceback."""
     files, others, problems = _sort_arguments(argv[1:], name)
     problems += [f"{file!r} is not used: --{name} is {files[0]}" for file in files[1:]]
+    is_workdir = False
     for file in files[:1]:
         path, _, workdir = file.partition(":")
+        is_workdir = Path(path).name == "workdir.py"
         if not Path(path).is_file():
             known = sorted(f.as_posix() for f in Path(_FOLDERS[name]).glob("[a-z]*.py"))
             problems.append(f"--{name}={path} is no file (available: {', '.join(known) or 'none'})")
-        elif Path(path).name == "workdir.py" and not (Path(workdir) / CONFIG).is_file():
+        elif is_workdir and not (Path(workdir) / CONFIG).is_file():
             problems.append(
                 f"--config={path}:{workdir} must name the workdir of a run, which has a "
                 f"{CONFIG} (for example --config={path}:runs/quickstart)"
@@ -117,7 +119,14 @@ def _parse_config(argv: list[str], name: str) -> list[str]:
     _exit_if(problems)
     # config_flags looks for keys in sys.argv, behind the file.
     sys.argv[1:] = [*(f"--{name}={file}" for file in files), *others]
-    return _parse_flags(sys.argv)
+    program = _parse_flags(sys.argv)
+    if is_workdir and (flags_left := unused(workdir, flags.FLAGS[name].value)):
+        print(
+            f"note: what {workdir}/{CONFIG} says of the machine it comes from is not used. To use "
+            f"it, add: {' '.join(flags_left)}",
+            file=sys.stderr,
+        )
+    return program
 
 
 def _sort_arguments(arguments: list[str], name: str) -> tuple[list[str], list[str], list[str]]:

@@ -1,8 +1,9 @@
-"""Imports a GPT-2 or Qwen3 of Hugging Face as a workdir: to evaluate, sample, and train from.
+r"""Imports a GPT-2 or Qwen3 of Hugging Face as a workdir: to evaluate, sample, and train from.
 
 python -m gptjax.import_hf --source=gpt2 --workdir=runs/gpt2
 python -m gptjax.generate --workdir=runs/gpt2
-python -m gptjax.main --config=configs/workdir.py:runs/gpt2 --config.workdir=runs/gpt2-tuned
+python -m gptjax.main --config=configs/workdir.py:runs/gpt2 --config.init_from=runs/gpt2 \
+    --config.tokenizer.file=runs/gpt2/tokenizer.model --config.workdir=runs/gpt2-tuned
 
 The source is a local folder with config.json, model.safetensors and the tokenizer: tokenizer.json,
 or vocab.json and merges.txt, or OpenAI's encoder.json and vocab.bpe.
@@ -33,9 +34,8 @@ from gptjax.model import GPTConfig, Params, gpt
 def import_hf(source: Path, workdir: Path) -> ConfigDict:
     """Creates a workdir with checkpoint 0 from the folder `source`; returns its configuration.
 
-    The configuration is that of configs/base.py with the model's shape, and `init_from` and
-    `tokenizer.file` name the new workdir: a run with it, in a workdir of its own, starts from the
-    model.
+    The configuration is that of configs/base.py with the model's shape. A run with it, in a workdir
+    of its own, starts from the model if `init_from` and `tokenizer.file` name the new workdir.
 
     Raises:
         UserError: the source is not a supported GPT-2 or Qwen3 or lacks a file, or the workdir
@@ -51,8 +51,7 @@ def import_hf(source: Path, workdir: Path) -> ConfigDict:
             f"{source}: its {tokenizer.vocab_size:,} tokens are over 65,536, the limit of 16 bits"
         )
     config = base.get_config()
-    config.workdir = config.init_from = str(workdir)
-    config.tokenizer.file = str(workdir / TOKENIZER)
+    config.workdir = str(workdir)
     config.tokenizer.vocab_size = tokenizer.vocab_size
     config.model.update(hf_weights.model_settings(hf))
     tensors = _tensors(source / "model.safetensors")
@@ -121,6 +120,7 @@ def _main(_: list[str]) -> None:
         f"wrote {workdir}: {shape.n_layer} layers x {shape.n_embd}, {shape.n_head} heads, "
         f"{config.tokenizer.vocab_size:,} tokens, {shape.block_size:,} positions\n"
         f"To train from it: python -m gptjax.main --config=configs/workdir.py:{workdir} "
+        f"--config.init_from={workdir} --config.tokenizer.file={workdir / TOKENIZER} "
         f"--config.workdir=..."
     )
 

@@ -26,7 +26,7 @@ from data_pipeline.token_store import TokenStore
 from gptjax.checkpoint import storage
 from gptjax.checkpoint.compatibility import changes, identity, incompatibilities
 from gptjax.checkpoint.storage import Damaged, NotFinite
-from gptjax.common.workdir import CHECKPOINTS, WorkdirLock
+from gptjax.common.workdir import CHECKPOINTS, WorkdirLock, refuse_links
 from gptjax.optim import decay_start
 from gptjax.step import StepFunctions, TrainState, host_copy, on_process_zero
 
@@ -61,7 +61,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, config: ConfigDict, store: TokenStore):
         """Locks the workdir and removes what interrupted saves left in it.
 
-        Raises UserError if another run uses the workdir, or it cannot be written.
+        Raises UserError if another run uses the workdir, or it cannot be written or has links.
         """
         self.before_save: Callable[[], None] = lambda: None  # called on process 0
         self.save_seconds: float | None = None  # that the last save took
@@ -78,6 +78,7 @@ class Checkpoints:
         on_process_zero(lambda: self._open(workdir), UserError)
 
     def _open(self, workdir: Path) -> int:
+        refuse_links(workdir)
         try:
             self._lock = WorkdirLock(workdir)
             self._folder.mkdir(exist_ok=True)

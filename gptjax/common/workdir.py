@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs.errors import UserError
 from configs.validate import leaves, unknown_keys
-from configs.workdir import CONFIG, completed
+from configs.workdir import CONFIG, MACHINE, recipe
 from data_pipeline.files import write_atomically
 from data_pipeline.lock import FileLock, Held
 
@@ -21,6 +22,7 @@ CHECKPOINTS = "checkpoints"  # a folder for each saved step
 EVALUATIONS = "eval"  # STEP.json, by gptjax.evaluate
 SAMPLES = "samples"  # STEP.txt
 TENSORBOARD = "tb"
+WANDB = "wandb"  # W&B's own folder
 WANDB_ID = "wandb_id"  # of the run in W&B, over all restarts
 TRACES = "profile"  # by gptjax.main --profile
 REPORT = "report.html"
@@ -46,6 +48,23 @@ class WorkdirLock(FileLock):
             ) from None
 
 
+def refuse_links(workdir: Path) -> None:
+    """Raises UserError for a symbolic link in `workdir`: what is written there could go anywhere.
+
+    W&B makes some of its own, in its folder.
+    """
+    for folder, folders, files in os.walk(workdir):
+        for name in [*folders, *files]:
+            if os.path.islink(path := os.path.join(folder, name)):
+                raise UserError(
+                    f"{path} is a symbolic link, which is not followed: a workdir from somebody "
+                    f"else could have its files written anywhere. Move the files to where the link "
+                    f"is; a workdir may itself be a link to another disk."
+                )
+        if Path(folder) == workdir and WANDB in folders:
+            folders.remove(WANDB)
+
+
 def save_config(config: ConfigDict, workdir: Path) -> None:
     """Writes the resolved configuration to `workdir/config.json`, atomically."""
     workdir.mkdir(parents=True, exist_ok=True)
@@ -54,7 +73,7 @@ def save_config(config: ConfigDict, workdir: Path) -> None:
 
 
 def load_config(workdir: Path) -> ConfigDict:
-    """Reads `workdir/config.json`; keys that are newer than it get their defaults, and are logged.
+    """Returns the `recipe` of `workdir/config.json`; keys that are newer than it are logged.
 
     Raises UserError if the file is missing or damaged, or has unknown keys.
     """
@@ -66,7 +85,7 @@ def load_config(workdir: Path) -> ConfigDict:
         )
     try:
         saved = json.loads(path.read_text())
-        stored, config = leaves(saved), completed(saved)
+        stored, config = leaves(saved), recipe(saved, str(workdir))
     except (ValueError, TypeError, AttributeError) as error:  # not JSON, no object, a value's type
         raise UserError(
             f"{path} is damaged ({error}). Run gptjax.main with the run's configuration again: "
@@ -74,7 +93,7 @@ def load_config(workdir: Path) -> ConfigDict:
         ) from error
     if problems := unknown_keys(leaves(config)):
         raise UserError(f"{path} was written by another version: " + "; ".join(problems))
-    if newer := [key for key in leaves(config) if key not in stored]:
+    if newer := [key for key in leaves(config) if key not in stored and key not in MACHINE]:
         _log.info("%s is older than %s: they have their defaults", path, ", ".join(newer))
     return config
 

@@ -8,15 +8,16 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import configs
-from configs.cli import define_config, run
+from absl import app
+
+from configs.cli import call
 from configs.errors import UserError
+from configs.workdir import completed
 from gptjax import main as training
 from gptjax.common.signals import StopSignal
 from gptjax.common.workdir import WorkdirLock, save_config
@@ -32,16 +33,13 @@ _LOG = "log.txt"
 _POLL = 0.2  # seconds between checks for a stop request
 
 
-def _train(workdir: str, log: str, cores: Sequence[int]) -> None:
-    """Runs gptjax.main with a workdir's config.json; the target of a new process."""
+def _train(config: dict[str, Any], log: str, cores: Sequence[int]) -> None:
+    """Runs gptjax.main with a configuration; the target of a new process."""
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.sched_setaffinity(0, cores)  # before JAX starts, which makes a thread for each core
-    file = Path(configs.__file__).with_name("workdir.py")
-    sys.argv = ["gptjax.main", f"--config={file}:{workdir}"]
-    define_config()
-    run(training.main)
+    app.run(lambda _: call(training.main, completed(config)), argv=["gptjax.main"])
 
 
 class _Running(NamedTuple):
@@ -105,7 +103,7 @@ class Runner:
         save_config(trial.config, trial.workdir)
         cores = self._free.pop(0)
         process = self._context.Process(
-            target=_train, args=(str(trial.workdir), str(trial.workdir / _LOG), cores)
+            target=_train, args=(trial.config.to_dict(), str(trial.workdir / _LOG), cores)
         )
         process.start()
         self._running.append(_Running(trial, process, cores, time.monotonic()))

@@ -257,15 +257,18 @@ def test_a_missing_package_is_reported(function, package, workdir, tmp_path, mon
 # Another run starts with the model
 
 
-def continued(workdir: Path, tmp_path: Path):
+def continued(workdir: Path, debug_config, tmp_path: Path):
     config = workdir_config.get_config(str(workdir))
     config.init_from, config.workdir = str(workdir), str(tmp_path / "tuned")
     config.tokenizer.file = str(workdir / "tokenizer.model")
+    config.data = copy.deepcopy(debug_config.data)
     return config
 
 
-def test_a_run_starts_with_the_parameters_and_tokenizer_of_another(workdir, tmp_path, monkeypatch):
-    config = continued(workdir, tmp_path)
+def test_a_run_starts_with_the_parameters_and_tokenizer_of_another(
+    workdir, debug_config, tmp_path, monkeypatch
+):
+    config = continued(workdir, debug_config, tmp_path)
     starts = []
 
     def spy(*args):
@@ -282,16 +285,16 @@ def test_a_run_starts_with_the_parameters_and_tokenizer_of_another(workdir, tmp_
     assert Tokenizer.load(tmp_path / "tuned/tokenizer.model").hash == tokenizer.hash
 
 
-def test_a_model_of_another_shape_is_refused_and_nothing_made(workdir, tmp_path):
-    config = continued(workdir, tmp_path)
+def test_a_model_of_another_shape_is_refused_and_nothing_made(workdir, debug_config, tmp_path):
+    config = continued(workdir, debug_config, tmp_path)
     config.model.n_embd, config.model.bias = 64, True
     with pytest.raises(UserError, match=r"n_embd: 32 saved, 64 now\n.*bias: False saved"):
         trainer.train_and_evaluate(config)
     assert not (tmp_path / "tuned" / "config.json").exists()
 
 
-def test_a_missing_tokenizer_file_is_reported(workdir, tmp_path):
-    config = continued(workdir, tmp_path)
+def test_a_missing_tokenizer_file_is_reported(workdir, debug_config, tmp_path):
+    config = continued(workdir, debug_config, tmp_path)
     config.tokenizer.file = str(tmp_path / "none")
     with pytest.raises(UserError, match="no such file"):
         trainer.train_and_evaluate(config)

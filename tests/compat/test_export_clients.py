@@ -370,6 +370,8 @@ def trained_and_exported(imported: Path, folder: Path) -> tuple[Any, Transformer
     program(
         "gptjax.main",
         f"--config=configs/workdir.py:{imported}",
+        f"--config.init_from={imported}",
+        f"--config.tokenizer.file={imported / 'tokenizer.model'}",
         f"--config.workdir={tuned}",
         "--config.data.source=data_pipeline/shard/quickstart.parquet",
         f"--config.data.cache_dir={folder / 'stores'}",
@@ -409,6 +411,7 @@ def test_an_imported_workdir_is_not_trained_in(imported):
     config.data.source = str(ROOT / "data_pipeline/shard/quickstart.parquet")
     config.data.val_fraction = 0.05
     config.data.cache_dir = str(imported.parent / "stores")
+    config.tokenizer.file = str(imported / "tokenizer.model")
     config.train.gradient_accumulation_steps = 1
 
     def contents() -> dict[Path, bytes]:  # the lock is made by asking whether it is free

@@ -2,17 +2,28 @@
 
 import json
 
+import jax
 import pytest
 
 from configs import base, quickstart
 from configs.errors import UserError
 from configs.validate import leaves
-from gptjax.common.workdir import load_config, save_config
+from configs.workdir import MACHINE, RECIPE, get_config
+from gptjax import main
+from gptjax.common.workdir import load_config, refuse_links, save_config
+
+
+def recipe_config():
+    """The quickstart, with the defaults of all that a workdir does not pass on."""
+    config, default = quickstart.get_config(), leaves(base.get_config())
+    config.update_from_flattened_dict({key: default[key] for key in MACHINE})
+    return config
 
 
 def test_round_trip_through_the_workdir(tmp_path):
     workdir = tmp_path / "deep" / "run"
-    config = quickstart.get_config()
+    config = recipe_config()
+    config.workdir = str(workdir)
     config.sample.prompts = ("One \u2581", "\U0001f600")
     config.train.max_hours = 1.5
     config.optim.learning_rate = 0.1 + 0.2  # not one of the short decimal numbers
@@ -47,7 +58,8 @@ def test_unknown_keys_are_refused(tmp_path):
 
 
 def test_missing_keys_get_their_defaults_and_are_logged(tmp_path, caplog):
-    config = quickstart.get_config()
+    config = recipe_config()
+    config.workdir = str(tmp_path)
     config.model.dropout = 0.25
     save_config(config, tmp_path)
     with caplog.at_level("INFO"):
@@ -59,11 +71,10 @@ def test_missing_keys_get_their_defaults_and_are_logged(tmp_path, caplog):
     with caplog.at_level("INFO"):
         loaded = load_config(tmp_path)
     default = base.get_config()
-    config.model.dropout, config.log = default.model.dropout, default.log
+    config.model.dropout = default.model.dropout
     assert loaded.to_dict() == config.to_dict()
     (message,) = caplog.messages
-    missing = [*(f"log.{key}" for key in default.log), "model.dropout"]
-    assert f"is older than {', '.join(missing)}: " in message
+    assert "is older than model.dropout: " in message  # keys of the machine are not read
 
 
 @pytest.mark.parametrize("text", ["", '{"model": {', "[1, 2]", '{"seed": "one"}', '{"model": 3}'])
@@ -71,3 +82,64 @@ def test_a_damaged_file_is_reported(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config\.json is damaged"):
         load_config(tmp_path)
+
+
+def test_every_key_describes_the_recipe_or_the_machine():
+    assert not RECIPE & MACHINE
+    assert RECIPE | MACHINE == set(leaves(base.get_config()))
+
+
+OTHER = {  # than the defaults
+    **dict.fromkeys(("workdir", "compilation_cache_dir", "init_from"), "elsewhere"),
+    **dict.fromkeys(("data.source", "data.cache_dir", "tokenizer.file"), "elsewhere"),
+    **{"allow_cpu": True, "data.prepare_workers": 7, "data.prefetch_batches": 7},
+    **{"eval.benchmarks": ("elsewhere",), "report.interval": 7, "log.tensorboard": False},
+    **{"log.wandb": True, "log.wandb_project": "elsewhere", "mesh.fsdp": 7},
+}
+
+
+@pytest.mark.parametrize("read", [lambda p: get_config(str(p)), load_config])
+def test_a_workdir_says_nothing_about_the_machine(tmp_path, read):
+    assert OTHER.keys() == MACHINE
+    config = quickstart.get_config()
+    config.update_from_flattened_dict(OTHER)
+    save_config(config, tmp_path)
+    read_back, default = leaves(read(tmp_path)), leaves(base.get_config())
+    for key in MACHINE - {"workdir"}:
+        assert read_back[key] == default[key] != OTHER[key], key
+    assert read_back["workdir"] == str(tmp_path)  # which the user has named
+    assert {key: read_back[key] for key in RECIPE} == {key: leaves(config)[key] for key in RECIPE}
+
+
+def test_programs_that_a_workdir_brings_along_are_not_executed(tmp_path, monkeypatch):
+    """JAX executes what lies in its compilation cache."""
+    planted = tmp_path / "run" / "compiled"
+    planted.mkdir(parents=True)
+    (planted / "jit_train_step-0-cache").write_bytes(b"machine code")
+    config = quickstart.get_config()
+    config.compilation_cache_dir = str(planted)
+    save_config(config, tmp_path / "run")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.chdir(tmp_path)
+    set_to = {}
+    monkeypatch.setattr(jax.config, "update", set_to.__setitem__)
+    monkeypatch.setattr(main, "require_gpu", lambda _: None)
+    monkeypatch.setattr(main, "train_and_evaluate", lambda *_: None)
+    main.main(get_config(str(tmp_path / "run")))
+    assert set_to["jax_compilation_cache_dir"] == base.get_config().compilation_cache_dir
+    assert [file.name for file in planted.iterdir()] == ["jit_train_step-0-cache"]  # not "checked"
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "eval", "tb/plugins", "lock"])
+def test_links_in_a_workdir_are_refused(tmp_path, name):
+    workdir = tmp_path / "run"
+    (workdir / name).parent.mkdir(parents=True)
+    (workdir / "wandb").mkdir()
+    (workdir / "wandb" / "latest-run").symlink_to(tmp_path)  # W&B's own
+    refuse_links(workdir)
+    (workdir / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=f"{name} is a symbolic link"):
+        refuse_links(workdir)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    refuse_links(tmp_path / "link")  # the user's own
