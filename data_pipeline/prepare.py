@@ -80,14 +80,19 @@ def prepare(config: ConfigDict) -> Path:
 
 def prepared(config: ConfigDict, store_hash: str) -> TokenStore | None:
     """Returns the complete store of this hash and the settings of `config`; reads no source."""
-    for manifest in Path(config.data.cache_dir).glob(f"[!.]*/{token_store.MANIFEST}"):
-        if manifest.parent.suffix != _UNFINISHED:
-            with contextlib.suppress(DataError):  # a damaged store, or one of another format
-                store = TokenStore.open(manifest.parent)
-                if store.hash == store_hash and store.manifest["settings"] == _settings(config):
-                    _warn_of_damage(store)
-                    return store
+    for store in complete_stores(config.data.cache_dir):
+        if store.hash == store_hash and store.manifest["settings"] == _settings(config):
+            _warn_of_damage(store)
+            return store
     return None
+
+
+def complete_stores(cache_dir: str) -> Iterator[TokenStore]:
+    """Opens the stores in a folder, without those that are unfinished or of another format."""
+    for manifest in Path(cache_dir).glob(f"[!.]*/{token_store.MANIFEST}"):
+        if manifest.parent.suffix != _UNFINISHED:
+            with contextlib.suppress(DataError):
+                yield TokenStore.open(manifest.parent)
 
 
 def _warn_of_damage(store: TokenStore) -> None:

@@ -16,7 +16,7 @@ from absl import flags
 from configs import cli
 from configs.errors import UserError
 from data_pipeline.files import write_atomically
-from gptjax.common.workdir import EVALUATIONS
+from gptjax.common.workdir import EVALUATIONS, refuse_links
 from gptjax.evaluate import benchmarks
 from gptjax.evaluate.published import text_table
 from gptjax.evaluate.text_loss import Texts, evaluate_documents, read_parquet, validation_documents
@@ -56,13 +56,15 @@ def _main(_: list[str]) -> None:
     values = flags.FLAGS
     workdir, limit = Path(values.workdir), values.limit
     files = benchmarks.find_files([Path(p) for p in values.benchmarks])
+    refuse_links(workdir)
     run = load_run(workdir)
     n_params = count_params(run.model_config)[0]
     print(f"{workdir}, step {run.step:,}: {n_params:,} parameters", flush=True)
     path = workdir / EVALUATIONS / f"{run.step}.json"
     save(path, {"step": run.step, "n_params": n_params})  # fails early if it cannot be written
     if values.val:
-        result = evaluate_documents(run, validation_documents(run), "val")
+        store = None if values.store is None else Path(values.store)
+        result = evaluate_documents(run, validation_documents(run, workdir, store), "val")
         print(_line("val", result), flush=True)
         save(path, {"val": result})
     for text in map(Path, values.text):
@@ -81,6 +83,9 @@ def _main(_: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
     flags.DEFINE_bool("val", True, "Evaluate the whole validation split.")
+    flags.DEFINE_string(
+        "store", None, "Token store of that split; default: the run's, in data/stores."
+    )
     flags.DEFINE_list("text", [], "Parquet files of other text, with columns text and id.")
     flags.DEFINE_list(
         "benchmarks",

@@ -8,15 +8,18 @@ from typing import Any
 import jax
 import numpy as np
 
+from configs import base
 from configs.errors import UserError
 from data_pipeline import parquet
 from data_pipeline.packing import Documents, PackedRows, Row, permutation
-from data_pipeline.prepare import prepare
+from data_pipeline.prepare import complete_stores
 from data_pipeline.progress import BatchProgress
 from data_pipeline.subset import evaluation_rows
 from data_pipeline.token_store import TokenStore
 from data_pipeline.tokenizer import Tokenizer
+from gptjax.checkpoint import storage
 from gptjax.common.one_ahead import one_ahead
+from gptjax.common.workdir import CHECKPOINTS
 from gptjax.inference import LoadedModel
 from gptjax.inference.scoring import rows_per_batch, token_scores
 from gptjax.metrics import aggregate
@@ -130,22 +133,33 @@ def _owners(rows: PackedRows, g: int, n_targets: int) -> np.ndarray:
     return np.append(owners[1:], owners[-1])[:n_targets]  # the final BOS: of the last document
 
 
-def validation_documents(run: LoadedModel) -> Documents:
-    """Returns the validation split of a run.
+def validation_documents(run: LoadedModel, workdir: Path, folder: Path | None) -> Documents:
+    """Returns the validation split of the run in `workdir`, compared with its hashes.
+
+    It is in the token store `folder`; None: in the one of the default data.cache_dir whose content
+    is what the run's checkpoint names, for the paths in a workdir can be another machine's.
 
     Raises:
-        UserError: the data is missing, or is not that of the run.
+        UserError: there is no such store, it is damaged, or of another tokenizer than the run's.
     """
     try:
-        store = TokenStore.open(prepare(run.config))
+        store = TokenStore.open(folder) if folder else _store_of_the_run(run, workdir)
+        if store.tokenizer.hash != run.tokenizer.hash:
+            raise UserError(f"{store.path} was made with another tokenizer than the run's.")
+        store.verify("val")
     except UserError as error:
         raise UserError(
-            f"the validation split is not available: {error}\nEvaluate without it: --noval, with "
-            f"other text (--text=FILE.parquet) or benchmarks (--benchmarks=FOLDER)."
+            f"the validation split is not available: {error}\nName a token store (--store=FOLDER, "
+            f"which data_pipeline.prepare prints) or evaluate without it: --noval, with other text "
+            f"(--text=FILE.parquet) or benchmarks (--benchmarks=FOLDER)."
         ) from error
-    if store.tokenizer.hash != run.tokenizer.hash:
-        raise UserError(
-            f"{run.config.data.source} is not the data of this run: its token store has another "
-            f"tokenizer. Restore the run's own data, or leave the validation split out: --noval."
-        )
     return store.split("val")
+
+
+def _store_of_the_run(run: LoadedModel, workdir: Path) -> TokenStore:
+    cache_dir = base.get_config().data.cache_dir
+    meta = storage.read_meta(workdir / CHECKPOINTS / str(run.step))
+    for store in complete_stores(cache_dir):
+        if store.identity == meta.get("store"):  # an imported model has none
+            return store
+    raise UserError(f"no complete token store in {cache_dir} has the content of the run's.")

@@ -1,8 +1,10 @@
 """Loss over documents against a plain sum over them, standard errors, other text, the program."""
 
 import copy
+import dataclasses
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from configs import base
 from configs.errors import UserError
 from data_pipeline.packing import permutation
 from data_pipeline.token_store import TOKENIZER
-from gptjax.checkpoint import Checkpoints, RunProgress
+from gptjax.checkpoint import Checkpoints, RunProgress, storage
 from gptjax.common.workdir import save_config
 from gptjax.evaluate import __main__
 from gptjax.evaluate.text_loss import Texts, evaluate_documents, read_parquet, validation_documents
@@ -234,16 +237,16 @@ def program(*arguments):
     )
 
 
-def test_the_program_prints_and_saves_results(workdir, tmp_path):
+def test_the_program_prints_and_saves_results(workdir, store, tmp_path):
     lines = [{"good": f"It is {i}.", "bad": f"It are {i}.", "uid": "be"} for i in range(9)]
     (tmp_path / "blimp.jsonl").write_text("\n".join(map(json.dumps, lines)))
     text = write(tmp_path / "a.parquet", [f"Some text, number {i}." for i in range(9)])
     arguments = (f"--text={text}", f"--benchmarks={tmp_path}", "--limit=5")
-    result = program(f"--workdir={workdir}", *arguments)
+    result = program(f"--workdir={workdir}", f"--store={store.path}", *arguments)
     assert result.returncode == 0, result.stderr
     loaded = load_run(workdir)
     saved = json.loads((workdir / "eval" / "0.json").read_text())
-    assert saved["val"] == evaluate_documents(loaded, validation_documents(loaded))
+    assert saved["val"] == evaluate_documents(loaded, store.split("val"))
     assert saved["text"][str(text)]["n_documents"] == 5
     assert saved["benchmarks"]["blimp/be"]["n"] == 5
     assert f"{saved['val']['loss']:.4f} ± {saved['val']['loss_stderr']:.4f}" in result.stdout
@@ -266,18 +269,32 @@ def test_the_program_reports_mistakes_before_work(workdir, tmp_path):
         assert "Traceback" not in result.stderr
 
 
-def test_missing_data_is_reported_with_alternatives(run, tmp_path):
-    config = copy.deepcopy(run.config)
-    config.data.source = str(tmp_path / "none.parquet")
-    with pytest.raises(UserError, match=r"(?s)no file or folder .*none\.parquet.*--noval"):
-        validation_documents(run._replace(config=config))
+def test_the_split_is_found_by_the_content_that_the_checkpoint_names(workdir, store, monkeypatch):
+    """No path of config.json is used: it can be of another machine."""
+    run = load_run(workdir)
+    with pytest.raises(UserError, match=r"(?s)no complete token store in data/stores.*--noval"):
+        validation_documents(run, workdir, None)
+    default = base.get_config()
+    default.data.cache_dir = str(store.path.parent)
+    monkeypatch.setattr(base, "get_config", lambda: default)
+    found = validation_documents(run, workdir, None)
+    assert found.doc_lengths.tolist() == store.split("val").doc_lengths.tolist()
+    meta = {"store": {**store.identity, "content": ["0" * 64]}}
+    monkeypatch.setattr(storage, "read_meta", lambda _: meta)
+    with pytest.raises(UserError, match="no complete token store"):
+        validation_documents(run, workdir, None)
 
 
-def test_data_of_another_run_is_refused(run, store):
-    config = copy.deepcopy(run.config)
-    config.tokenizer.vocab_size = 500
-    with pytest.raises(UserError, match="--noval"):
-        validation_documents(run._replace(config=config))
+def test_a_store_of_another_tokenizer_and_a_damaged_one_are_refused(run, workdir, store, tmp_path):
+    folder = Path(shutil.copytree(store.path, tmp_path / "store"))
+    validation_documents(run, workdir, folder)
+    path = folder / "00000-val.tokens"
+    path.write_bytes(bytes(2) + path.read_bytes()[2:])
+    with pytest.raises(UserError, match=r"(?s)val\.tokens: the contents have changed.*--noval"):
+        validation_documents(run, workdir, folder)
+    other = dataclasses.make_dataclass("Other", ["hash"])("0")
+    with pytest.raises(UserError, match=r"(?s)another tokenizer.*--noval"):
+        validation_documents(run._replace(tokenizer=other), workdir, store.path)
 
 
 def test_a_damaged_results_file_is_reported(tmp_path):
