@@ -1,6 +1,6 @@
 """The token store on disk: a folder of flat uint16 token files with document lengths.
 
-    manifest.json          sources, settings, counts, and size and sha256 of each file; written last
+    manifest.json          sources, settings, counts, sha256 of each file and its own; written last
     tokenizer.model
     00000-train.tokens     <u2: BOS, tokens of a document, BOS, tokens of the next, ...
     00000-train.lengths    <i4: tokens of each document, BOS included
@@ -32,6 +32,14 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.model"  # a SentencePiece model, or the tokenizer.json of an imported GPT-2
 KINDS = ("tokens", "lengths", "rows")  # of files of a split of a shard
 _COUNTED = (("tokens", "tokens", 2), ("lengths", "documents", 4))  # kind, unit, bytes of each
+_KEYS = frozenset(  # of a manifest
+    """
+    format sources settings tokenizer published splits usable_documents exact_duplicates skipped
+    damaged pieces files
+    """.split()
+)
+_DIGEST = "sha256"  # key of the manifest's own digest, which older ones lack
+_BUFFER = 1 << 20  # bytes read at a time
 MAX_MAPS = 256  # token files of a split open at a time: the usual limit is 1,024 open files
 
 
@@ -170,12 +178,26 @@ class TokenStore:
             self._splits[name] = Split(self.path, name, self.manifest["pieces"])
         return self._splits[name]
 
-    def verify(self) -> None:
-        """Compares the sha256 of every file with the manifest; DataError where one differs."""
-        for name, expected in self.manifest["files"].items():
-            if file_record(self.path / name) != expected:
+    def verify(self, split: str | None = None) -> int:
+        """Reads every file, or those of one split; returns their number.
+
+        Raises:
+          DataError: a file is not what the manifest says (its sha256 differs), cannot be read, or
+            holds a token that the tokenizer has not.
+        """
+        names = [name for name in self.manifest["files"] if not split or f"-{split}." in name]
+        for name in names:
+            try:
+                digest, highest = _scan(self.path / name)
+            except OSError as e:
+                raise _unusable(self.path, f"it cannot be read ({e.strerror})", name) from e
+            if digest != self.manifest["files"][name]["sha256"]:
                 problem = "the contents have changed since the store was made"
                 raise _unusable(self.path, problem, name)
+            if name.endswith(".tokens") and highest >= self.tokenizer.vocab_size:
+                size = f"the tokenizer has only {self.tokenizer.vocab_size:,}"
+                raise _unusable(self.path, f"it holds the token {highest:,}, and {size}", name)
+        return len(names)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -196,19 +218,37 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     keys = {"sources", "settings", "tokenizer", "splits", "pieces", "damaged", "files"}
     if missing := sorted(keys - manifest.keys()):
         raise _unusable(folder, f"the manifest is damaged (it lacks {missing})", MANIFEST)
+    digest = manifest.pop(_DIGEST, None)
+    if digest != hash_json(manifest) if digest is not None else manifest.keys() - _KEYS:
+        raise _unusable(folder, "the manifest is damaged (it is not what was written)", MANIFEST)
     return manifest
 
 
 def file_record(path: Path) -> dict[str, Any]:
     """Returns size and sha256 of a file, as the manifest holds them."""
+    return {"size_bytes": path.stat().st_size, "sha256": _scan(path)[0]}
+
+
+def _scan(path: Path) -> tuple[str, int]:
+    """Returns the sha256 of a file and the highest of its uint16 numbers.
+
+    Python's lock is free while a block is read, hashed and compared: other threads keep running.
+    """
+    digest, highest = hashlib.sha256(), 0
+    data = memoryview(bytearray(_BUFFER))
+    numbers = np.frombuffer(data, "<u2")
     with path.open("rb") as f:
-        digest = hashlib.file_digest(f, "sha256").hexdigest()
-    return {"size_bytes": path.stat().st_size, "sha256": digest}
+        while n := f.readinto(data):
+            digest.update(data[:n])
+            highest = max(highest, int(numbers[: n // 2].max(initial=0)))
+    return digest.hexdigest(), highest
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Writes the manifest: the last step, which marks the store as complete."""
-    write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    content = {key: value for key, value in manifest.items() if key != _DIGEST}
+    text = json.dumps({**content, _DIGEST: hash_json(content)}, indent=1)
+    write_atomically(folder / MANIFEST, (text + "\n").encode())
 
 
 def shard_file(folder: Path, shard: int, split: str, kind: str) -> Path:

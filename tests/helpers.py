@@ -18,6 +18,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from configs import base
+from data_pipeline.token_store import MANIFEST, file_record, write_manifest
 from data_pipeline.tokenizer import SPACE
 from gptjax.model.config import GPTConfig
 from gptjax.model.gpt import hidden_states, init, unembedding
@@ -134,6 +135,23 @@ def ask(port, method, path, body=None, **headers):
         connection.request(method, path, data, {**standard, **named})
         response = connection.getresponse()
         return response.status, json.loads(response.read())
+
+
+def flip_bit(path, where, bit):
+    data = bytearray(path.read_bytes())
+    data[where] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def with_ids(folder, split, ids):
+    """Replaces the first ids of a split of a store; the manifest has the hash of the new file."""
+    path = folder / f"00000-{split}.tokens"
+    tokens = np.fromfile(path, "<u2")
+    tokens[: len(ids)] = ids
+    tokens.tofile(path)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"][path.name] = file_record(path)
+    write_manifest(folder, manifest)
 
 
 class Page(html.parser.HTMLParser):

@@ -250,12 +250,15 @@ TABLE: dict[tuple[str, str], list[tuple[str, str]]] = {
             "base = int(self._starts[doc] - self._first_token[shard])",
             "base = int(self._starts[doc])",
         ),
-        (
-            "if file_record(self.path / name) != expected:",
-            'if file_record(self.path / name)["size_bytes"] != expected["size_bytes"]:',
-        ),
         ("if tokenizer.hash != expected:", "if False:"),
         ('hash_json({**self.identity, "files": manifest["files"]})', "hash_json(self.identity)"),
+    ],
+    ("data_pipeline/token_store.py", "tests/data_pipeline/test_verification.py"): [
+        ("if digest != self.manifest", "if False and digest != self.manifest"),
+        ("highest >= self.tokenizer.vocab_size", "highest > self.tokenizer.vocab_size"),
+        ("int(numbers[: n // 2].max(initial=0))", "int(numbers[: n // 4].max(initial=0))"),
+        ("while n := f.readinto(data):", "if n := f.readinto(data):"),
+        ("if digest != hash_json(manifest) if", "if False if"),
     ],
     ("data_pipeline/tokenizer.py", "tests/data_pipeline/test_tokenizer.py"): [
         ('self._cache[SPACE] = np.array(byte_ids, "<u2").tobytes()', "pass"),

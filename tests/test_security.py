@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import DataError
-from data_pipeline.token_store import MANIFEST, TokenStore
+from data_pipeline.token_store import MANIFEST, TokenStore, write_manifest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
@@ -112,7 +112,7 @@ def hostile(store, tmp_path):
     def open_with(change):
         manifest = json.loads((folder / MANIFEST).read_text())
         change(manifest, folder)
-        (folder / MANIFEST).write_text(json.dumps(manifest))
+        write_manifest(folder, manifest)
         return TokenStore.open(folder)
 
     return open_with

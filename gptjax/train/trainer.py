@@ -18,6 +18,7 @@ from data_pipeline.loader import BatchIterator
 from data_pipeline.progress import format_seconds
 from data_pipeline.subset import training_rows, validate_store
 from data_pipeline.token_store import TOKENIZER, TokenStore
+from data_pipeline.verification import Verification
 from gptjax.checkpoint import Checkpoints, RunProgress
 from gptjax.common.one_ahead import one_ahead
 from gptjax.common.signals import StopSignal
@@ -101,7 +102,8 @@ class Trainer:
         progress: RunProgress,
         trace: StepTrace,
     ):
-        """Reads the validation rows and starts reading training rows ahead."""
+        """Reads the validation rows; starts reading training rows ahead and verifying the store."""
+        self._verification = Verification(store)
         self.state = state
         self.step = int(state.step)
         self._config = config
@@ -139,8 +141,8 @@ class Trainer:
     def loop(self) -> None:
         """Trains until `train.max_iters`, `train.max_hours` or a signal; saves the last state.
 
-        Raises UserError after `train.max_consecutive_skips` skipped steps in a row, without saving,
-        or if the last state cannot be saved.
+        Raises UserError if the store is damaged, after `train.max_consecutive_skips` skipped steps
+        in a row and where all were skipped, without saving; or if the last state cannot be saved.
         """
         train = self._config.train
         if self._at_end or self._out_of_time:
@@ -160,11 +162,20 @@ class Trainer:
             self._between_steps(self._due())
             while not stopping():
                 for dispatched in one_ahead(self._steps_until_due(stopping)):
-                    self._training_log.add(dispatched)
+                    self._report(dispatched)
                 self._between_steps(self._due())
             if not (self._at_end or stop.received):
                 notice = self._stop_notice()
                 _log.info("train.max_hours = %g is reached: %s", train.max_hours, notice)
+            self._verification.wait()
+            if self._training_log.skipped.total >= self.step and not stop.received:
+                raise UserError(
+                    f"all {self.step:,} steps were skipped, for their loss or gradient was not "
+                    f"finite: nothing was learnt, and nothing was saved. Start in another workdir "
+                    f"with a lower --config.optim.learning_rate, or with "
+                    f"--config.model.compute_dtype=float32; the documents of each step are in "
+                    f"metrics.jsonl (skipped/documents)."
+                )
             self._checkpoints.finish(self.state, self._progress())
 
     @property
@@ -185,7 +196,7 @@ class Trainer:
             dispatched = self._dispatch()
             jax.block_until_ready(dispatched.metrics)
             _log.info("First step done, compiled, in %.1f s.", time.monotonic() - start)
-        self._training_log.add(dispatched, timed=False)
+        self._report(dispatched, timed=False)
 
     def _announce_duration(self) -> None:
         """Logs what a step and the run will take; of a micro-step, the forward pass is timed."""
@@ -208,6 +219,7 @@ class Trainer:
 
     def _dispatch(self) -> DispatchedStep:
         """Starts the next step without waiting for its result."""
+        self._verification.check()
         first_row = self._batches.state["next_row"]
         with self._training_log.window.waiting():
             batch = next(self._batches)
@@ -215,6 +227,14 @@ class Trainer:
         with self._trace.step(self.step, lambda: self.state):
             self.state, metrics = self._train_step(self.state, batch)
         return DispatchedStep(self.step, first_row, metrics)
+
+    def _report(self, step: DispatchedStep, *, timed: bool = True) -> None:
+        """Reports the metrics of a step; a damaged store is named before what it has led to."""
+        try:
+            self._training_log.add(step, timed=timed)
+        except UserError:
+            self._verification.wait()
+            raise
 
     def _due(self) -> list[PeriodicCallback]:
         return [c for c in self.callbacks if c.due(self.step, at_end=self._at_end)]
@@ -229,6 +249,7 @@ class Trainer:
                 self._save()
 
     def _evaluate_and_save(self, step: int, params: Any) -> None:
+        self._verification.wait()  # a state that a damaged store has made is not saved
         start = time.monotonic()
         values = self._validation.run(params)
         seconds = time.monotonic() - start

@@ -19,7 +19,7 @@ from configs import base
 from configs.errors import DataError, UserError
 from configs.validate import leaves
 from data_pipeline import encode, prepare, statistics, tokenizer_sample, worker_pool
-from data_pipeline.token_store import TokenStore
+from data_pipeline.token_store import TokenStore, write_manifest
 
 ROOT = Path(__file__).parents[2]
 VOCAB = 300
@@ -228,8 +228,9 @@ def test_damaged_store_is_an_error_not_a_silent_rebuild(shard, tmp_path):
 
 def test_store_of_other_settings_is_rejected(shard, tmp_path):
     store = prepare.prepare(make_config(shard, tmp_path))
-    path = store / "manifest.json"
-    path.write_text(path.read_text().replace('"val_fraction": 0.2', '"val_fraction": 0.7'))
+    manifest = TokenStore.open(store).manifest
+    manifest["settings"]["val_fraction"] = 0.7
+    write_manifest(store, manifest)
     with pytest.raises(DataError, match=r"settings.val_fraction: 0.7 saved, 0.2 now"):
         prepare.prepare(make_config(shard, tmp_path))
 
