@@ -175,6 +175,19 @@ class Checkpoints:
         for step in set(steps) - kept:
             storage.remove(self._folder / str(step))
 
+    def space_notice(self, state: TrainState) -> str:
+        """Returns a warning where the disk cannot hold the checkpoints that are to be kept."""
+        kept = self._config.checkpoint.keep_latest + self._config.checkpoint.keep_best
+        to_come = kept + 1 - len(storage.list_steps(self._folder))  # the new one precedes removals
+        needed = max(0, to_come) * sum(x.nbytes for x in jax.tree.leaves(state))
+        if needed <= (free := shutil.disk_usage(self._folder).free):
+            return ""
+        return (
+            f"{self._folder} will need {needed / 1e9:.3g} GB more for its checkpoints, and "
+            f"{free / 1e9:.3g} GB are free: saves will fail unless you free some space or lower "
+            f"--config.checkpoint.keep_latest or --config.checkpoint.keep_best."
+        )
+
     def request_save(self) -> None:
         """Makes a save due."""
         self._next_try = time.monotonic()

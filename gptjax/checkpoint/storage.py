@@ -7,8 +7,10 @@ Orbax's CheckpointManager is not used: it neither syncs before it renames nor ke
 """
 
 import contextlib
+import errno
 import itertools
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,10 +25,12 @@ import orbax.checkpoint as ocp
 from configs.errors import UserError
 from data_pipeline.files import differences, fsync, hash_json
 from gptjax.checkpoint import digests
+from gptjax.checkpoint.late_writes import silence_late_writes
 from gptjax.common.workdir import CHECKPOINTS
 
 FORMAT = 1  # raise it when the meaning of what is saved changes
 DAMAGED = "damaged"  # folder for checkpoints that were set aside
+_SAVING = ".saving-"  # in the name of a folder that is being written
 _UNFINISHED = re.compile(r"\.\d+\.(saving|removing)\b.*")
 _tries = itertools.count()
 
@@ -54,6 +58,7 @@ def write(folder: Path, items: Mapping[str, Any], meta: Mapping[str, Any]) -> No
 
     Raises:
         NotFinite: if an array holds a value that is not finite.
+        OSError: if the disk has less free space than the arrays have bytes.
         Exception: of any kind, from Orbax or the file system. Nothing is left behind.
     """
     arrays = {name: digests.named(tree) for name, tree in items.items()}
@@ -66,10 +71,12 @@ def write(folder: Path, items: Mapping[str, Any], meta: Mapping[str, Any]) -> No
     records = {item: digests.records(named) for item, named in arrays.items()}
     meta = {"format": FORMAT, **meta, "arrays": records}
     # A new name for each try: threads of a failed one may still be writing.
-    unfinished = folder.with_name(f".{folder.name}.saving-{next(_tries)}")
+    unfinished = folder.with_name(f".{folder.name}{_SAVING}{next(_tries)}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         clean(folder.parent)
+        _check_space(folder.parent, sum(a.nbytes for i in arrays.values() for a in i.values()))
+        silence_late_writes(_SAVING)
         args = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
         args["meta"] = ocp.args.JsonSave({**meta, "sha256": hash_json(meta)})
         with _checkpointer(args) as checkpointer:
@@ -80,6 +87,13 @@ def write(folder: Path, items: Mapping[str, Any], meta: Mapping[str, Any]) -> No
     except BaseException:
         clean(folder.parent)
         raise
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    """Raises before Orbax begins what it cannot end: compressed, arrays are hardly smaller."""
+    if needed > (free := shutil.disk_usage(folder).free):
+        text = f"{os.strerror(errno.ENOSPC)}: {needed / 1e9:.3g} GB needed, {free / 1e9:.3g} free"
+        raise OSError(errno.ENOSPC, text, str(folder))
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

@@ -66,6 +66,8 @@ def train_and_evaluate(config: ConfigDict, traced_steps: range = range(0)) -> Tr
         done, max_iters = int(state.step), config.train.max_iters
         if notice := rewarm_notice(config.optim, max_iters):
             _log.info("%s", notice)
+        if jax.process_index() == 0 and (notice := checkpoints.space_notice(state)):
+            _log.warning("%s", notice)
         trace = StepTrace(workdir / TRACES, traced_steps, done, max_iters)
         try:
             _write_description(config, store)  # only now: a run that is refused changes nothing

@@ -1,18 +1,22 @@
 """Failed saves: earlier checkpoints stay, the error is reported, and a later save succeeds."""
 
 import copy
+import logging
 import resource
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
+import jax
 import pytest
 from helpers import bits, state_of
 from test_manager import contents
 
 from configs.errors import UserError
 from gptjax.checkpoint import Checkpoints, RunProgress, storage, verify
+from gptjax.checkpoint.late_writes import silence_late_writes
 from gptjax.common.workdir import WorkdirLock
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +56,43 @@ def test_files_that_cannot_grow(checkpoints, initial, steps, tmp_path):
     save(checkpoints, initial, 2)
     assert names(folder) == ["1", "2"] and verify(tmp_path / "run") == {1: "", 2: ""}
     assert bits(checkpoints.restore(steps)[0]) == bits(state_of(initial, 2))
+
+
+def test_what_comes_late_from_a_failed_save_is_not_printed(caplog, monkeypatch):
+    """And nothing else is lost: neither errors of other loops, nor other calls of a closed one."""
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: shown.append(unraisable.value))
+    log = logging.getLogger("asyncio")
+    monkeypatch.setattr(log, "filters", [])
+    silence_late_writes.__wrapped__(".saving-")
+    for value in (RuntimeError("Event loop is closed"), RuntimeError("x"), ValueError("y")):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=value, value=str(value)))
+    assert shown == ["x", "y"]
+    log.error("Future exception was never retrieved\nfuture: <... runs/.2.saving-14.tmp/a>")
+    log.error("Future exception was never retrieved\nfuture: <... of a server>")
+    assert [record.getMessage()[-12:] for record in caplog.records] == ["of a server>"]
+
+
+def test_a_disk_without_room_is_noticed_before_anything_is_written(
+    checkpoints, initial, tmp_path, monkeypatch
+):
+    folder = tmp_path / "run" / "checkpoints"
+    n_bytes = sum(x.nbytes for x in jax.tree.leaves(initial)) - initial.step.nbytes
+    usage = shutil.disk_usage(folder)
+    disk = {"free": n_bytes - 1}
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(**disk))
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_checkpointer", None)  # Orbax does not begin
+        gb = f"{n_bytes / 1e9:.3g}"
+        with pytest.raises(UserError, match=f"step 2 could not .*o space left .* {gb} GB needed"):
+            save(checkpoints, initial, 2)
+    assert names(folder) == ["1"]
+    disk["free"] = n_bytes
+    assert checkpoints.space_notice(initial).startswith(str(folder))
+    save(checkpoints, initial, 2)
+    assert names(folder) == ["1", "2"]
+    disk["free"] = 3 * n_bytes  # keeps two latest, the best, and has two
+    assert checkpoints.space_notice(initial) == ""
 
 
 def test_a_removed_workdir_is_made_again(checkpoints, initial, steps, tmp_path, caplog):

@@ -146,6 +146,7 @@ def test_a_disk_that_is_full_for_a_while(config, tmp_path):
     result = limited(config, tmp_path / "run", 3, 7)
     assert result.returncode == 0, result.stderr
     assert "could not be saved" in result.stderr and "Saving works again" in result.stderr
+    assert "Traceback" not in result.stderr
     left = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
     assert "12" in left and not [name for name in left if "tmp" in name]
     same = copy.deepcopy(config)
@@ -159,6 +160,7 @@ def test_a_disk_that_stays_full_is_reported_at_the_end(config, tmp_path):
     assert result.returncode == 1
     assert "error: the state of step 12 could not be saved" in result.stderr
     assert "newest good checkpoint is that of step 2" in result.stderr
+    assert "Traceback" not in result.stderr
     result = limited(config, tmp_path / "run", 99, 99)  # there is room again
     assert result.returncode == 0, result.stderr
     assert "Continuing from" in result.stderr and "step 12/12" in result.stderr
