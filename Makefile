@@ -16,7 +16,7 @@ EXTRAS := $(basename $(notdir $(wildcard requirements/*.txt)))
 STAMP := .venv/installed-$(EXTRA)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow mutants lint format lock clean
+.PHONY: help setup quickstart test test-slow mutants lint audit format lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -42,13 +42,17 @@ lint: $(STAMP)  ## check style, formatting, types and the direction of imports
 	$(PY) -m mypy
 	$(dir $(PY))lint-imports
 
+audit: $(STAMP)  ## is a locked package known to be vulnerable? asks PyPI; seconds, also without a network
+	$(PY) -m tests.audit $(ARGS)
+
 format: $(STAMP)  ## reformat, and apply the fixes that are safe
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 
 # Versions stay where pyproject.toml still allows them; UPGRADE=--upgrade takes the newest. One set of
-# versions for every Python and machine, and the CUDA locks take theirs from the CPU lock.
-COMPILE = $(UV) pip compile pyproject.toml --group dev --universal --python-version 3.11 \
+# versions for every Python and machine, and the CUDA locks take theirs from the CPU lock. What listens
+# on a port (serve) and what reads files from elsewhere (export) are locked, and audited, too.
+COMPILE = $(UV) pip compile pyproject.toml --group dev --extra serve --extra export --universal --python-version 3.11 \
 	--fork-strategy fewest --generate-hashes --no-emit-index-url --custom-compile-command "make lock" \
 	--quiet $(UPGRADE)
 lock: $(if $(filter .venv/%,$(UV)),$(STAMP))  ## resolve pyproject.toml again into requirements/
