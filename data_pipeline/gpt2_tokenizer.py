@@ -122,7 +122,7 @@ class ByteLevel:
         return np.array(self._bpe.encode(text, add_special_tokens=False).ids, "<u2").tobytes()
 
 
-def _make_bpe(vocab: dict[str, int], merges: list[tuple[str, ...]], name: str) -> Any:
+def _make_bpe(vocab: dict[str, int], merges: list[Any], name: str) -> Any:
     try:
         import tokenizers
     except ImportError as e:
