@@ -199,17 +199,18 @@ def started(command: list[str], environment: dict[str, str]) -> Iterator[Callabl
         text=True,
         env=os.environ | environment,
     ) as process:
-        assert process.stdin is not None and process.stdout is not None
+        to_process, from_process = process.stdin, process.stdout
+        assert to_process is not None and from_process is not None
 
         def read() -> float:
-            line = process.stdout.readline()
+            line = from_process.readline()
             if not line:
                 sys.exit(f"error: {' '.join(command)} ended")
             return float(line)
 
         def step() -> float:
-            process.stdin.write("\n")
-            process.stdin.flush()
+            to_process.write("\n")
+            to_process.flush()
             seconds = read()
             time.sleep(_PAUSE)
             return seconds
@@ -217,7 +218,7 @@ def started(command: list[str], environment: dict[str, str]) -> Iterator[Callabl
         loss, expected = read(), np.log(SIZES[command[-1]][-1])  # of an untrained model
         assert np.isnan(loss) or abs(loss - expected) < 0.5, (command, loss)
         yield step
-        process.stdin.close()
+        to_process.close()
 
 
 def processor() -> str:
