@@ -6,6 +6,7 @@ A configuration file is given as `--config=FILE`, `--config FILE` or `FILE`, a k
 
 import functools
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 from configs import base
 from configs.errors import UserError
+from configs.read import os_reason
 from configs.validate import keys_like, leaves, unknown_keys
 from configs.workdir import CONFIG, unused
 
@@ -61,7 +63,10 @@ def run_argv(main: Callable[[list[str]], None], *, positional: bool = False) -> 
 
 
 def call(main: Callable[..., None], *args: object) -> None:
-    """Sets up logging and calls `main(*args)`; a `UserError` is printed, with exit status 1."""
+    """Sets up logging and calls `main(*args)`.
+
+    A `UserError`, or an OSError with its file and reason, is printed, with exit status 1.
+    """
     absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs each save, which gptjax logs too
     handler = absl_logging.get_absl_handler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
@@ -69,9 +74,18 @@ def call(main: Callable[..., None], *args: object) -> None:
         logging.getLogger(package).setLevel(logging.INFO)
     try:
         main(*args)
-    except UserError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"\nerror: {_paragraph(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _paragraph(error: UserError | OSError) -> str:
+    if not isinstance(error, OSError) or error.filename is None:
+        return str(error)
+    return (
+        f"{os.fsdecode(error.filename)}: {os_reason(error)}. Check the path, its permissions and "
+        "the disk."
+    )
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -119,8 +133,13 @@ def _parse_config(argv: list[str], name: str) -> list[str]:
     _exit_if(problems)
     # config_flags looks for keys in sys.argv, behind the file.
     sys.argv[1:] = [*(f"--{name}={file}" for file in files), *others]
-    program = _parse_flags(sys.argv)
-    if is_workdir and (flags_left := unused(workdir, flags.FLAGS[name].value)):
+    try:
+        program = _parse_flags(sys.argv)
+        flags_left = unused(workdir, flags.FLAGS[name].value) if is_workdir else []
+    except UserError as error:  # of a saved configuration
+        _exit_if([str(error)])
+        raise
+    if flags_left:
         print(
             f"note: what {workdir}/{CONFIG} says of the machine it comes from is not used. To use "
             f"it, add: {' '.join(flags_left)}",

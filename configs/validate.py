@@ -10,13 +10,15 @@ from ml_collections import ConfigDict
 from configs import base
 from configs.errors import UserError
 
+MAX_SIZE = 1 << 20  # of a model's dimensions: products of three fit into 64 bits
+MAX_STEPS = 1 << 24  # of a run: a float32, as in schedules, counts no further
+
 _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "must be positive",
         lambda x: x > 0,
         """
-        model.block_size model.n_layer model.n_head model.n_embd model.rope_theta model.scan_unroll
-        train.batch_size train.gradient_accumulation_steps train.max_iters train.log_interval
+        model.rope_theta train.batch_size train.gradient_accumulation_steps train.log_interval
         train.max_epochs train.max_consecutive_skips train.max_hours eval.eval_interval
         eval.eval_iters optim.learning_rate optim.muon_learning_rate optim.lr_decay_iters optim.eps
         tokenizer.sample_bytes data.prefetch_batches checkpoint.keep_latest mesh.fsdp
@@ -26,12 +28,27 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "must not be negative",
         lambda x: x >= 0,
         """
-        seed model.loss_chunk model.n_kv_head model.mlp_dim optim.min_lr optim.warmup_iters
+        seed model.loss_chunk optim.min_lr optim.warmup_iters
         optim.wsd_decay_iters optim.weight_decay optim.weight_decay_end optim.grad_clip
         train.loss_spike_sigma data.max_train_tokens data.prepare_workers checkpoint.keep_best
         eval.benchmark_interval eval.benchmark_limit sample.interval sample.max_new_tokens
         sample.temperature sample.top_k report.interval
         """,
+    ),
+    (
+        f"must be positive and at most {MAX_SIZE:,}",
+        lambda x: 0 < x <= MAX_SIZE,
+        "model.block_size model.n_layer model.n_head model.n_embd model.scan_unroll",
+    ),
+    (
+        f"must be positive and at most {MAX_STEPS:,}",
+        lambda x: 0 < x <= MAX_STEPS,
+        "train.max_iters",
+    ),
+    (
+        f"must not be negative and at most {MAX_SIZE:,}",
+        lambda x: 0 <= x <= MAX_SIZE,
+        "model.n_kv_head model.mlp_dim",
     ),
     (
         "must be in [0, 1)",
@@ -58,13 +75,19 @@ _CHOICES = {
     "optim.schedule": ("cosine", "wsd"),
     "optim.weight_decay_schedule": ("constant", "linear"),
 }
+_TEXTS = "sample.prompts eval.benchmarks"
 # key -> (what a value must be, whether it is); a key that is not set (None) always passes.
-CONSTRAINTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    key: (text, holds) for text, holds, keys in _RANGES for key in keys.split()
-} | {
-    key: (f"must be one of {', '.join(values)}", values.__contains__)
-    for key, values in _CHOICES.items()
-}
+CONSTRAINTS: dict[str, tuple[str, Callable[[Any], bool]]] = (
+    {key: (text, holds) for text, holds, keys in _RANGES for key in keys.split()}
+    | {
+        key: (f"must be one of {', '.join(values)}", values.__contains__)
+        for key, values in _CHOICES.items()
+    }
+    | {
+        key: ("must hold texts", lambda texts: all(isinstance(text, str) for text in texts))
+        for key in _TEXTS.split()
+    }
+)
 
 
 def validate(config: ConfigDict, n_devices: int, extra_problems: Sequence[str] = ()) -> None:
@@ -89,6 +112,7 @@ def range_problems(values: Mapping[str, Any]) -> list[str]:
 def _relations(config: ConfigDict, n_devices: int) -> Iterator[str]:
     """Yields the problems of keys that are valid alone but not together, or not on the devices."""
     model, optim, train = config.model, config.optim, config.train
+    yield from model_problems(model)
     if model.attention == "cudnn" and config.data.document_mask:
         yield (
             "model.attention = 'cudnn' cannot honour data.document_mask = True: use auto, pallas "
@@ -96,26 +120,11 @@ def _relations(config: ConfigDict, n_devices: int) -> Iterator[str]:
         )
     if model.attention == "cudnn" and model.compute_dtype == "float32":
         yield "model.attention = 'cudnn' needs model.compute_dtype = bfloat16"
-    if model.n_head > 0:
-        head_dim, rest = divmod(model.n_embd, model.n_head)
-        if rest:
-            yield (
-                f"model.n_embd = {model.n_embd} must be a multiple of model.n_head = {model.n_head}"
-            )
-        if model.position == "rope" and head_dim % 2:
-            yield (
-                f"model.position = 'rope' rotates pairs, so that heads (model.n_embd / "
-                f"model.n_head = {head_dim}) must be of an even width"
-            )
-        if model.n_kv_head > 0 and model.n_head % model.n_kv_head:
-            yield f"model.n_kv_head = {model.n_kv_head} must divide model.n_head = {model.n_head}"
-        if model.attention == "cudnn" and head_dim % 8:
-            yield (
-                "model.attention = 'cudnn' needs heads (model.n_embd / model.n_head) of a multiple "
-                "of 8 wide"
-            )
-    if model.bias and model.norm == "rmsnorm":
-        yield "model.bias = True needs model.norm = layernorm: an RMSNorm has no bias"
+    if model.attention == "cudnn" and model.n_head > 0 and model.n_embd // model.n_head % 8:
+        yield (
+            "model.attention = 'cudnn' needs heads (model.n_embd / model.n_head) of a multiple "
+            "of 8 wide"
+        )
     tokens = train.batch_size * model.block_size
     if model.loss_chunk > 0 and tokens % model.loss_chunk:
         yield (
@@ -153,6 +162,25 @@ def _relations(config: ConfigDict, n_devices: int) -> Iterator[str]:
         yield f"sample.interval = {config.sample.interval} needs sample.prompts to continue"
     if not all(config.eval.benchmarks):
         yield 'eval.benchmarks names an empty path: --config.eval.benchmarks="()" is none'
+
+
+def model_problems(model: ConfigDict) -> Iterator[str]:
+    """Yields the problems of keys of `model` that are valid alone but give no model together."""
+    if model.n_head > 0:
+        head_dim, rest = divmod(model.n_embd, model.n_head)
+        if rest:
+            yield (
+                f"model.n_embd = {model.n_embd} must be a multiple of model.n_head = {model.n_head}"
+            )
+        if model.position == "rope" and head_dim % 2:
+            yield (
+                f"model.position = 'rope' rotates pairs, so that heads (model.n_embd / "
+                f"model.n_head = {head_dim}) must be of an even width"
+            )
+        if model.n_kv_head > 0 and model.n_head % model.n_kv_head:
+            yield f"model.n_kv_head = {model.n_kv_head} must divide model.n_head = {model.n_head}"
+    if model.bias and model.norm == "rmsnorm":
+        yield "model.bias = True needs model.norm = layernorm: an RMSNorm has no bias"
 
 
 def raise_problems(problems: Sequence[str]) -> None:

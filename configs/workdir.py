@@ -8,16 +8,18 @@ this machine: they have the defaults of configs/base.py and the values of the co
 `workdir` is the folder that was given.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.errors import UserError
+from configs.read import MIB, read_json
 from configs.validate import leaves
 
 CONFIG = "config.json"  # in every workdir
+MAX_CONFIG = MIB  # bytes
 RECIPE = frozenset(
     """
     seed deterministic data.val_fraction data.max_train_tokens data.document_mask data.on_corrupt
@@ -65,10 +67,16 @@ def completed(saved: dict[str, Any]) -> ConfigDict:
     """Returns a saved configuration in which keys that are newer than it have their defaults.
 
     The default of a key is what runs did before the key existed. Unknown keys stay: the caller
-    refuses them.
+    refuses them. UserError where the value of a key is of another type.
     """
-    config = base.get_config()
-    config.update(ConfigDict(saved))
+    config, defaults = base.get_config(), leaves(base.get_config())
+    try:
+        config.update(ConfigDict(saved))
+        unset = [key for key, value in leaves(config).items() if value is None]
+        if unset := [key for key in unset if defaults.get(key) is not None]:
+            raise ValueError(f"{', '.join(unset)} is null")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"this is no configuration ({error})") from error
     return config
 
 
@@ -80,5 +88,5 @@ def unused(workdir: str, config: ConfigDict) -> list[str]:
 
 
 def _saved(workdir: str) -> dict[str, Any]:
-    saved: dict[str, Any] = json.loads((Path(workdir) / CONFIG).read_text())
+    saved: dict[str, Any] = read_json(Path(workdir) / CONFIG, MAX_CONFIG)
     return saved

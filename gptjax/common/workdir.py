@@ -1,5 +1,6 @@
 """The folder of a run: its lock, the names of its files, its configuration and metrics."""
 
+import io
 import json
 import logging
 import math
@@ -10,17 +11,22 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.errors import UserError
-from configs.validate import leaves, unknown_keys
-from configs.workdir import CONFIG, MACHINE, recipe
+from configs.read import MIB, mismatch, parse_json, read_bytes, read_json
+from configs.validate import leaves, model_problems, range_problems, unknown_keys
+from configs.workdir import CONFIG, MACHINE, MAX_CONFIG, recipe
 from data_pipeline.files import write_atomically
 from data_pipeline.lock import FileLock, Held
 
 _log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"  # one JSON object a line: step, time and values
+MAX_METRICS = 128 * MIB  # bytes: 300,000 lines of usual length
+MAX_LINES = 1_000_000
 CHECKPOINTS = "checkpoints"  # a folder for each saved step
 EVALUATIONS = "eval"  # STEP.json, by gptjax.evaluate
+MAX_EVALUATION = 4 * MIB  # bytes of one of them
 SAMPLES = "samples"  # STEP.txt
+MAX_SAMPLE = MIB  # bytes of one of them
 TENSORBOARD = "tb"
 WANDB = "wandb"  # W&B's own folder
 WANDB_ID = "wandb_id"  # of the run in W&B, over all restarts
@@ -84,16 +90,20 @@ def load_config(workdir: Path) -> ConfigDict:
             f"`python -m gptjax.main` wrote to (config.workdir), for example runs/quickstart."
         )
     try:
-        saved = json.loads(path.read_text())
-        stored, config = leaves(saved), recipe(saved, str(workdir))
-    except (ValueError, TypeError, AttributeError) as error:  # not JSON, no object, a value's type
+        saved = read_json(path, MAX_CONFIG)
+        config = recipe(saved, str(workdir))
+    except UserError as error:
         raise UserError(
             f"{path} is damaged ({error}). Run gptjax.main with the run's configuration again: "
             f"it rewrites the file."
         ) from error
-    if problems := unknown_keys(leaves(config)):
+    values = leaves(config)
+    if problems := unknown_keys(values):
         raise UserError(f"{path} was written by another version: " + "; ".join(problems))
-    if newer := [key for key in leaves(config) if key not in stored and key not in MACHINE]:
+    if problems := [*range_problems(values), *model_problems(config.model)]:
+        raise UserError(f"{path} cannot be of a run: " + "; ".join(problems))
+    stored = leaves(saved)
+    if newer := [key for key in values if key not in stored and key not in MACHINE]:
         _log.info("%s is older than %s: they have their defaults", path, ", ".join(newer))
     return config
 
@@ -102,16 +112,20 @@ def read_metrics(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Returns (lines of `workdir/metrics.jsonl`, text of incomplete lines).
 
     A run that is writing, or was killed, leaves half a line. Values that are not finite are None.
+    Raises UserError if the file is larger than MAX_METRICS or has more lines than MAX_LINES.
     """
     path = workdir / METRICS
-    lines, damaged = [], []
-    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+    lines: list[dict[str, Any]] = []
+    damaged: list[str] = []
+    for text in io.BytesIO(read_bytes(path, MAX_METRICS)) if path.is_file() else ():
+        if len(lines) == MAX_LINES:
+            raise UserError(f"{path} has over {MAX_LINES:,} lines: raise train.log_interval.")
         try:
-            line = json.loads(text)
-            if not (isinstance(line["step"], int) and 0 <= line["step"] < 1 << 53):
-                raise ValueError("no step")
-        except (ValueError, TypeError, KeyError, RecursionError):
-            damaged.append(text)
+            line = parse_json(text)
+        except ValueError:
+            line = None
+        if mismatch(line, {"step": int}) or not 0 <= line["step"] < 1 << 53:
+            damaged.append(text.decode(errors="replace").rstrip("\n"))
         else:
             lines.append({name: finite_or_none(value) for name, value in line.items()})
     return lines, damaged
@@ -119,7 +133,4 @@ def read_metrics(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 def finite_or_none(value: Any) -> Any:
     """Returns `value`, or None for a number that is not finite, which JSON cannot hold."""
-    try:
-        return None if isinstance(value, int | float) and not math.isfinite(value) else value
-    except OverflowError:  # an integer too large for a float
-        return None
+    return None if isinstance(value, float) and not math.isfinite(value) else value

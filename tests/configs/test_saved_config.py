@@ -1,6 +1,7 @@
 """config.json of a workdir, written and read back."""
 
 import json
+import math
 
 import jax
 import pytest
@@ -77,7 +78,15 @@ def test_missing_keys_get_their_defaults_and_are_logged(tmp_path, caplog):
     assert "is older than model.dropout: " in message  # keys of the machine are not read
 
 
-@pytest.mark.parametrize("text", ["", '{"model": {', "[1, 2]", '{"seed": "one"}', '{"model": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", '{"model": {', "[1, 2]", '{"seed": "one"}', '{"model": 3}'),
+        *('{"a":' * 100_000 + "1" + "}" * 100_000, '{"sample": {"prompts": ["\\ud800"]}}'),
+        *('{"seed": %s}' % ("9" * 5000), '{"model.n_layer": 3}', '{"seed": 1}' + " " * (1 << 20)),
+        '{"model": {"n_layer": null}}',
+    ],
+)
 def test_a_damaged_file_is_reported(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config\.json is damaged"):
@@ -143,3 +152,21 @@ def test_links_in_a_workdir_are_refused(tmp_path, name):
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk")
     refuse_links(tmp_path / "link")  # the user's own
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("n_layer", 0, "n_layer = 0 must be positive"),  # would divide by it
+        ("n_layer", 10**12, "must be positive and at most 1,048,576"),
+        ("n_head", 3, "must be a multiple of model.n_head"),
+        ("rope_theta", math.nan, "must be positive"),
+        ("position", "none", "must be one of learned, rope"),
+    ],
+)
+def test_values_that_give_no_model_are_refused_when_they_are_read(tmp_path, key, value, words):
+    config = base.get_config()
+    config.model[key] = value
+    save_config(config, tmp_path)
+    with pytest.raises(UserError, match=rf"config\.json cannot be of a run: .*{words}"):
+        load_config(tmp_path)
