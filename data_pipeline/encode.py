@@ -21,12 +21,15 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from configs.errors import DataError
+from configs.read import MIB, read_json
 from data_pipeline.files import fsync, new_files
-from data_pipeline.parquet import Damage, ShardInfo, read_row_group
+from data_pipeline.parquet import Damage, read_row_group
+from data_pipeline.parquet_footer import ShardInfo
 from data_pipeline.token_store import KINDS, SPLITS, shard_file, shard_files
 from data_pipeline.tokenizer import Tokenizer
 
 PART_BYTES = 4_000_000  # text in a part: about a second of work, the most an interruption loses
+_MAX_COUNTS = 16 * MIB  # bytes: a line for each damaged row group
 DOCUMENT = np.dtype(  # of a part, 33 bytes
     [
         ("row", "<u4"),  # in the parquet file
@@ -127,7 +130,7 @@ def new_part(path: Path) -> Iterator[Mapping[str, BinaryIO]]:
 def read_part(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """Returns the documents (DOCUMENT records) and the counts of a finished part."""
     documents = np.fromfile(path / "documents", DOCUMENT)
-    return documents, json.loads((path / "counts.json").read_text())
+    return documents, read_json(path / "counts.json", _MAX_COUNTS)
 
 
 def discard_damaged(folder: Path) -> None:

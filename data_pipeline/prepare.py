@@ -31,11 +31,18 @@ from ml_collections import ConfigDict
 from configs import cli
 from configs.errors import DataError
 from configs.validate import leaves, raise_problems, range_problems
-from data_pipeline import encode, parquet, statistics, token_store, tokenizer_sample, worker_pool
+from data_pipeline import (
+    encode,
+    parquet_footer,
+    statistics,
+    token_store,
+    tokenizer_sample,
+    worker_pool,
+)
 from data_pipeline.files import differences, fsync, hash_json, write_atomically
 from data_pipeline.known_files import identify
 from data_pipeline.lock import FileLock
-from data_pipeline.parquet import ShardInfo
+from data_pipeline.parquet_footer import ShardInfo
 from data_pipeline.statistics import summary
 from data_pipeline.token_store import SPLITS, TokenStore
 from data_pipeline.tokenizer import Tokenizer, train_from_counts
@@ -112,7 +119,7 @@ def locate(config: ConfigDict) -> tuple[Path, list[ShardInfo]]:
       UserError: a setting is unusable.
     """
     settings = _settings(config)
-    shards = [parquet.inspect(path) for path in parquet.find_shards(config.data.source)]
+    shards = parquet_footer.inspect_all(parquet_footer.find_shards(config.data.source))
     identity = {
         "format": token_store.FORMAT,
         "recipe": PREPARATION_VERSION,
@@ -202,7 +209,7 @@ def _make(
 def _check_unchanged(shards: Sequence[ShardInfo], work: Path) -> None:
     for shard in shards:
         with contextlib.suppress(DataError, OSError):
-            if parquet.inspect(shard.path) == shard:
+            if parquet_footer.inspect(shard.path) == shard:
                 continue
         shutil.rmtree(work)  # parts of two different files cannot be mixed
         raise DataError(

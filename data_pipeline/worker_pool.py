@@ -1,18 +1,16 @@
 """Runs work in several processes; the result does not depend on their number."""
 
-import contextlib
 import logging
 import multiprocessing
 import os
 import signal
-import sys
 import threading
-import types
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Self, TypeVar
 
 from configs.errors import DataError
+from data_pipeline.child import bare_main
 from data_pipeline.encode import Part, encode_part
 from data_pipeline.progress import BatchProgress
 
@@ -56,7 +54,7 @@ class Pool:
                 yield item, function(item)
             return
         try:
-            with _bare_main():  # submitting starts the processes
+            with bare_main():  # submitting starts the processes
                 pending = {self._pool.submit(function, item): item for item in items}
             for future in futures.as_completed(pending):
                 yield pending.pop(future), future.result()
@@ -87,20 +85,6 @@ def encode_parts(parts: Sequence[Part], pool: Pool) -> None:
 def missing(parts: Sequence[Part]) -> list[Part]:
     """Returns the parts that do not exist yet."""
     return [part for part in parts if not part.path.exists()]
-
-
-@contextlib.contextmanager
-def _bare_main() -> Iterator[None]:
-    """Hides the main module, which spawned processes import.
-
-    With gptjax.main, each worker would import JAX and reserve memory of the GPU for nothing.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
 
 def _start_worker() -> None:

@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+import types
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX is imported
 # Processes, and programs that tests start, share what they compile; the checkout stays clean.
@@ -19,12 +20,15 @@ import jax
 import pytest
 
 from configs import debug
+from data_pipeline import child, parquet_footer
 from data_pipeline.prepare import prepare
 from data_pipeline.token_store import TokenStore
 from gptjax.model.config import GPTConfig
 from gptjax.step.sharding import make_mesh
 from gptjax.step.train_step import StepFunctions
 
+# Tests of child.py itself, and of files that kill it, have a real process, which takes 0.3 s.
+parquet_footer.child = types.SimpleNamespace(call=lambda f, x: f(x), Died=child.Died)
 jax.config.update("jax_numpy_rank_promotion", "raise")  # a silent broadcast hides a wrong shape
 
 

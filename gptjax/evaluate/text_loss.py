@@ -10,7 +10,7 @@ import numpy as np
 
 from configs import base
 from configs.errors import UserError
-from data_pipeline import parquet
+from data_pipeline import parquet, parquet_footer
 from data_pipeline.packing import Documents, PackedRows, Row, permutation
 from data_pipeline.prepare import complete_stores
 from data_pipeline.progress import BatchProgress
@@ -57,7 +57,7 @@ def read_parquet(
     """
     if not path.is_file():
         raise UserError(f"--text: there is no file {path}.")
-    info = parquet.inspect(path)
+    info = parquet_footer.inspect(path)
     drawn = set(permutation(info.n_documents, 0, 0)[:limit].tolist())
     first, n_texts = 0, 0  # number of the row group's first row in the file
     with BatchProgress(name, "documents", len(drawn), info.n_row_groups) as progress:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipeline.parquet import NoSource
+from data_pipeline.parquet_footer import NoSource
 from data_pipeline.prepare import prepare, prepared
 from data_pipeline.token_store import TokenStore
 from gptjax.checkpoint import storage

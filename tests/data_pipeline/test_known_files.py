@@ -6,7 +6,7 @@ import pytest
 from test_prepare import make_config, make_rows, write_shard
 
 from configs.errors import DataError
-from data_pipeline import known_files, parquet, prepare, statistics
+from data_pipeline import known_files, parquet_footer, prepare, statistics
 from data_pipeline.token_store import TokenStore
 
 
@@ -71,7 +71,7 @@ def test_a_truncated_download_names_the_published_size(shard):
     shard.write_bytes(shard.read_bytes()[:-100])
     message = rf"the file is truncated.*someone/texts.* has {known.size_bytes:,} bytes"
     with pytest.raises(DataError, match=message):
-        parquet.inspect(shard)
+        parquet_footer.inspect(shard)
 
 
 def test_preparation_hashes_once_and_its_summary_names_the_file(shard, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs.errors import DataError
-from data_pipeline import parquet
+from data_pipeline import parquet, parquet_footer
 
 N = 250  # documents, in row groups of 100
 
@@ -35,7 +35,7 @@ def shard(tmp_path):
 
 
 def read(path, skipped=None):
-    info = parquet.inspect(path)
+    info = parquet_footer.inspect(path)
     groups = (parquet.read_row_group(path, i, skipped=skipped) for i in range(info.n_row_groups))
     return [document for group in groups for document in group]
 
@@ -47,7 +47,7 @@ def damage(path, offset, data):
 
 
 def test_inspect_and_read_agree_with_pyarrow(shard):
-    info = parquet.inspect(shard)
+    info = parquet_footer.inspect(shard)
     assert (info.n_documents, info.row_group_sizes) == (N, (100, 100, 50))
     assert info.size_bytes == shard.stat().st_size
     expected = pq.read_table(shard).to_pylist()
@@ -63,17 +63,17 @@ def test_text_bytes_estimate_the_text(tmp_path):
     texts = pa.array([f"{i} " * 500 for i in range(N)])
     pq.write_table(table(text=texts), path, row_group_size=100)
     true = sum(len(t.as_py()) for t in texts)
-    assert true <= sum(parquet.inspect(path).text_bytes) < 1.1 * true
+    assert true <= sum(parquet_footer.inspect(path).text_bytes) < 1.1 * true
 
 
 def test_identity_follows_the_content(shard, tmp_path):
-    info = parquet.inspect(shard)
+    info = parquet_footer.inspect(shard)
     copy = tmp_path / "elsewhere" / shard.name
     copy.parent.mkdir()
     copy.write_bytes(shard.read_bytes())
-    assert parquet.inspect(copy).identity() == info.identity()
+    assert parquet_footer.inspect(copy).identity() == info.identity()
     pq.write_table(table(token_count=pa.array([7] * N)), shard, row_group_size=100)
-    assert parquet.inspect(shard).identity() != info.identity()
+    assert parquet_footer.inspect(shard).identity() != info.identity()
     assert read(shard)[0].token_count == 7  # the old footer is not used again
 
 
@@ -94,7 +94,7 @@ def test_extra_and_reordered_columns_do_not_matter(tmp_path, shard):
     extra = table(nested=pa.array([{"text": 1}] * N))
     pq.write_table(extra.select(["nested", "token_count", "url", "id", "text"]), path)
     assert [d[1:] for d in read(path)] == [d[1:] for d in read(shard)]
-    assert sum(parquet.inspect(path).text_bytes) > 5000  # of `text`, not of `nested.text`
+    assert sum(parquet_footer.inspect(path).text_bytes) > 5000  # of `text`, not of `nested.text`
 
 
 @pytest.mark.parametrize("token_count", [None, pa.array(["many"] * N)])
@@ -116,22 +116,24 @@ def test_unusable_rows_are_skipped_and_counted(tmp_path):
 
 
 def test_find_shards(tmp_path, shard):
-    assert parquet.find_shards(shard) == [shard]
-    assert parquet.find_shards(str(tmp_path)) == [shard]
+    assert parquet_footer.find_shards(shard) == [shard]
+    assert parquet_footer.find_shards(str(tmp_path)) == [shard]
     (tmp_path / "000_00001.parquet.part").touch()  # a download in progress
     (tmp_path / ".hidden.parquet").touch()
     (tmp_path / "folder.parquet").mkdir()
-    assert parquet.find_shards(tmp_path) == [shard]
+    assert parquet_footer.find_shards(tmp_path) == [shard]
     for name in ("b.parquet", "000_00001.parquet", "10.parquet", "9.parquet"):
         (tmp_path / name).touch()
-    names = [path.name for path in parquet.find_shards(tmp_path)]
+    names = [path.name for path in parquet_footer.find_shards(tmp_path)]
     assert names == [shard.name, "000_00001.parquet", "10.parquet", "9.parquet", "b.parquet"]
 
 
 @pytest.mark.parametrize("name", ["", "missing", "missing.parquet"])
 def test_no_shard_says_what_to_download(tmp_path, name):
-    with pytest.raises(parquet.NoSource, match="HuggingFaceFW/fineweb.*000_00000.parquet") as e:
-        parquet.find_shards(tmp_path / name)
+    with pytest.raises(
+        parquet_footer.NoSource, match="HuggingFaceFW/fineweb.*000_00000.parquet"
+    ) as e:
+        parquet_footer.find_shards(tmp_path / name)
     assert str(tmp_path) in str(e.value)
 
 
@@ -140,14 +142,14 @@ def test_truncated(shard, keep):
     data = shard.read_bytes()
     shard.write_bytes(data[:keep])
     with pytest.raises(DataError, match=r"truncated|not a parquet file") as e:
-        parquet.inspect(shard)
+        parquet_footer.inspect(shard)
     assert str(shard) in str(e.value) and "Download it again" in str(e.value)
 
 
 def test_html_page_saved_as_parquet(shard):
     shard.write_bytes(b"<html>404 not found, sorry</html>")
     with pytest.raises(DataError, match="not a parquet file.*<htm.*error page"):
-        parquet.inspect(shard)
+        parquet_footer.inspect(shard)
 
 
 def test_damaged_footer(shard):
@@ -155,11 +157,11 @@ def test_damaged_footer(shard):
     footer = int.from_bytes(shard.read_bytes()[-8:-4], "little")
     damage(shard, size - 8 - footer, b"\xff" * 40)
     with pytest.raises(DataError, match="footer is damaged") as e:
-        parquet.inspect(shard)
+        parquet_footer.inspect(shard)
     assert str(shard) in str(e.value)
     damage(shard, size - 8, (2**31 - 1).to_bytes(4, "little"))
     with pytest.raises(DataError, match="footer is damaged: it claims 2,147,483,647 bytes"):
-        parquet.inspect(shard)
+        parquet_footer.inspect(shard)
 
 
 def test_middle_of_the_file_is_missing(shard):
@@ -167,7 +169,7 @@ def test_middle_of_the_file_is_missing(shard):
     footer = int.from_bytes(data[-8:-4], "little") + 8
     shard.write_bytes(data[:100] + data[-footer:])
     with pytest.raises(DataError, match="row group 1, column 'text': should end at byte"):
-        parquet.inspect(shard)
+        parquet_footer.inspect(shard)
 
 
 @pytest.mark.parametrize("name", ["text", "id"])
@@ -178,7 +180,7 @@ def test_damaged_page_names_file_row_group_and_column(tmp_path, name, data):
     pq.write_table(table(text=texts), path, row_group_size=100, use_dictionary=False)
     column = {"text": 0, "id": 1}[name]
     damage(path, pq.ParquetFile(path).metadata.row_group(1).column(column).data_page_offset, data)
-    parquet.inspect(path)  # the footer is whole
+    parquet_footer.inspect(path)  # the footer is whole
     assert len(list(parquet.read_row_group(path, 0))) == 100
     with pytest.raises(DataError, match=f"row group 1, column '{name}'") as e:
         list(parquet.read_row_group(path, 1))
@@ -287,7 +289,7 @@ def test_missing_column(tmp_path, name):
     path = tmp_path / "a.parquet"
     pq.write_table(table(**{name: None}), path)
     with pytest.raises(DataError, match=f"0 columns named '{name}'.*It has: .*url: string"):
-        parquet.inspect(path)
+        parquet_footer.inspect(path)
 
 
 @pytest.mark.parametrize("name", ["text", "id"])
@@ -298,11 +300,11 @@ def test_column_of_another_type(tmp_path, name, values):
     pq.write_table(table(**{name: array}), path)
     kind = str(array.type).partition("<")[0]
     with pytest.raises(DataError, match=f"column '{name}' is of type {kind}.*string is needed"):
-        parquet.inspect(path)
+        parquet_footer.inspect(path)
 
 
 def test_zero_rows(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(table(0), path)
     with pytest.raises(DataError, match="zero rows"):
-        parquet.inspect(path)
+        parquet_footer.inspect(path)
