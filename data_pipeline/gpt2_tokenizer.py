@@ -13,8 +13,16 @@ from typing import Any
 import numpy as np
 
 from configs.errors import DataError
+from configs.read import mismatch, parse_json
 
 BOS = "<|endoftext|>"  # GPT-2 has it between documents
+MAX_VOCAB_SIZE = 65_536  # tokens are stored as uint16
+_SCHEMA = {
+    "model": {"vocab": {str: int}, "merges": [(str, [str, str])]},
+    "added_tokens": [{"id": int, "content": str}],
+    "normalizer": object,
+    "pre_tokenizer": (dict, None),
+}
 # Text can be split where a letter or digit meets a space or newline: no token crosses that.
 _CUT = re.compile(r".*[^\W_](?=[ \n])", re.DOTALL)
 
@@ -61,25 +69,27 @@ class ByteLevel:
             message begins with `name`.
         """
         try:
-            self.json: dict[str, Any] = json.loads(model)
-            bpe = self.json["model"]
-            vocab: dict[str, int] = dict(bpe["vocab"])
-            self.merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in bpe["merges"]]
-            added = {token["content"]: token["id"] for token in self.json["added_tokens"]}
-            ids = vocab | added
-            problems = self._problems(ids)
-            self.specials = set(added.values())
-            self.tokens: list[str] = sorted(ids, key=ids.__getitem__)
-            self.table = [
-                b"" if ids[token] in self.specials else bytes(BYTES[c] for c in token)
-                for token in self.tokens
-            ]
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise DataError(f"{name}: this is no tokenizer.json of a GPT-2 ({e!r}).") from e
-        if problems:
+            self.json: dict[str, Any] = parse_json(model)
+            problem = mismatch(self.json, _SCHEMA)
+        except ValueError as e:
+            problem = str(e)
+        if problem:
+            raise DataError(f"{name}: this is no tokenizer.json of a GPT-2 ({problem}).")
+        bpe = self.json["model"]
+        vocab: dict[str, int] = bpe["vocab"]
+        self.merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in bpe["merges"]]
+        added = {token["content"]: token["id"] for token in self.json["added_tokens"]}
+        ids = vocab | added
+        self.specials = set(added.values())
+        if problems := self._problems(ids):
             raise DataError(
                 f"{name}: only tokenizers like GPT-2's are supported, and {'; '.join(problems)}."
             )
+        self.tokens: list[str] = sorted(ids, key=ids.__getitem__)
+        self.table = [
+            b"" if ids[token] in self.specials else bytes(BYTES[c] for c in token)
+            for token in self.tokens
+        ]
         self.vocab_size = len(self.tokens)
         self.bos_id = ids[BOS]
         self.hash = hashlib.sha256(
@@ -100,8 +110,13 @@ class ByteLevel:
             problems.append(f"it has no {BOS}")
         if sorted(ids.values()) != list(range(len(ids))):
             problems.append("its ids have gaps")
+        if len(ids) > MAX_VOCAB_SIZE:
+            problems.append(f"it has {len(ids):,} tokens, over {MAX_VOCAB_SIZE:,}")
         if missing := BYTES.keys() - ids.keys():
             problems.append(f"it lacks {len(missing)} of the 256 bytes")
+        plain = (token for token, i in ids.items() if i not in self.specials)
+        if strange := [token for token in plain if not BYTES.keys() >= set(token)]:
+            problems.append(f"it has a token {strange[0][:20]!r} that is not of bytes")
         return problems
 
     def encode(self, texts: Iterable[str]) -> Iterator[bytes]:

@@ -1,5 +1,6 @@
 """A lock file that the kernel frees when the process that holds it ends, however it ends."""
 
+import contextlib
 import datetime
 import fcntl
 import json
@@ -9,9 +10,11 @@ import socket
 import time
 from pathlib import Path
 
-from configs.errors import UserError
+from configs.errors import DataError, UserError
+from configs.read import read_json
 
 _log = logging.getLogger(__name__)
+_MAX_RECORD = 4096  # bytes
 
 
 class Held(UserError):
@@ -61,12 +64,13 @@ class FileLock:
 
     def _flock(self, fd: int) -> None:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
             time.sleep(0.1)  # a holder that took it just now has written its record by then
             holder = self._holder() or "an unknown process"
             if not self._wait:
-                raise Held(holder) from None
+                raise Held(holder)
             _log.info("Waiting for %s, which holds %s.", holder, self._path)
             fcntl.flock(fd, fcntl.LOCK_EX)
         except OSError as error:  # ENOLCK or ENOSYS: NFS without its lock service, for example
@@ -85,10 +89,10 @@ class FileLock:
     def _holder(self) -> str:
         """Returns the process that the file names; "" where it names none."""
         try:
-            record = json.loads(self._path.read_text())
-            return f"process {record['pid']} on {record['host']}, since {record['since']}"
-        except (OSError, ValueError, KeyError, TypeError):
+            record = read_json(self._path, _MAX_RECORD, {"pid": int, "host": str, "since": str})
+        except DataError:
             return ""
+        return f"process {record['pid']} on {record['host']}, since {record['since']}"
 
     def release(self) -> None:
         """Empties and unlocks the file; does nothing if it is not held."""

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from configs.errors import DataError
+from configs.read import MIB, mismatch, read_json
 from data_pipeline.files import hash_json, write_atomically
 from data_pipeline.tokenizer import Tokenizer
 
@@ -40,6 +41,30 @@ _KEYS = frozenset(  # of a manifest
 )
 _DIGEST = "sha256"  # key of the manifest's own digest, which older ones lack
 _BUFFER = 1 << 20  # bytes read at a time
+_MAX_MANIFEST = 16 * MIB  # bytes: 10,000 sources
+_COUNTS = dict.fromkeys(("documents", "tokens", "bytes"), int)
+_SPLIT = {
+    **_COUNTS,
+    "bytes_per_token": float,
+    "gpt2_tokens": (int, None),
+    "length_percentiles": {str: int},
+}
+_SCHEMA = {
+    "sources": [{"file": str, "documents": int, "size_bytes": int, "row_groups": int}],
+    "settings": dict,
+    "tokenizer": {"hash": str, "vocab_size": int},
+    "splits": dict.fromkeys(SPLITS, _SPLIT),
+    "pieces": [{"source": str, "content_sha256": str, **dict.fromkeys(SPLITS, _COUNTS)}],
+    "damaged": [
+        {
+            **dict.fromkeys(("file", "column", "reason"), str),
+            **dict.fromkeys(("row_group", "documents_kept", "documents_lost"), int),
+        }
+    ],
+    "skipped": {str: int},
+    "exact_duplicates": int,
+    "files": {str: {"size_bytes": int, "sha256": str}},
+}
 MAX_MAPS = 256  # token files of a split open at a time: the usual limit is 1,024 open files
 
 
@@ -129,17 +154,15 @@ class TokenStore:
           DataError: it is no store, unfinished, damaged or of another format.
         """
         folder = Path(path)
-        manifest = _read_manifest(folder)
-        try:
-            return cls._checked(folder, manifest)
-        except (KeyError, TypeError, AttributeError) as e:
-            raise _unusable(folder, f"the manifest is damaged ({e!r})", MANIFEST) from e
+        return cls._checked(folder, _read_manifest(folder))
 
     @classmethod
     def _checked(cls, folder: Path, manifest: dict[str, Any]) -> "TokenStore":
         needed = [TOKENIZER]
         for i, shard in enumerate(manifest["pieces"]):
             needed += [file.name for file in shard_files(folder, i)]
+            if missing := [name for name in needed if name not in manifest["files"]]:
+                raise _unusable(folder, f"the manifest is damaged (it lacks {missing})", MANIFEST)
             for split, (kind, unit, size) in itertools.product(SPLITS, _COUNTED):
                 name = shard_file(folder, i, split, kind).name
                 if manifest["files"][name]["size_bytes"] != size * shard[split][unit]:
@@ -202,22 +225,22 @@ class TokenStore:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        version = manifest["format"]
-    except FileNotFoundError:
+        manifest = read_json(folder / MANIFEST, _MAX_MANIFEST, {"format": int})
+    except DataError as e:
+        if (folder / MANIFEST).is_file():
+            raise _unusable(folder, f"the manifest is damaged ({e})", MANIFEST) from e
         raise DataError(
             f"{folder}: this is no token store (it has no {MANIFEST}). Make one with "
             "`python -m data_pipeline.prepare --config=...`, which prints its folder; if the "
             "manifest was removed, delete the folder first."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise _unusable(folder, f"the manifest is damaged ({e})", MANIFEST) from e
-    if version != FORMAT:
-        problem = f"the store has format {version} and this program reads {FORMAT}"
+    if manifest["format"] != FORMAT:
+        problem = f"the store has format {manifest['format']} and this program reads {FORMAT}"
         raise _unusable(folder, problem)
-    keys = {"sources", "settings", "tokenizer", "splits", "pieces", "damaged", "files"}
-    if missing := sorted(keys - manifest.keys()):
-        raise _unusable(folder, f"the manifest is damaged (it lacks {missing})", MANIFEST)
+    problem = mismatch(manifest, _SCHEMA) or mismatch(manifest.get("published", {}), {str: str})
+    if problem or not manifest["pieces"]:
+        problem = f"the manifest is damaged ({problem or 'it lists no pieces'})"
+        raise _unusable(folder, problem, MANIFEST)
     digest = manifest.pop(_DIGEST, None)
     if digest != hash_json(manifest) if digest is not None else manifest.keys() - _KEYS:
         raise _unusable(folder, "the manifest is damaged (it is not what was written)", MANIFEST)

@@ -19,10 +19,11 @@ import numpy as np
 import sentencepiece as spm
 
 from configs.errors import DataError
+from configs.read import MIB, read_bytes
 from data_pipeline.files import write_atomically
-from data_pipeline.gpt2_tokenizer import ByteLevel
+from data_pipeline.gpt2_tokenizer import MAX_VOCAB_SIZE, ByteLevel
 
-MAX_VOCAB_SIZE = 65_536  # tokens are stored as uint16
+MAX_FILE = 32 * MIB  # bytes of a tokenizer
 MAX_WORD = 256  # characters; longer words are split, which bounds time and memory on hostile text
 MAX_SLICE = 1 << 18  # bytes encoded at a time, to bound the memory of a 50 MB document
 
@@ -85,13 +86,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """Reads a model file; DataError where it is missing or unsuitable."""
-        try:
-            model = Path(path).read_bytes()
-        except OSError as e:
-            raise DataError(
-                f"{path}: the tokenizer cannot be read ({e.strerror}). Prepare the data again."
-            ) from e
-        return cls(model, str(path))
+        return cls(read_bytes(Path(path), MAX_FILE), str(path))
 
     def pieces(self) -> list[Piece]:
         """Returns the vocabulary of a SentencePiece model, by id; TypeError for a GPT-2's."""

@@ -145,3 +145,18 @@ def test_training_refuses_a_workdir_in_use(holder, debug_config, tmp_path):
     assert result.returncode == 1
     assert f"process {holder.pid} on" in result.stderr and "Traceback" not in result.stderr
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["lock"]
+
+
+def test_a_file_system_without_locks_is_named_while_waiting_too(tmp_path, monkeypatch):
+    """Where the first try finds it locked, the second one waits; NFS can lose its lock service."""
+    with FileLock(tmp_path / "lock"):
+        real = fcntl.flock
+
+        def flock(fd, how):
+            if how & fcntl.LOCK_NB:
+                return real(fd, how)
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+        with pytest.raises(UserError, match="cannot be locked .No locks available.*local disk"):
+            FileLock(tmp_path / "lock", wait=True)

@@ -13,6 +13,7 @@ from configs.errors import DataError
 from data_pipeline import encode, token_store
 from data_pipeline.encode import DOCUMENT, Part, new_part
 from data_pipeline.files import differences
+from data_pipeline.statistics import split_statistics
 from data_pipeline.token_store import TokenStore
 from data_pipeline.tokenizer import train_tokenizer
 
@@ -60,8 +61,10 @@ def made(tmp_path_factory):
         "sources": [],
         "settings": {},
         "tokenizer": {"hash": tokenizer.hash, "vocab_size": 280},
-        "splits": {},
+        "splits": {s: split_statistics(folder, shards, s) for s in ("train", "val")},
         "damaged": [],
+        "skipped": {},
+        "exact_duplicates": 0,
         "pieces": shards,
         "files": {path.name: token_store.file_record(path) for path in files},
     }
