@@ -5,11 +5,13 @@ functions compute in threads and release the interpreter.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 T = TypeVar("T")
@@ -48,10 +50,25 @@ def _record(array: np.ndarray) -> dict[str, Any]:
     }
 
 
+def n_bytes(records: Records) -> int:
+    """Returns the size of the arrays that the records describe.
+
+    Raises TypeError for an unknown dtype, ValueError for a negative length.
+    """
+    if bad := [name for name, r in records.items() if min(r["shape"], default=0) < 0]:
+        raise ValueError(f"{bad[0]} has the shape {records[bad[0]]['shape']}")
+    return sum(math.prod(r["shape"]) * jnp.dtype(r["dtype"]).itemsize for r in records.values())
+
+
+def unlike(arrays: Mapping[str, Any], expected: Records) -> list[str]:
+    """Returns a phrase for each name that is missing or unexpected."""
+    problems = [f"{name} is missing" for name in expected if name not in arrays]
+    return problems + [f"{name} is unexpected" for name in arrays if name not in expected]
+
+
 def damage(arrays: Mapping[str, np.ndarray], expected: Records) -> list[str]:
     """Returns a phrase for each array that is missing, unexpected or not as recorded."""
-    problems = [f"{name} is missing" for name in expected if name not in arrays]
-    problems += [f"{name} is unexpected" for name in arrays if name not in expected]
+    problems = unlike(arrays, expected)
     for name, record in records({n: a for n, a in arrays.items() if n in expected}).items():
         if changed := [key for key in record if record[key] != expected[name][key]]:
             key = changed[0]

@@ -25,7 +25,8 @@ from data_pipeline.progress import format_seconds
 from data_pipeline.token_store import TokenStore
 from gptjax.checkpoint import storage
 from gptjax.checkpoint.compatibility import changes, identity, incompatibilities
-from gptjax.checkpoint.storage import Damaged, NotFinite
+from gptjax.checkpoint.items import Damaged, summary
+from gptjax.checkpoint.storage import NotFinite
 from gptjax.common.workdir import CHECKPOINTS, WorkdirLock, refuse_links
 from gptjax.optim import decay_start
 from gptjax.step import StepFunctions, TrainState, host_copy, on_process_zero
@@ -262,18 +263,16 @@ class Checkpoints:
         another version of this program, or if all are damaged; nothing is changed then.
         """
         loaded: dict[int, Any] = {}
-        step = on_process_zero(lambda: self._choose(loaded), UserError)
+        shapes = jax.tree.map(
+            lambda x, s: x.update(sharding=s), steps.state_shapes, steps.state_shardings
+        )
+        step = on_process_zero(lambda: self._choose(loaded, shapes), UserError)
         if step < 0:
             return None
         folder = self._folder / str(step)
         arrays, meta = loaded[step] if step in loaded else storage.read(folder)
-        shapes = jax.tree.map(
-            lambda x, s: x.update(sharding=s), steps.state_shapes, steps.state_shardings
-        )
-        # Where only one of checkpoint and run has EMA weights, `place` raises: None has no leaves.
         items = {
-            name: storage.place(arrays.get(name, {}), tree, folder)
-            for name, tree in _items(shapes).items()
+            name: storage.place(arrays.get(name, {}), tree) for name, tree in _items(shapes).items()
         }
         state = TrainState(
             step=jax.device_put(np.int32(step), shapes.step.sharding),
@@ -283,17 +282,21 @@ class Checkpoints:
         _log.info("Continuing from %s.", folder)
         return state, RunProgress(**meta["progress"])
 
-    def _choose(self, loaded: dict[int, Any]) -> int:
+    def _choose(self, loaded: dict[int, Any], shapes: TrainState) -> int:
         """Returns the newest good step and adds what it holds to `loaded`; -1 without any."""
         damaged: dict[Path, str] = {}
         for step in reversed(storage.list_steps(self._folder)):
             folder = self._folder / str(step)
             try:
+                meta = storage.read_meta(folder)
+                self._check_identity(meta, folder)
+                # Where only one of checkpoint and run has EMA weights: None has no leaves.
+                for name, tree in _items(shapes).items():
+                    storage.require_shapes(meta["arrays"].get(name, {}), tree, folder)
                 loaded[step] = storage.read(folder)
             except Damaged as error:
                 damaged[folder] = str(error)
                 continue
-            self._check_identity(loaded[step][1], folder)
             for path, reason in damaged.items():
                 target = storage.set_aside(path)
                 _log.error("%s is DAMAGED: %s. Set aside: %s", path, reason, target)
@@ -342,6 +345,6 @@ def save_params(workdir: Path, params: Any, **meta: Any) -> None:
 
 def _describe(error: BaseException, folder: Path) -> str:
     try:
-        return f"{storage.summary(error)}; {shutil.disk_usage(folder).free / 1e9:.1f} GB free"
+        return f"{summary(error)}; {shutil.disk_usage(folder).free / 1e9:.1f} GB free"
     except OSError:
-        return storage.summary(error)
+        return summary(error)

@@ -9,11 +9,10 @@ Orbax's CheckpointManager is not used: it neither syncs before it renames nor ke
 import contextlib
 import errno
 import itertools
-import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,21 +21,39 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from configs.errors import UserError
+from configs.errors import DataError, UserError
+from configs.read import mismatch, read_json
+from configs.validate import MAX_STEPS
+from configs.workdir import completed
 from data_pipeline.files import differences, fsync, hash_json
 from gptjax.checkpoint import digests
+from gptjax.checkpoint import items as item_files
+from gptjax.checkpoint.items import MAX_JSON, Damaged, open_checkpointer
 from gptjax.checkpoint.late_writes import silence_late_writes
 from gptjax.common.workdir import CHECKPOINTS
+from gptjax.plan.devices import available_host_bytes
 
 FORMAT = 1  # raise it when the meaning of what is saved changes
 DAMAGED = "damaged"  # folder for checkpoints that were set aside
 _SAVING = ".saving-"  # in the name of a folder that is being written
 _UNFINISHED = re.compile(r"\.\d+\.(saving|removing)\b.*")
 _tries = itertools.count()
-
-
-class Damaged(Exception):
-    """A checkpoint is not what was saved; the message says how it differs."""
+_HEAD = {"format": int, "step": int, "sha256": str}  # of the meta of any format
+_RECORDS = {str: {"dtype": str, "shape": [int], "sha256": str}}
+_META = {"val_loss": (float, None), "arrays": {str: _RECORDS}}
+_RUN = {  # compatibility.identity, and RunProgress
+    "config": dict,
+    "store_hash": str,
+    "tokenizer_hash": str,
+    "store": dict,
+    "environment": dict,
+    "progress": {
+        "data_state": ({str: int}, None),
+        "tokens_seen": int,
+        "trained_seconds": float,
+        "best_val_loss": (float, None),
+    },
+}
 
 
 class NotFinite(UserError):
@@ -79,7 +96,7 @@ def write(folder: Path, items: Mapping[str, Any], meta: Mapping[str, Any]) -> No
         silence_late_writes(_SAVING)
         args = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
         args["meta"] = ocp.args.JsonSave({**meta, "sha256": hash_json(meta)})
-        with _checkpointer(args) as checkpointer:
+        with open_checkpointer(args) as checkpointer:
             checkpointer.save(unfinished.absolute(), args=ocp.args.Composite(**args))
         _fsync_tree(unfinished)
         unfinished.rename(folder)
@@ -104,11 +121,9 @@ def read_meta(folder: Path) -> dict[str, Any]:
         UserError: if it is good, but of another format.
     """
     try:
-        meta = json.loads((folder / "meta" / "metadata").read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise Damaged(f"its meta cannot be read ({summary(error)})") from error
-    if not isinstance(meta, dict) or "sha256" not in meta:
-        raise Damaged("its meta has no digest")
+        meta = read_json(folder / "meta" / "metadata", MAX_JSON, _HEAD)
+    except DataError as error:
+        raise Damaged(f"its meta cannot be read ({error})") from error
     expected = meta.pop("sha256")
     if hash_json(meta) != expected:
         raise Damaged("its meta is not what was saved")
@@ -117,11 +132,30 @@ def read_meta(folder: Path) -> dict[str, Any]:
             f"{folder} has format {meta['format']} and this program reads {FORMAT}: resume it with "
             f"the version of gptjax that wrote it. Nothing was changed."
         )
-    if meta["step"] != int(folder.name):
+    if meta["step"] != int(folder.name) or meta["step"] > MAX_STEPS:
         raise Damaged(f"it holds step {meta['step']}")
-    if bad := [item for item in meta["arrays"] if not re.fullmatch("[a-z_]+", item)]:
-        raise Damaged(f"{bad[0]!r} is not an item's name")  # it could lead out of the folder
+    if bad := _problem(meta):
+        raise Damaged(f"in its meta, {bad}")
     return meta
+
+
+def _problem(meta: dict[str, Any]) -> str:
+    """Returns what is wrong with a meta, which can be forged, or ""."""
+    of_a_run = "store" in meta  # an imported model is of none
+    if problem := mismatch(meta, _META | (_RUN if of_a_run else {})):
+        return problem
+    if bad := [item for item in meta["arrays"] if not re.fullmatch("[a-z_]+", item)]:
+        return f"{bad[0]!r} is not an item's name"  # it could lead out of the folder
+    if "params" not in meta["arrays"]:
+        return "there are no parameters"
+    try:
+        for records in meta["arrays"].values():
+            digests.n_bytes(records)
+        if of_a_run:
+            completed(meta["config"])
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def by_val_loss(folder: Path) -> list[int]:
@@ -134,7 +168,7 @@ def by_val_loss(folder: Path) -> list[int]:
     for step in list_steps(folder):
         with contextlib.suppress(Damaged, UserError):
             meta = read_meta(folder / str(step))
-            if meta["val_loss"] is not None:
+            if meta["val_loss"] is not None and "progress" in meta:
                 losses[step], rows[step] = meta["val_loss"], meta["progress"].get("val_rows")
     comparable = [step for step in losses if rows[step] == rows[max(rows)]]
     return sorted(comparable, key=lambda step: (losses[step], -step))
@@ -149,11 +183,10 @@ def read(
     """
     meta = read_meta(folder)
     arrays, problems = {}, []
-    for item in meta["arrays"] if items is None else items:
-        tree = _read(folder, item)
-        arrays[item] = digests.named(tree)
-        if bad := [n for n, a in arrays[item].items() if not isinstance(a, np.ndarray)]:
-            raise Damaged(f"{item}/{bad[0]} is not an array")
+    items = list(meta["arrays"]) if items is None else items
+    _require_memory(sum(digests.n_bytes(meta["arrays"][item]) for item in items), folder)
+    for item in items:
+        arrays[item] = item_files.read(folder, item, meta["arrays"][item])
         damage = digests.damage(arrays[item], meta["arrays"][item])
         problems += [f"{item}/{text}" for text in damage]
     if problems:
@@ -162,22 +195,25 @@ def read(
     return arrays, meta
 
 
-def place(arrays: Mapping[str, np.ndarray], shapes: Any, folder: Path) -> Any:
-    """Returns the arrays of one item of `folder` as the tree `shapes`, on its shardings.
-
-    `shapes` has ShapeDtypeStructs. Raises UserError if names, shapes or dtypes differ.
-    """
-    leaves = digests.named(shapes)
-    saved = {name: f"{a.dtype}{list(a.shape)}" for name, a in arrays.items()}
-    current = {name: f"{x.dtype}{list(x.shape)}" for name, x in leaves.items()}
+def require_shapes(records: digests.Records, shapes: Any, folder: Path) -> None:
+    """Raises UserError if the records of an item are not of the arrays `shapes`, a tree."""
+    saved = {name: f"{record['dtype']}{record['shape']}" for name, record in records.items()}
+    current = {n: f"{x.dtype}{list(x.shape)}" for n, x in digests.named(shapes).items()}
     if problems := differences(saved, current):
         raise UserError(
-            f"{folder} is good, but this version of gptjax has different arrays ({len(problems)}):"
-            "\n  - " + "\n  - ".join(problems[:12]) + "\nResume it with the version that wrote it."
+            f"{folder} has other arrays than this version of gptjax has ({len(problems)}):"
+            "\n  - " + "\n  - ".join(problems[:12]) + "\nUse the version that wrote it."
         )
+
+
+def place(arrays: Mapping[str, np.ndarray], shapes: Any) -> Any:
+    """Returns the arrays of one item as the tree `shapes`, on its shardings.
+
+    `shapes` has ShapeDtypeStructs, which have passed `require_shapes`.
+    """
     placed = [
         jax.make_array_from_callback(x.shape, x.sharding, arrays[name].__getitem__)
-        for name, x in leaves.items()
+        for name, x in digests.named(shapes).items()
     ]
     return jax.tree.unflatten(jax.tree.structure(shapes), placed)
 
@@ -226,45 +262,12 @@ def clean(folder: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _read(folder: Path, item: str) -> Any:
-    if not (folder / item).is_dir():
-        raise Damaged(f"its folder {item} is missing")
-    try:
-        with _checkpointer([item]) as checkpointer:
-            args = ocp.args.Composite(**{item: ocp.args.PyTreeRestore()})
-            return checkpointer.restore(folder.absolute(), args=args)[item]
-    except MemoryError:
-        raise
-    except Exception as error:  # Orbax raises nearly every kind, the bare one included
-        raise Damaged(summary(error)) from error
-
-
-def summary(error: BaseException) -> str:
-    """Returns kind and first line of an error: some libraries write pages."""
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"
-
-
-def _checkpointer(items: Iterable[str]) -> ocp.Checkpointer:
-    """Returns a checkpointer for these items, of this process alone.
-
-    Each array becomes a folder. Orbax's default, OCDBT, has fewer files but leaks some 50 KB of
-    memory with each save (tensorstore 0.1.86). Both are read.
-    """
-    me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process-{me}"
-    )
-    handlers = {
-        name: ocp.JsonCheckpointHandler(multiprocessing_options=alone)
-        if name == "meta"
-        else ocp.PyTreeCheckpointHandler(use_ocdbt=False, multiprocessing_options=alone)
-        for name in items
-    }
-    handler = ocp.CompositeCheckpointHandler(
-        composite_options=ocp.CompositeOptions(multiprocessing_options=alone), **handlers
-    )
-    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+def _require_memory(n_bytes: int, folder: Path) -> None:
+    if n_bytes > (available := available_host_bytes()):
+        raise UserError(
+            f"{folder} holds {n_bytes / 1e9:.1f} GB of arrays, and this machine has "
+            f"{available / 1e9:.1f} GB of free memory."
+        )
 
 
 def _fsync_tree(folder: Path) -> None:

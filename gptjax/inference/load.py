@@ -59,6 +59,7 @@ def restore_params(workdir: Path, shapes: Any) -> tuple[Any, int]:
         try:
             saved = storage.read_meta(path)["arrays"]
             item = manager.EMA if manager.EMA in saved else "params"
+            storage.require_shapes(saved[item], shapes, path)
             arrays, _ = storage.read(path, [item])
         except storage.Damaged as error:
             if path.exists():  # else the run has removed it meanwhile
@@ -66,7 +67,7 @@ def restore_params(workdir: Path, shapes: Any) -> tuple[Any, int]:
             continue
         if item == manager.EMA:
             _log.info("%s: the moving average of its weights is used.", path)
-        return storage.place(arrays[item], placed, path), step
+        return storage.place(arrays[item], placed), step
     raise UserError(
         f"{folder} holds no {'good' if steps else 'finished'} checkpoint"
         f"{': all are damaged.' if steps else ' yet: train first.'}"

@@ -109,7 +109,7 @@ def peak_flops(device: jax.Device) -> float | None:
 
 def _budget(device: jax.Device) -> tuple[int, str]:
     if device.platform == "cpu":  # several CPU devices share the memory of the host
-        budget = _available_host_bytes() // jax.local_device_count()
+        budget = available_host_bytes() // jax.local_device_count()
         return budget, "of host memory is available"
     if stats := device.memory_stats():
         return stats["bytes_limit"], "which JAX has taken of the card"
@@ -171,7 +171,7 @@ def _mem_fraction() -> float:
     return _DEFAULT_MEM_FRACTION
 
 
-def _available_host_bytes() -> int:
+def available_host_bytes() -> int:
     """Returns the host memory available to a new program, within the limit of the cgroup."""
     meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -201,7 +201,7 @@ def test_items_in_the_former_layout_are_read_and_verified(restore, workdir, init
     assert int(restore(workdir)[0].step) == 2
 
 
-def test_if_all_are_damaged_nothing_is_moved_and_all_reasons_are_listed(restore, workdir):
+def test_if_all_are_damaged_nothing_is_moved_and_all_reasons_are_listed(restore, workdir, steps):
     for step in "123":
         flip(largest(workdir / "checkpoints" / step / "params"))
     before = contents(workdir / "checkpoints")
@@ -210,7 +210,7 @@ def test_if_all_are_damaged_nothing_is_moved_and_all_reasons_are_listed(restore,
     assert all(f"checkpoints/{step}: " in str(error.value) for step in "123")
     assert contents(workdir / "checkpoints") == before
     with pytest.raises(UserError, match="all are damaged"):
-        load.restore_params(workdir, {})
+        load.restore_params(workdir, steps.state_shapes.params)
 
 
 def test_a_checkpoint_of_another_format_is_refused_not_set_aside(restore, workdir, monkeypatch):
@@ -228,7 +228,7 @@ def test_an_item_cannot_lead_out_of_the_folder(workdir, name):
     del meta["sha256"]
     meta["arrays"][name] = {}
     path.write_text(json.dumps(meta | {"sha256": hash_json(meta)}))
-    assert verify(workdir)[3] == f"{name!r} is not an item's name"
+    assert verify(workdir)[3] == f"in its meta, {name!r} is not an item's name"
 
 
 def corrupt(folder, rng):

@@ -82,7 +82,7 @@ def test_a_disk_without_room_is_noticed_before_anything_is_written(
     disk = {"free": n_bytes - 1}
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(**disk))
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "_checkpointer", None)  # Orbax does not begin
+        patch.setattr(storage, "open_checkpointer", None)  # Orbax does not begin
         gb = f"{n_bytes / 1e9:.3g}"
         with pytest.raises(UserError, match=f"step 2 could not .*o space left .* {gb} GB needed"):
             save(checkpoints, initial, 2)
