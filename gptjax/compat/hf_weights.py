@@ -8,13 +8,14 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from configs.errors import UserError
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.compat.hf_architectures import ARCHITECTURES, Architecture, Tensor
-from gptjax.model import GPTConfig, Params
+from gptjax.model import GPTConfig, Params, gpt
 
 _BY_VOCABULARY = ("wte", "lm_head")  # a row for each token
 
@@ -162,6 +163,38 @@ def to_hf(model_config: GPTConfig, params: Params, vocab_size: int) -> dict[str,
     }
 
 
+def require_shapes(
+    tensors: Mapping[str, Any], hf: Mapping[str, Any], model_config: GPTConfig
+) -> None:
+    """Raises UserError unless the tensors of a file have the shapes of a model; reads none.
+
+    `model_config` has biases where its architecture can. An embedding can have more rows.
+    """
+    architecture = architecture_of_json(hf)
+    prefix = architecture.hf_prefix
+    padded = {row.hf[0] for row in architecture.tensors if row.ours in _BY_VOCABULARY}
+    names = {name.removeprefix(prefix): name for name in tensors}
+    if len(names) < model_config.n_layer:
+        raise UserError(
+            f"config.json has {model_config.n_layer:,} layers, but there are {len(names):,} tensors"
+        )
+    shapes = jax.eval_shape(lambda: gpt.init(model_config, jax.random.key(0)))
+    zeros = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), shapes)  # no memory
+    problems = []
+    for full, _, is_matrix, array in named_tensors(model_config, zeros, model_config.vocab_size):
+        name = full.removeprefix(prefix)
+        if name in names:  # else from_hf says so
+            transposed = is_matrix and architecture.hf_transposes
+            expected = array.shape[::-1] if transposed else array.shape
+            shape = np.shape(tensors[names[name]])
+            is_padded = full in padded and shape[1:] == expected[1:] and shape[0] > expected[0]
+            if shape != expected and not is_padded:
+                problems.append(f"{name} is {shape}, not {expected}")
+    if problems:
+        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise UserError(f"config.json and weights disagree: {'; '.join(problems[:4])}{more}")
+
+
 def from_hf(
     tensors: Mapping[str, Any], hf: Mapping[str, Any], vocab_size: int
 ) -> tuple[Params, bool]:
@@ -177,13 +210,13 @@ def from_hf(
     """
     architecture, model = architecture_of_json(hf), model_settings(hf)
     prefix = architecture.hf_prefix
-    tensors = {name.removeprefix(prefix): array for name, array in tensors.items()}
+    names = {name.removeprefix(prefix): name for name in tensors}
 
     def tensor(name: str) -> np.ndarray:
         name = name.removeprefix(prefix)
-        if name not in tensors:
+        if name not in names:
             raise UserError(f"the checkpoint has no tensor {name}: is it a {architecture.title}?")
-        return np.asarray(tensors[name], np.float32)
+        return np.asarray(tensors[names[name]], np.float32)
 
     def layer(row: Tensor, i: int) -> np.ndarray:
         transpose = architecture.hf_transposes and row.ours.endswith(".kernel")
@@ -196,7 +229,8 @@ def from_hf(
             f"the checkpoint embeds {len(wte):,} tokens but its tokenizer has {vocab_size:,}: they "
             f"do not belong together"
         )
-    if model["tie_embeddings"] and not np.array_equal(tensors.get("lm_head.weight", wte), wte):
+    head = tensors[names["lm_head.weight"]] if "lm_head.weight" in names else wte
+    if model["tie_embeddings"] and not np.array_equal(head, wte):
         raise UserError(
             "config.json says that the head is the embedding (tie_word_embeddings), but the "
             "checkpoint has a different one (lm_head.weight)"
