@@ -14,9 +14,10 @@ from typing import Any
 from absl import flags
 
 from configs import cli
-from configs.errors import UserError
+from configs.errors import DataError, UserError
+from configs.read import read_json
 from data_pipeline.files import write_atomically
-from gptjax.common.workdir import EVALUATIONS, refuse_links
+from gptjax.common.workdir import EVALUATIONS, MAX_EVALUATION, refuse_links
 from gptjax.evaluate import benchmarks
 from gptjax.evaluate.published import text_table
 from gptjax.evaluate.text_loss import Texts, evaluate_documents, read_parquet, validation_documents
@@ -30,9 +31,9 @@ def save(path: Path, results: dict[str, Any]) -> None:
     saved: dict[str, Any] = {}
     if path.is_file():
         try:
-            saved = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}). Move it away and run again.") from error
+            saved = read_json(path, MAX_EVALUATION)
+        except DataError as error:
+            raise UserError(f"{error} Move it away and run again.") from error
     for name, value in results.items():
         nested = isinstance(value, dict) and isinstance(saved.get(name), dict)
         saved[name] = {**saved[name], **value} if nested else value

@@ -2,8 +2,8 @@
 
 import collections
 import gzip
+import io
 import itertools
-import json
 import math
 import re
 import statistics
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from configs.errors import UserError
+from configs.read import MIB, parse_json, read_bytes
 from data_pipeline.packing import permutation
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.evaluate.published import Results
@@ -23,6 +24,8 @@ from gptjax.inference.scoring import Score, Scorer, encode_request
 from gptjax.metrics.aggregate import ratio
 
 _SUFFIXES = (".jsonl", ".jsonl.gz")
+_MAX_BYTES = 64 * MIB  # of a file, decompressed: five times HellaSwag's validation set
+_MAX_ITEMS = 200_000  # of a file
 
 
 def find_files(paths: Sequence[Path]) -> dict[str, list[Path]]:
@@ -105,20 +108,25 @@ def read_items(task: Task, files: Sequence[Path], limit: int | None = None) -> l
 
 
 def _parse_lines(task: Task, path: Path) -> list[Item]:
+    data = read_bytes(path, _MAX_BYTES)
     try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        if path.suffix == ".gz":
+            data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(_MAX_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(
             f"{path} cannot be read ({error}): it may be incomplete. Download it again."
         ) from error
-    items = []
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines() splits at more characters
+    if len(data) > _MAX_BYTES:
+        raise UserError(f"{path} holds over {_MAX_BYTES:,} bytes of text: no benchmark does.")
+    items: list[Item] = []
+    for number, line in enumerate(io.BytesIO(data), 1):  # splitlines() splits at more characters
         if not line.strip():
             continue
+        if len(items) == _MAX_ITEMS:
+            raise UserError(f"{path} holds over {_MAX_ITEMS:,} items: no benchmark does.")
         try:
-            items.append(task.parse(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            items.append(task.parse(parse_json(line)))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(
                 f"{path}, line {number}: not an item of {task.name} ({reason}). Expected is one "

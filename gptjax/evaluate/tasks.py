@@ -33,6 +33,13 @@ class Task:
     layout: str  # for error messages
 
 
+def _text(record: Record, key: str) -> str:
+    """Returns a value that is put into a sentence, where any other would become text silently."""
+    if not isinstance(record[key], str):
+        raise TypeError(f"{key} is no text")
+    return str(record[key])
+
+
 def _multiple_choice(context: str, choices: list[str], gold: int) -> Item:
     if not 0 <= gold < len(choices):
         raise ValueError(f"the right answer is number {gold} of {len(choices)}")
@@ -49,14 +56,15 @@ def _hellaswag(record: Record) -> Item:
         text = text.strip().replace(" [title]", ". ")
         return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
-    context = f"{record['activity_label']}: {record['ctx_a']} {record['ctx_b'].capitalize()}"
+    label, first = _text(record, "activity_label"), _text(record, "ctx_a")
+    context = f"{label}: {first} {record['ctx_b'].capitalize()}"
     endings = [clean(ending) for ending in record["endings"]]
     return _multiple_choice(clean(context), endings, int(record["label"]))
 
 
 def _lambada(record: Record) -> Item:
     """The last word of a passage; only spaces separate words."""
-    text = record.get("text") or f"{record['context']} {record['target']}"
+    text = record.get("text") or f"{_text(record, 'context')} {_text(record, 'target')}"
     context, space, word = text.rpartition(" ")
     if not (context and word):
         raise ValueError("the text has no last word")
@@ -65,7 +73,8 @@ def _lambada(record: Record) -> Item:
 
 def _piqa(record: Record) -> Item:
     solutions = [record["sol1"], record["sol2"]]
-    return _multiple_choice(f"Question: {record['goal']}\nAnswer:", solutions, int(record["label"]))
+    goal = _text(record, "goal")
+    return _multiple_choice(f"Question: {goal}\nAnswer:", solutions, int(record["label"]))
 
 
 def _choices(record: Record) -> tuple[list[str], int]:
@@ -81,12 +90,14 @@ def _choices(record: Record) -> tuple[list[str], int]:
 
 def _arc(record: Record) -> Item:
     question = record["question"]
-    stem = question["stem"] if isinstance(question, Mapping) else question
+    is_nested = isinstance(question, Mapping)
+    stem = _text(question, "stem") if is_nested else _text(record, "question")
     return _multiple_choice(f"Question: {stem}\nAnswer:", *_choices(record))
 
 
 def _openbookqa(record: Record) -> Item:
-    stem = record.get("question_stem") or record["question"]["stem"]
+    flat = record.get("question_stem")
+    stem = _text(record, "question_stem") if flat else _text(record["question"], "stem")
     return _multiple_choice(stem, *_choices(record))
 
 
@@ -104,7 +115,7 @@ def _blimp(record: Record) -> Item:
     """An acceptable sentence against a minimally different one that is not; both whole."""
     good = record.get("sentence_good") or record["good"]
     bad = record.get("sentence_bad") or record["bad"]
-    group = record.get("UID") or record["uid"]
+    group = _text(record, "UID" if "UID" in record else "uid")
     return Item((("", " " + good), ("", " " + bad)), 0, group=group)
 
 

@@ -5,7 +5,6 @@ listed in `History.notes`.
 """
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -14,12 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from configs.errors import UserError
+from configs.errors import DataError, UserError
+from configs.read import read_bytes, read_json
 from configs.validate import leaves
-from configs.workdir import CONFIG
+from configs.workdir import CONFIG, MAX_CONFIG
 from data_pipeline.token_store import TOKENIZER
 from data_pipeline.tokenizer import Tokenizer
-from gptjax.common.workdir import EVALUATIONS, METRICS, SAMPLES, load_config, read_metrics
+from gptjax.common.workdir import (
+    EVALUATIONS,
+    MAX_EVALUATION,
+    MAX_SAMPLE,
+    METRICS,
+    SAMPLES,
+    load_config,
+    read_metrics,
+)
 from gptjax.metrics.writers import START
 from gptjax.model import GPTConfig, flops_per_token
 
@@ -117,10 +125,7 @@ def read(workdir: Path) -> History:
         written=path.stat().st_mtime,
         config=_config(workdir, notes),
         flops_per_token=_flops_per_token(workdir, notes),
-        samples={
-            file.stem: file.read_text(errors="replace")
-            for file in sorted((workdir / SAMPLES).glob("*.txt"), key=_by_step)
-        },
+        samples=dict(_samples(workdir, notes)),
         evaluations=dict(_evaluations(workdir, notes)),
         notes=notes,
     )
@@ -133,9 +138,9 @@ def _by_step(file: Path) -> tuple[float, str]:
 def _config(workdir: Path, notes: list[str]) -> dict[str, Any]:
     """Returns the leaves of config.json, of whatever version it is."""
     try:
-        return leaves(json.loads((workdir / CONFIG).read_text()))
-    except (OSError, ValueError, AttributeError) as error:
-        notes.append(f"config.json could not be read: {error}.")
+        return leaves(read_json(workdir / CONFIG, MAX_CONFIG))
+    except DataError as error:
+        notes.append(f"config.json could not be read: {error}")
         return {}
 
 
@@ -152,14 +157,17 @@ def _flops_per_token(workdir: Path, notes: list[str]) -> int | None:
         return None
 
 
+def _samples(workdir: Path, notes: list[str]) -> Iterator[tuple[str, str]]:
+    for file in sorted((workdir / SAMPLES).glob("*.txt"), key=_by_step):
+        try:
+            yield file.stem, read_bytes(file, MAX_SAMPLE).decode(errors="replace")
+        except DataError as error:
+            notes.append(f"samples/{file.name} is left out: {error}")
+
+
 def _evaluations(workdir: Path, notes: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     for file in sorted((workdir / EVALUATIONS).glob("*.json"), key=_by_step):
         try:
-            result = json.loads(file.read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            notes.append(f"eval/{file.name} could not be read: {error}.")
-            continue
-        if isinstance(result, dict):
-            yield file.stem, result
-        else:
-            notes.append(f"eval/{file.name} is left out: not a JSON object.")
+            yield file.stem, read_json(file, MAX_EVALUATION)
+        except DataError as error:
+            notes.append(f"eval/{file.name} is left out: {error}")

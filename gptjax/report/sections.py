@@ -5,6 +5,7 @@ Each function takes the runs in the order of their columns, or one run; None: no
 
 import datetime
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,7 +29,7 @@ _WRITTEN = "last line written"
 
 
 def _cell(value: Any, form: str | Callable[[float], str] = ",.0f") -> str:
-    if not isinstance(value, int | float):
+    if not isinstance(value, int | float) or not math.isfinite(value):
         return _UNKNOWN
     return format(value, form) if isinstance(form, str) else form(value)
 

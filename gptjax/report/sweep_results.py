@@ -6,6 +6,7 @@ and `status` (done or failed). A run that is done adds the figures of `measured`
 the sources as they are, differs where they were changed since.
 """
 
+import io
 import json
 import logging
 import math
@@ -16,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from configs.errors import UserError
+from configs.errors import DataError, UserError
+from configs.read import MIB, mismatch, parse_json, read_bytes, read_json
 from data_pipeline.files import fsync, write_atomically
 from data_pipeline.token_store import TOKENIZER
 from data_pipeline.tokenizer import Tokenizer
@@ -30,6 +32,13 @@ _log = logging.getLogger(__name__)
 Row = dict[str, Any]
 TABLE = "results.jsonl"
 _DECLARED = "sweep.json"
+_MAX_TABLE = 32 * MIB  # bytes: 10,000 rows
+_ROW = {"sweep": str, "setting": str, "seed": int, "status": str, "code": str}
+_FIGURES = ("n_params", "tokens", "passes", "seconds", "flops", "bits_per_byte")
+_BY_STATUS: dict[str, Any] = {
+    "done": dict.fromkeys(_FIGURES, float) | {"curve": [[float, float, float, (float, None)]]},
+    "failed": {"reason": str},
+}
 _UNKNOWN = "–"
 
 
@@ -49,14 +58,24 @@ def append(path: Path, row: Mapping[str, Any]) -> None:
 def read(path: Path, sweep: str) -> dict[tuple[str, int], Row]:
     """Returns the latest rows of a sweep by (setting, seed); none without a file."""
     rows: dict[tuple[str, int], Row] = {}
-    for text in path.read_text().splitlines() if path.is_file() else ():
+    for text in io.BytesIO(read_bytes(path, _MAX_TABLE)) if path.is_file() else ():
         try:
-            row = json.loads(text)
-            if row["sweep"] == sweep:
-                rows[row["setting"], row["seed"]] = row
-        except (ValueError, KeyError, TypeError):
-            _log.warning("%s: skipped an incomplete line: %.60s", path, text)
+            row = parse_json(text)
+        except ValueError:
+            row = None
+        if not _is_row(row):
+            _log.warning(
+                "%s: skipped an incomplete line: %.60s", path, text.decode(errors="replace")
+            )
+        elif row["sweep"] == sweep:
+            rows[row["setting"], row["seed"]] = row
     return rows
+
+
+def _is_row(row: Any) -> bool:
+    if mismatch(row, _ROW) or mismatch(row, _BY_STATUS.get(row["status"], {})):
+        return False
+    return row["status"] != "done" or (bool(row["curve"]) and row["curve"][-1][3] is not None)
 
 
 def measured(workdir: Path) -> Row | str | None:
@@ -111,10 +130,11 @@ def declare(folder: Path, settings: Sequence[str]) -> None:
 def of_folder(folder: Path) -> tuple[list[Table], list[str]] | None:
     """Returns the `summary` of a sweep's folder against its first setting; None for others."""
     try:
-        settings = json.loads((folder / _DECLARED).read_text())["settings"]
-        return summary(read(folder / TABLE, folder.name).values(), settings, settings[0])
-    except (OSError, ValueError, LookupError, TypeError):
+        settings = read_json(folder / _DECLARED, _MAX_TABLE, {"settings": [str]})["settings"]
+        rows = read(folder / TABLE, folder.name)
+    except DataError:
         return None
+    return summary(rows.values(), settings, settings[0]) if settings else None
 
 
 def summary(

@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 
 from configs import base
 from configs.errors import UserError
+from configs.read import read_json
 from configs.validate import leaves, unknown_keys, validate
-from configs.workdir import CONFIG, completed
+from configs.workdir import CONFIG, MAX_CONFIG, completed
 from data_pipeline.prepare import locate, prepare
 from data_pipeline.subset import validate_store
 from data_pipeline.token_store import TokenStore
@@ -142,7 +143,7 @@ def refuse_changed(trials: list[Trial], rows: Mapping[tuple[str, int], Mapping[s
         if row := rows.get(trial.key):
             saved = changes(row["overrides"])  # a row of an older version can name a default
         elif file.is_file():
-            saved = changes(completed(json.loads(file.read_text())))
+            saved = changes(completed(read_json(file, MAX_CONFIG)))
         else:
             continue
         current = changes(trial.config)

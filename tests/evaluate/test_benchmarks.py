@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import sys
+import tracemalloc
 
 import jax
 import numpy as np
@@ -330,7 +331,10 @@ def test_a_limit_draws_the_same_items_each_time_of_each_paradigm(tmp_path):
         (b'{"text": "word"}\n', "line 1: .*no last word"),
         (b'\n{"context": "a"}\n', "line 2: .*no 'target'.*text, or context and target"),
         (b"[1]\n", "line 1"),
-        (b"\xff\n", "cannot be read"),
+        (b"\xff\n", "line 1: .*utf-8"),
+        (b'{"text": "a \\ud800"}\n', "line 1: .*surrogates"),
+        (b'{"text": ' + b"[" * 100_000, "line 1: .*nests too deeply"),
+        (b'{"context": null, "target": "a"}\n', "line 1: .*context is no text"),
         (b"\n", "holds no items"),
     ],
 )
@@ -339,6 +343,27 @@ def test_bad_lines_are_reported(tmp_path, content, words):
     path.write_bytes(content)
     with pytest.raises(UserError, match=words):
         read_items(TASKS["lambada"], [path])
+
+
+@pytest.mark.parametrize("label", [1e400, math.nan, "9" * 5000, None, [1]])
+def test_labels_that_are_no_number_of_a_choice_are_reported(tmp_path, label):
+    path = write(tmp_path / "piqa.jsonl", [dict(LAYOUTS[3][1], label=label)])
+    with pytest.raises(UserError, match="line 1: not an item of piqa"):
+        read_items(TASKS["piqa"], [path])
+
+
+def test_a_small_file_cannot_become_a_large_one(tmp_path, monkeypatch):
+    path = tmp_path / "lambada.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "' + b"a " * (40 << 20) + b'b"}'))
+    assert path.stat().st_size < 100_000
+    tracemalloc.start()
+    with pytest.raises(UserError, match="over 67,108,864 bytes of text"):
+        read_items(TASKS["lambada"], [path])
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
+    monkeypatch.setattr(benchmarks, "_MAX_ITEMS", 3)
+    with pytest.raises(UserError, match="over 3 items"):
+        read_items(TASKS["lambada"], [write(tmp_path / "lambada.jsonl", lambada(4))])
 
 
 def test_damaged_and_unlabelled_files_are_refused(tmp_path):

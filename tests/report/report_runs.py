@@ -84,7 +84,7 @@ def make_hostile_run(parent):
     config = debug.get_config()
     config.data.source = HOSTILE
     config.sample.prompts = (HOSTILE,)
-    skipped = {"step": 100, "skipped/loss": 9.0, "skipped/documents": [HOSTILE, "\ud800"]}
+    skipped = {"step": 100, "skipped/loss": 9.0, "skipped/documents": [HOSTILE, "?"]}
     lines = [*run_lines(), {"step": 100, HOSTILE: 1.0}, skipped]
     workdir = make_run(parent / "<img src=x onerror=alert(3)>", lines, config=config)
     for folder in ("samples", "eval"):

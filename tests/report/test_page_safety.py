@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 import random
 import re
 import subprocess
@@ -93,6 +94,33 @@ def test_places_beyond_every_number_are_not_known(tmp_path):
     assert page.curve("a")[0]["tokens"][1] is None
     assert page.curve("val/bits_per_byte")[0]["tokens"] == [None]
     assert page.row("last line written") == ["4147-08-20 07:32 UTC"]
+
+
+def test_files_beyond_all_limits_are_refused_or_left_out(tmp_path, monkeypatch):
+    workdir = make_run(tmp_path / "run")
+    for folder in ("samples", "eval"):
+        (workdir / folder).mkdir()
+        os.mkfifo(workdir / folder / "1.json")  # reading it would wait
+        os.mkfifo(workdir / folder / "1.txt")
+    (workdir / "samples" / "2.txt").write_text("the second")
+    page = report(workdir)
+    assert "the second" in page.texts
+    for name in ("samples/1.txt", "eval/1.json"):
+        assert any(f"{name} is left out: " in text for text in page.texts)
+    with monkeypatch.context() as patch:
+        patch.setattr("gptjax.common.workdir.MAX_LINES", 3)
+        with pytest.raises(UserError, match="over 3 lines: raise train.log_interval"):
+            report(workdir)
+    os.truncate(workdir / "metrics.jsonl", 1 << 40)
+    with pytest.raises(UserError, match="metrics.jsonl has 1,099,511,627,776 bytes"):
+        report(workdir)
+
+
+def test_a_time_beyond_every_clock_is_not_known(tmp_path):
+    lines = [train_line(10, **{"perf/train_seconds": 1e308}), train_line(20)]
+    lines[1]["perf/train_seconds"] = 1e308
+    page = report(make_run(tmp_path / "run", lines))
+    assert page.row("steps") == ["20 of 200 (10%)"]
 
 
 def test_no_damage_to_the_metrics_stops_the_report(tmp_path):
