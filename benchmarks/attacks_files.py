@@ -241,6 +241,7 @@ def main() -> None:
         for kind in arguments.kinds:
             chosen = list(cases(kind, KINDS[kind], arguments.cases, arguments.seed))
             runner.run([case for case in chosen if arguments.only in case.name])
+            print(f"{kind}: {len(runner.results[kind])} cases", file=sys.stderr, flush=True)
         failures = report(runner.results, arguments.shown)
         print(f"{failures} failures; a process has {before / 1e6:,.0f} MB when it is forked")
     sys.exit(bool(failures))

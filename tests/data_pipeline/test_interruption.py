@@ -44,9 +44,10 @@ HARNESS = """
 import os, pathlib, random, shutil, signal, sys, time, traceback
 sys.path[:0] = [{root!r}, {tests!r}]
 import test_prepare as t
-from data_pipeline import encode, prepare
+from data_pipeline import encode, parquet_footer, prepare
 encode.PART_BYTES = {part_bytes}
 shard, root = {shard!r}, pathlib.Path({folder!r})
+parquet_footer.inspect(shard)  # 0.3 s, which those that are killed earlier would never get past
 real_fsync = os.fsync
 
 def start(folder, die_at=0, workers=1):
