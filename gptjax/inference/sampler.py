@@ -13,12 +13,11 @@ import numpy as np
 from jax import Array
 
 from gptjax.inference import kv_cache
-from gptjax.inference.scoring import ScoredTokens, padded, score_tokens
+from gptjax.inference.scoring import ScoredTokens, padded, padded_lengths, score_tokens
 from gptjax.model import GPTConfig, gpt
 
 _MAX_CHUNK = 32  # tokens that the device draws between two reads by the host
 _CHUNK_SECONDS = 0.05  # target for the time between them, so that text streams
-_MIN_PREFILL = 32  # tokens; longer prompts are padded to a power of two
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,17 +75,25 @@ class _Draw:
 
 @functools.partial(jax.jit, static_argnames="model_config")
 def _prefill(
+    model_config: GPTConfig, params: Any, tokens_1T: Array, length: Array
+) -> tuple[Array, kv_cache.Cache]:
+    """Runs one prompt of `length` tokens; returns (x_D after its last token, its cache)."""
+    x_1TD, cache = kv_cache.prefill(model_config, params, tokens_1T)
+    return x_1TD[0, length - 1], cache
+
+
+@functools.partial(jax.jit, static_argnames="model_config")
+def _begin(
     model_config: GPTConfig,
     params: Any,
-    tokens_BT: Array,
-    lengths_B: Array,
+    prefilled_B: Sequence[tuple[Array, kv_cache.Cache]],
     number: Array,
     draw: _Draw,
 ) -> tuple[ScoredTokens, kv_cache.Cache]:
-    """Runs the prompts and draws the token after each: T = 1."""
-    x_BTD, cache = kv_cache.prefill(model_config, params, tokens_BT)
-    x_BD = jnp.take_along_axis(x_BTD, lengths_B[:, None, None] - 1, axis=1)[:, 0]
-    drawn = draw(gpt.logits(model_config, params, x_BD), number)
+    """Makes one batch of prompts, and draws the token after each: T = 1."""
+    xs_D, caches = zip(*prefilled_B, strict=True)
+    cache = jax.tree.map(lambda *heads_KSH: jnp.concatenate(heads_KSH), *caches)
+    drawn = draw(gpt.logits(model_config, params, jnp.stack(xs_D)), number)
     return jax.tree.map(lambda x: x[:, None], drawn), cache
 
 
@@ -134,6 +141,16 @@ class Sampler:
         self.model_config = model_config
         self.params = params
         self._layers = jax.jit(kv_cache.split_layers, static_argnums=0)(model_config, params)
+        self._lengths = padded_lengths(model_config.block_size, 2)
+
+    def warm_up(self, max_rows: int, n_top: int) -> None:
+        """Compiles what `draw` needs for at most `max_rows` prompts, for n_top and no top_k."""
+        shapes = [(1, length) for length in self._lengths]
+        shapes += [(n, 1) for n in sorted({_padded(n) for n in range(1, max_rows + 1)})]
+        sampling = Sampling(max_new_tokens=2, temperature=1.0, top_k=0, top_p=1.0)
+        for n_rows, length in shapes:
+            for _ in self.draw([[0] * length] * n_rows, sampling, seeds=[0] * n_rows, n_top=n_top):
+                pass
 
     def draw(
         self,
@@ -153,35 +170,50 @@ class Sampler:
         """
         if not prompts or sampling.max_new_tokens == 0:
             return
-        block_size = self.model_config.block_size
-        windows = [list(prompt[-block_size:]) for prompt in prompts]
-        keys = jax.vmap(jax.random.key)(np.array([seed % 2**32 for seed in seeds], np.uint32))
+        block_size, n_rows = self.model_config.block_size, len(prompts)
+        # Copies of the first row make up a number for which programs are compiled.
+        rows = [*range(n_rows), *[0] * (_padded(n_rows) - n_rows)]
+        windows = [list(prompts[row][-block_size:]) for row in rows]
+        keys = jax.vmap(jax.random.key)(np.array([seeds[row] % 2**32 for row in rows], np.uint32))
         temperature, top_p = jnp.float32(sampling.temperature), jnp.float32(sampling.top_p)
         draw = _Draw(keys, temperature, top_p, sampling.top_k, n_top)
         number, n_cached, chunk = 0, block_size, 1
         cache: kv_cache.Cache = []
         while number < sampling.max_new_tokens:
             start = time.monotonic()
-            lengths = np.array([len(window) for window in windows], np.int32)
             if n_cached == block_size:  # at first, and whenever the longest window is full
-                n, n_cached = 1, int(lengths.max())
-                length = max(_MIN_PREFILL, 1 << (n_cached - 1).bit_length())
-                tokens_BT = padded(windows, min(length, block_size))
-                drawn, cache = _prefill(
-                    self.model_config, self.params, tokens_BT, lengths, number, draw
-                )
+                n, n_cached = 1, max(map(len, windows))
+                drawn, cache = self._begin(windows, number, draw)
             else:
                 n = min(chunk, block_size - n_cached, sampling.max_new_tokens - number)
                 last = np.array([window[-1] for window in windows], np.int32)
+                positions = np.array([len(window) - 1 for window in windows], np.int32)
                 weights = self.model_config, self.params, self._layers
-                drawn, cache = _decode(*weights, cache, last, lengths - 1, number, n, draw)
+                drawn, cache = _decode(*weights, cache, last, positions, number, n, draw)
                 n_cached += n
             drawn = ScoredTokens(*(x[:, :n] for x in jax.device_get(drawn)))
             fast = time.monotonic() - start < _CHUNK_SECONDS
             chunk = min(2 * chunk, _MAX_CHUNK) if fast else max(chunk // 2, 1)
-            yield drawn
+            yield ScoredTokens(*(x[:n_rows] for x in drawn))
             number += n
             for window, ids in zip(windows, drawn.ids.tolist(), strict=True):
                 window += ids
                 if len(window) > block_size:
                     del window[: -max(block_size // 2, 1)]
+
+    def _begin(
+        self, windows: Sequence[Sequence[int]], number: int, draw: _Draw
+    ) -> tuple[ScoredTokens, kv_cache.Cache]:
+        """Runs each different window once, padded by itself, and draws the token after each."""
+        prefilled = {}
+        for window in set(map(tuple, windows)):
+            length = next(length for length in self._lengths if length >= len(window))
+            tokens_1T = padded([window], length)
+            prefilled[window] = _prefill(self.model_config, self.params, tokens_1T, len(window))
+        prefilled_B = [prefilled[tuple(window)] for window in windows]
+        return _begin(self.model_config, self.params, prefilled_B, number, draw)
+
+
+def _padded(n_rows: int) -> int:
+    """Returns the number of rows that are computed."""
+    return 1 << (n_rows - 1).bit_length()

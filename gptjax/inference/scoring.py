@@ -99,30 +99,26 @@ def score_tokens(logits_BV: Array, ids_B: Array, n_top: int) -> ScoredTokens:
 
 def prompt_scores(
     model_config: GPTConfig, params: Any, rows: Sequence[Sequence[int]], n_top: int
-) -> ScoredTokens:
-    """Scores every token of `rows`, none longer than block_size; returns NumPy arrays.
+) -> list[ScoredTokens]:
+    """Scores every token of `rows`, none longer than block_size; of each, NumPy arrays without B.
 
-    Without meaning are the scores of a row's first token, and what follows its end.
+    Without meaning are the scores of a row's first token, and what follows its end. Rows are
+    computed one by one, so that each length is compiled only once.
     """
-    longest = max(map(len, rows))
-    length = next(n for n in padded_lengths(model_config.block_size) if n >= longest)
-    scores = _next_scores(model_config, params, padded(rows, length), n_top)
+    lengths = padded_lengths(model_config.block_size)
+    scores = []
+    for row in rows:
+        (tokens_T,) = padded([row], next(length for length in lengths if length >= len(row)))
+        scores.append(_next_scores(model_config, params, tokens_T, n_top))
     # From the position that predicts a token to the token's own.
-    return ScoredTokens(*(np.roll(x, 1, axis=1) for x in jax.device_get(scores)))
+    return [ScoredTokens(*(np.roll(x, 1, axis=0) for x in row)) for row in jax.device_get(scores)]
 
 
 @functools.partial(jax.jit, static_argnames=("model_config", "n_top"))
-def _next_scores(
-    model_config: GPTConfig, params: Any, tokens_BT: Array, n_top: int
-) -> ScoredTokens:
+def _next_scores(model_config: GPTConfig, params: Any, tokens_T: Array, n_top: int) -> ScoredTokens:
     """Scores token t + 1 at position t."""
-
-    def of_row(row: tuple[Array, Array]) -> ScoredTokens:  # one row's logits exist at a time
-        x_TD, targets_T = row
-        return score_tokens(gpt.logits(model_config, params, x_TD), targets_T, n_top)
-
-    x_BTD = gpt.hidden_states(model_config, params, tokens_BT)
-    return jax.lax.map(of_row, (x_BTD, jnp.roll(tokens_BT, -1, axis=1)))
+    x_1TD = gpt.hidden_states(model_config, params, tokens_T[None])
+    return score_tokens(gpt.logits(model_config, params, x_1TD[0]), jnp.roll(tokens_T, -1), n_top)
 
 
 def encode_request(tokenizer: Tokenizer, context: str, continuation: str) -> Request:
@@ -137,9 +133,9 @@ def encode_request(tokenizer: Tokenizer, context: str, continuation: str) -> Req
     return [tokenizer.bos_id, *context_ids], whole_ids[len(context_ids) :]
 
 
-def padded_lengths(block_size: int) -> list[int]:
-    """Returns the lengths to which rows are padded, shortest first."""
-    return sorted({-(-block_size // 2**k) for k in range(_HALVINGS + 1)})
+def padded_lengths(block_size: int, halvings: int = 1) -> list[int]:
+    """Returns the lengths to which rows are padded, shortest first, `halvings` from each other."""
+    return sorted({-(-block_size // 2**k) for k in range(0, _HALVINGS + 1, halvings)})
 
 
 def padded(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:

@@ -4,15 +4,17 @@ python -m gptjax.serve --workdir=runs/quickstart
 """
 
 import logging
+import signal
 import socket
 from pathlib import Path
 
 from absl import flags
 
-from configs import cli
+from configs import base, cli
 from configs.errors import UserError
 from gptjax.common.extras import imports_of_extra
 from gptjax.inference import Sampler, load_run
+from gptjax.step.compilation_cache import keep_compiled
 
 _log = logging.getLogger(__name__)
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -53,22 +55,23 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _main(_: list[str]) -> None:
     with imports_of_extra("serve"):
-        import uvicorn
-
-        from gptjax.serve.server import Engine, build_app
+        from gptjax.serve.connection import server_of
+        from gptjax.serve.engine import Engine
+        from gptjax.serve.server import build_app
     values = flags.FLAGS
     token = _access(values.host, values.public, values.token_file)
     workdir = Path(values.workdir)
+    # uvicorn raises the signal again after its shutdown: the process ends without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    keep_compiled(values.compilation_cache_dir)
     _, model_config, params, tokenizer, _step = load_run(workdir)
     with _listen(values.host, values.port) as listener:
         engine = Engine(Sampler(model_config, params), tokenizer, workdir.resolve().name)
         engine.warm_up()
         hosts = _LOOPBACK if values.host in _LOOPBACK else None
-        application = build_app(engine, token=token, hosts=hosts)
         host = f"[{values.host}]" if ":" in values.host else values.host
         _log.info("%s: http://%s:%d/", workdir, host, listener.getsockname()[1])
-        server = uvicorn.Server(uvicorn.Config(application, log_level="warning"))
-        server.run(sockets=[listener])
+        server_of(build_app(engine, token=token, hosts=hosts)).run(sockets=[listener])
 
 
 if __name__ == "__main__":
@@ -77,4 +80,9 @@ if __name__ == "__main__":
     flags.DEFINE_integer("port", 8000, "Port; 0: any free one.", lower_bound=0)
     flags.DEFINE_bool("public", False, "Allow a --host that other machines can reach.")
     flags.DEFINE_string("token_file", None, "File with the token that clients must send.")
+    flags.DEFINE_string(
+        "compilation_cache_dir",
+        base.get_config().compilation_cache_dir,
+        "Folder that keeps compiled programs, so that the next start is quick.",
+    )
     cli.run_argv(_main)

@@ -120,7 +120,7 @@ def _echoed_tokens(
         return [()] * len(prompts)
     scores = scoring.prompt_scores(sampler.model_config, sampler.params, rows, N_TOP)
     echoed = []
-    for prompt, row, _, *columns in zip(prompts, rows, *scores, strict=True):
+    for prompt, row, (_, *columns) in zip(prompts, rows, scores, strict=True):
         annotator = _Annotator(tokenizer, n_top, 0)
         own = slice(len(row) - len(prompt), len(row))  # clients count the tokens of their prompt
         tokens = list(map(annotator.feed, prompt, *(column[own].tolist() for column in columns)))

@@ -5,6 +5,7 @@ honour is refused, never ignored.
 """
 
 import dataclasses
+import reprlib
 import secrets
 from typing import Annotated, Any
 
@@ -13,31 +14,15 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.inference import Sampling
+from gptjax.serve.errors import APIError
 
 N_TOP = 5  # OpenAI's maximum; always computed, so that one compiled program serves every request
 MAX_ROWS = 16  # prompts x n of one request
 
 
-class APIError(Exception):
-    """An HTTP status and the JSON object `error` that OpenAI's clients read."""
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int = 400,
-        param: str | None = None,
-        code: str | None = None,
-        type: str = "invalid_request_error",
-    ):
-        super().__init__(message)
-        self.status = status
-        self.body = {"error": {"message": message, "type": type, "param": param, "code": code}}
-
-
-def unknown_model(name: Any, served: str) -> APIError:
+def unknown_model(name: str, served: str) -> APIError:
     """Returns the error of a request for another model than the one that is served."""
-    message = f"The model {name!r} does not exist. This server has {served!r}."
+    message = f"The model {name!r:.100} does not exist. This server has {served!r}."
     return APIError(message, status=404, param="model", code="model_not_found")
 
 
@@ -69,12 +54,20 @@ def _number(default: Any, least: int, most: int, kind: str = "an integer") -> An
     return Field(default, ge=least, le=most, description=description)
 
 
+class StreamOptions(pydantic.BaseModel):
+    """The parameters of a stream."""
+
+    model_config = pydantic.ConfigDict(strict=True, extra="forbid")
+
+    include_usage: bool | None = None  # the last event but [DONE] counts the tokens
+
+
 class Parameters(pydantic.BaseModel):
     """The parameters of a request; a description continues the name to an error message."""
 
     model_config = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
 
-    model: Any = None
+    model: str | None = Field(None, description="must be the name of a model")
     prompt: Annotated[list[_Text | _TokenIds], _NonEmptyList, _AsList] = Field(
         [""],
         description="must be a string without lone surrogates, a list of strings, a list of token "
@@ -86,14 +79,14 @@ class Parameters(pydantic.BaseModel):
     n: _Integer = _number(1, 1, MAX_ROWS)
     logprobs: _Integer | None = _number(None, 0, N_TOP)
     seed: _Integer | None = _number(None, -(2**63), 2**64)
-    stop: Annotated[list[_NonEmpty], _AsList] = Field(
-        [], max_length=4, description="must be a string or at most 4 strings, none of them empty"
+    stop: Annotated[list[_NonEmpty], Field(max_length=4, fail_fast=True), _AsList] = Field(
+        [], description="must be a string or at most 4 strings, none of them empty"
     )
     echo: bool = Field(False, description="must be true or false")
     stream: bool = Field(False, description="must be true or false")
-    stream_options: dict[str, bool | None] | None = Field(
-        None,
-        description="must be an object such as {'include_usage': true}, and stream must be true",
+    stream_options: StreamOptions = Field(
+        StreamOptions(),
+        description="must be {'include_usage': true} or false, and stream must be true",
     )
     user: Any = None
     # Only values without effect are valid:
@@ -138,17 +131,18 @@ def parse(body: Any, *, tokenizer: Tokenizer, block_size: int, model_name: str) 
     fields = Parameters.model_fields
     for name in body:
         if name not in fields:
-            raise APIError(f"Unrecognized request argument supplied: {name}", param=name)
+            message = f"Unrecognized request argument supplied: {name:.100}"
+            raise APIError(message, param=name[:100])
     given = {name: value for name, value in body.items() if value is not None}
     try:
         parameters = Parameters.model_validate(given)
     except pydantic.ValidationError as error:
         name = str(error.errors(include_url=False)[0]["loc"][0])
-        message = f"{name} {fields[name].description} (given: {body[name]!r:.100})."
+        message = f"{name} {fields[name].description} (given: {reprlib.repr(body[name])})."
         raise APIError(message, param=name) from error
     if parameters.model not in (None, model_name):
         raise unknown_model(parameters.model, model_name)
-    if parameters.stream_options is not None and not parameters.stream:
+    if "stream_options" in given and not parameters.stream:
         description = fields["stream_options"].description
         raise APIError(f"stream_options {description}.", param="stream_options")
 

@@ -1,29 +1,28 @@
-"""A FastAPI application with OpenAI's completions API, and a page to try a model on.
-
-There is one model: requests wait for each other, in the order they arrive.
-"""
+"""An application with OpenAI's completions API, and a page to try a model on."""
 
 import asyncio
 import contextlib
-import hmac
 import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
-from starlette.concurrency import iterate_in_threadpool
+from starlette.background import BackgroundTask
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from data_pipeline.tokenizer import Tokenizer
-from gptjax.inference import Sampler, Sampling
 from gptjax.serve import completions, protocol
+from gptjax.serve.access import Guard
 from gptjax.serve.completions import CompletionChunk
-from gptjax.serve.protocol import APIError, Completion
+from gptjax.serve.engine import Engine
+from gptjax.serve.errors import APIError
+from gptjax.serve.protocol import Completion
 
 _log = logging.getLogger(__name__)
 
@@ -37,57 +36,20 @@ _HEADERS = {
 }
 
 
-class Engine:
-    """The model and the queue before it."""
-
-    def __init__(self, sampler: Sampler, tokenizer: Tokenizer, model_name: str):
-        self.model_name = model_name
-        self._sampler, self.tokenizer = sampler, tokenizer
-        self.block_size = sampler.model_config.block_size
-        self._lock = asyncio.Lock()  # first come, first served
-
-    def warm_up(self) -> None:
-        """Compiles the programs of the first request."""
-        sampling = Sampling(max_new_tokens=3, temperature=1.0, top_k=0, top_p=1.0)
-        rows = [[self.tokenizer.bos_id]]
-        for _ in self._sampler.draw(rows, sampling, seeds=[0], n_top=protocol.N_TOP):
-            pass
-
-    async def run(self, request: Completion) -> AsyncGenerator[list[CompletionChunk]]:
-        """Yields from `completions.complete` when it is this request's turn."""
-        async with self._lock:
-            chunks = completions.complete(self._sampler, self.tokenizer, request)
-            # A client that disconnects cancels this between two steps: a step in a thread runs to
-            # its end, so that two requests never compute at once.
-            async for step in iterate_in_threadpool(chunks):
-                yield step
-
-
-def build_app(engine: Engine, *, token: str | None, hosts: tuple[str, ...] | None) -> FastAPI:
-    """Returns the application.
-
-    Requests under /v1 must send `Authorization: Bearer token`, unless it is None. They must call
-    the server by one of `hosts`, or by any name if None: a page of another site that pointed its
-    own name at 127.0.0.1 could read the answers otherwise (DNS rebinding).
-    """
+def build_app(engine: Engine, *, token: str | None, hosts: Sequence[str] | None) -> FastAPI:
+    """Returns the application; requests must pass a `Guard` with this token and these hosts."""
     created = int(time.time())
-
-    def check(request: Request) -> None:
-        if hosts is not None and (request.url.hostname or "") not in hosts:
-            raise APIError(f"Call this server by one of {', '.join(hosts)}.", status=403)
-        if token is None or not request.url.path.startswith("/v1/"):
-            return
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), token.encode()):
-            raise APIError("A token is needed: Authorization: Bearer ...", status=401)
-
     application = FastAPI(
-        title="gptjax",
-        docs_url=None,  # the documentation pages load scripts from other sites
-        redoc_url=None,
-        dependencies=[Depends(check)],
-        exception_handlers=dict.fromkeys((APIError, HTTPException, Exception), _error_response),
+        openapi_url=None,  # the documentation pages load scripts from other sites
+        redirect_slashes=False,
+        exception_handlers={
+            APIError: _error_response,
+            HTTPException: _error_response,
+            Exception: _error_response,
+            ClientDisconnect: _no_response,
+        },
     )
+    application.add_middleware(Guard, hosts=hosts, token=token)
 
     def model_json(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": created, "owned_by": "gptjax"}
@@ -96,19 +58,32 @@ def build_app(engine: Engine, *, token: str | None, hosts: tuple[str, ...] | Non
     def page() -> Response:
         return FileResponse(_PAGE, headers=_HEADERS)
 
+    @application.get("/health")
+    async def health() -> Any:
+        return {"status": "ok", "requests": engine.n_requests}
+
     @application.get("/v1/models")
-    def models() -> Any:
+    async def models() -> Any:
         return {"object": "list", "data": [model_json(engine.model_name)]}
 
     @application.get("/v1/models/{name:path}")
-    def one_model(name: str) -> Any:
+    async def one_model(name: str) -> Any:
         if name != engine.model_name:
             raise protocol.unknown_model(name, engine.model_name)
         return model_json(name)
 
+    @application.post("/v1/chat/completions")
+    async def chat() -> Any:
+        raise APIError(
+            f"{engine.model_name!r} has no chat template: it continues texts and was not trained "
+            "to converse. Use /v1/completions.",
+            code="no_chat_template",
+        )
+
     @application.post("/v1/completions")
     async def create(request: Request) -> Any:
-        completion = protocol.parse(
+        completion = await run_in_threadpool(
+            protocol.parse,
             await _json_body(request),
             tokenizer=engine.tokenizer,
             block_size=engine.block_size,
@@ -123,19 +98,24 @@ def build_app(engine: Engine, *, token: str | None, hosts: tuple[str, ...] | Non
         steps = engine.run(completion)
         if completion.parameters.stream:
             events = _events(steps, completion, answer)
-            return StreamingResponse(events, media_type="text/event-stream")
-        chunks_of: list[list[CompletionChunk]] = [[] for _ in completion.rows]
-        async with contextlib.aclosing(steps):
-            async for chunks in steps:
-                for chunk in chunks:
-                    chunks_of[chunk.choice].append(chunk)
-                if await request.is_disconnected():
-                    return Response(status_code=499)  # nginx's code: the client closed the request
-        usage = completion.usage(sum(chunk.n_drawn for chunks in chunks_of for chunk in chunks))
-        choices = [_choice_json(chunks, completion) for chunks in chunks_of]
-        return {**answer, "choices": choices, "usage": usage}
+            closed = BackgroundTask(steps.aclose)  # also when the client has left
+            return StreamingResponse(events, media_type="text/event-stream", background=closed)
+        whole = asyncio.create_task(_whole(steps, completion, answer))
+        left = asyncio.create_task(_disconnect(request))
+        await asyncio.wait((whole, left), return_when=asyncio.FIRST_COMPLETED)
+        left.cancel()
+        if not whole.done():
+            whole.cancel()
+            raise ClientDisconnect
+        return await whole
 
     return application
+
+
+async def _disconnect(request: Request) -> None:
+    """Returns when the client has left; the body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _as_api_error(error: Exception) -> APIError:
@@ -148,9 +128,11 @@ def _as_api_error(error: Exception) -> APIError:
 
 
 async def _error_response(_: Request, error: Exception) -> Response:
-    error = _as_api_error(error)
-    # Not a JSONResponse, which cannot encode a lone surrogate of the request.
-    return Response(json.dumps(error.body), error.status, media_type="application/json")
+    return _as_api_error(error).response()
+
+
+async def _no_response(_: Request, __: Exception) -> Response:
+    return Response(status_code=499)  # nginx's code: the client closed the request
 
 
 async def _json_body(request: Request) -> Any:
@@ -162,13 +144,13 @@ async def _json_body(request: Request) -> Any:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise APIError("Send JSON, with the header Content-Type: application/json.", status=415)
-    body = b""
+    body = bytearray()
     async for part in request.stream():
         body += part
         if len(body) > _MAX_BODY:
             raise APIError(f"The body is longer than {_MAX_BODY:,} bytes.", status=413)
     try:
-        return json.loads(body)
+        return json.loads(body.decode())  # bytes could also be UTF-16, or have lone surrogates
     except (ValueError, RecursionError) as error:
         raise APIError(f"The body is not valid JSON: {error}.") from error
 
@@ -185,11 +167,25 @@ def _choice_json(chunks: list[CompletionChunk], completion: Completion) -> dict[
     }
 
 
+async def _whole(
+    steps: AsyncGenerator[list[CompletionChunk]], completion: Completion, answer: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the answer in one piece."""
+    chunks_of: list[list[CompletionChunk]] = [[] for _ in completion.rows]
+    async with contextlib.aclosing(steps):
+        async for chunks in steps:
+            for chunk in chunks:
+                chunks_of[chunk.choice].append(chunk)
+    usage = completion.usage(sum(chunk.n_drawn for chunks in chunks_of for chunk in chunks))
+    choices = [_choice_json(chunks, completion) for chunks in chunks_of]
+    return {**answer, "choices": choices, "usage": usage}
+
+
 async def _events(
     steps: AsyncIterator[list[CompletionChunk]], completion: Completion, answer: dict[str, Any]
 ) -> AsyncIterator[str]:
     """Yields server-sent events: one for each chunk, the usage if requested, and [DONE]."""
-    include_usage = (completion.parameters.stream_options or {}).get("include_usage")
+    include_usage = completion.parameters.stream_options.include_usage
     usage = {"usage": None} if include_usage else {}
     n_drawn = 0
     try:

@@ -243,20 +243,39 @@ def test_log_probabilities_are_the_models_own(tiny_sampler):
             window = window[-4:]
 
 
-def test_one_compiled_program_serves_every_length():
-    """One decode; one prefill a padded length: 32, 64 and the whole block of 100."""
+PROGRAMS = (sampler._prefill, sampler._begin, sampler._decode)
+
+
+def n_compiled():
+    return [program._cache_size() for program in PROGRAMS]
+
+
+def test_few_programs_are_compiled_and_all_of_them_by_warm_up():
+    """One prefill a padded length: 7, 25 and the whole block of 100; two more for 1, 2, 4 rows."""
     config = gpt_config(block_size=100, n_layer=1)
     tiny_sampler = Sampler(config, scaled_params(config))
-    programs = (sampler._prefill, sampler._decode)
-    before = [program._cache_size() for program in programs]
-    prompts = random_prompts([1, 2, 31, 32, 33, 64, 65, 99, 100, 250])
-    for i, prompt in enumerate(prompts):
+    before = n_compiled()
+    tiny_sampler.warm_up(max_rows=4, n_top=2)
+    after = n_compiled()
+    assert [b - a for a, b in zip(before, after, strict=True)] == [3, 3, 3]
+    for i, length in enumerate([1, 2, 7, 8, 25, 26, 64, 99, 100, 250]):
+        prompts = random_prompts([length, 1, length + 1, 9][: 1 + i % 4])
         for temperature in (0.0, 0.7):
-            tokens_of(
-                tiny_sampler, [prompt], temperature=temperature, top_k=7, max_new_tokens=3 + i
-            )
-    after = [program._cache_size() for program in programs]
-    assert [b - a for a, b in zip(before, after, strict=True)] == [3, 1]
+            tokens_of(tiny_sampler, prompts, temperature=temperature, n_top=2, max_new_tokens=3 + i)
+    assert n_compiled() == after
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 3, 5, 6, 9])
+def test_padding_changes_no_row(tiny_sampler, n_rows):
+    """Any number of rows, some of them equal, of any lengths: what each gets alone, unpadded."""
+    prompts = random_prompts([1 + 3 * i % 8 for i in range(n_rows)])
+    prompts[n_rows // 2] = prompts[0]  # computed once, drawn twice
+    seeds = list(range(7, 7 + n_rows))
+    sampling = {"temperature": 1.0, "max_new_tokens": 12}
+    assert tokens_of(tiny_sampler, prompts, seeds=seeds, **sampling) == [
+        naive_tokens(tiny_sampler, prompt, 12, seed=seed, temperature=1.0)
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 3])

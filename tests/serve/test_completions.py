@@ -1,5 +1,6 @@
 """OpenAI's completions without HTTP: which requests are refused, and that chunks add up."""
 
+import functools
 import itertools
 
 import jax
@@ -12,7 +13,8 @@ from gptjax.inference.scoring import ScoredTokens
 from gptjax.model import gpt
 from gptjax.serve import completions
 from gptjax.serve.completions import complete
-from gptjax.serve.protocol import APIError, Parameters, parse
+from gptjax.serve.errors import APIError
+from gptjax.serve.protocol import Parameters, parse
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +24,9 @@ def tokenizer(store):
 
 def parsed(tokenizer, **body):
     return parse(body, tokenizer=tokenizer, block_size=32, model_name="debug")
+
+
+DEEP = functools.reduce(lambda x, _: [x], range(900), 1)  # its repr() recurses too deeply
 
 
 @pytest.mark.parametrize(
@@ -57,8 +62,10 @@ def parsed(tokenizer, **body):
         ({"echo": 1}, "echo", "true or false"),
         ({"stream": "yes"}, "stream", "true or false"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "stream"),
-        ({"stream": True, "stream_options": []}, "stream_options", "object"),
-        ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options", "object"),
+        ({"stream": True, "stream_options": []}, "stream_options", "include_usage"),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options", "or false"),
+        ({"stream": True, "stream_options": {"other": True}}, "stream_options", "or false"),
+        ({"stream": 1.0}, "stream", "true or false"),
         ({"seed": 0.5}, "seed", "an integer"),
         ({"best_of": 3}, "best_of", "not supported"),
         ({"best_of": True}, "best_of", "not supported"),
@@ -66,6 +73,9 @@ def parsed(tokenizer, **body):
         ({"presence_penalty": 0.1}, "presence_penalty", "not supported"),
         ({"suffix": "x"}, "suffix", "not supported"),
         ({"model": "gpt-4"}, "model", "debug"),
+        ({"model": 4}, "model", "name"),
+        ({"prompt": DEEP}, "prompt", "list of token ids"),
+        ({"x" * 500: 1}, "x" * 100, "Unrecognized"),
     ],
 )
 def test_bad_requests_name_the_parameter(tokenizer, body, param, words):
@@ -74,7 +84,8 @@ def test_bad_requests_name_the_parameter(tokenizer, body, param, words):
     body = error.value.body["error"]
     assert body["param"] == param and words in body["message"]
     assert body["type"] == "invalid_request_error"
-    assert error.value.status == (404 if param == "model" else 400)
+    assert error.value.status == (404 if "not exist" in body["message"] else 400)
+    assert len(body["message"]) < 400  # not the whole request
 
 
 @pytest.mark.parametrize("body", [None, [], "prompt", 3])

@@ -7,18 +7,13 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
-import jax
 import pytest
-import uvicorn
-from helpers import ask, tiny_gpt
+from helpers import ask
 
 from configs.errors import UserError
-from gptjax.inference.sampler import Sampler
-from gptjax.model import gpt
-from gptjax.serve import __main__, server
+from gptjax.serve import __main__, engine
 
 ROOT = Path(__file__).parents[2]
 SECRET = "a-long-enough-secret"
@@ -64,29 +59,6 @@ def test_a_missing_extra_is_named(tmp_path):
 # --- the application, in this process, on a socket ---
 
 
-@contextlib.contextmanager
-def listening(store, token=None):
-    """Serves a small random model on a free port; yields the port."""
-    model_config = tiny_gpt(vocab_size=store.tokenizer.vocab_size, block_size=128, n_layer=1)
-    sampler = Sampler(model_config, gpt.init(model_config, jax.random.key(0)))
-    engine = server.Engine(sampler, store.tokenizer, "debug")
-    app = server.build_app(engine, token=token, hosts=("127.0.0.1",))
-    web = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    with __main__._listen("127.0.0.1", 0) as listener:
-        thread = threading.Thread(target=web.run, kwargs={"sockets": [listener]})
-        thread.start()
-        yield listener.getsockname()[1]
-        web.should_exit = True
-        thread.join(timeout=20)
-    assert not thread.is_alive()
-
-
-@pytest.fixture(scope="module")
-def port(store):
-    with listening(store) as port:
-        yield port
-
-
 def events_of(port, body):
     """Returns the data of each server-sent event of a streamed answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
@@ -112,7 +84,8 @@ def test_errors_have_the_format_of_openai(port):
         (404, ask(port, "POST", completions, {"model": "other"})),
         (413, ask(port, "POST", completions, b" " * 2_000_000)),
         (415, ask(port, "POST", completions, {"prompt": ""}, Content_Type="text/plain")),
-        (403, ask(port, "GET", "/v1/models", Host="evil.example")),
+        (400, ask(port, "POST", completions, {"\ud800": 1})),
+        (400, ask(port, "POST", "/v1/chat/completions", {"messages": []})),
         (404, ask(port, "GET", "/v1/models/other")),
         (404, ask(port, "GET", "/v2/completions")),
         (405, ask(port, "GET", completions)),
@@ -125,12 +98,31 @@ def test_errors_have_the_format_of_openai(port):
     assert ask(port, "POST", completions, {"prompt": "The ", "max_tokens": 2})[0] == 200
 
 
-def test_requests_need_the_token(store):
-    with listening(store, token=SECRET) as port:
+def test_requests_need_the_token(listening):
+    with listening(token=SECRET) as port:
+        assert ask(port, "GET", "/health")[0] == 200
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": SECRET[:-1]}):
             assert ask(port, "GET", "/v1/models", **headers)[0] == 401
             assert ask(port, "POST", "/v1/completions", {"prompt": ""}, **headers)[0] == 401
         assert ask(port, "GET", "/v1/models", Authorization=f"Bearer {SECRET}")[0] == 200
+
+
+HOSTS = ["evil.example", "127.0.0.1.evil.example", "127.0.0.1:1@evil.example", "[::1", "[", ""]
+HOSTS += ["127.0.0.1:", "127.0.0.1:80:80", "evil.example/127.0.0.1", "\xb9"]
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/no/such/path"])
+def test_only_requests_by_our_own_name_are_answered(port, path):
+    for host in HOSTS:
+        assert ask(port, "GET", path, Host=host)[0] == 403, host
+    for host in ("127.0.0.1", "127.0.0.1:1234"):
+        assert ask(port, "GET", "/v1/models", Host=host)[0] == 200
+
+
+def test_clients_without_a_turn_are_sent_away(port, monkeypatch):
+    monkeypatch.setattr(engine, "MAX_REQUESTS", 0)
+    status, body = ask(port, "POST", "/v1/completions", {"prompt": "", "stream": True})
+    assert (status, body["error"]["type"]) == (503, "server_error")
 
 
 def test_a_stream_adds_up_to_the_whole_answer(port):
@@ -160,7 +152,7 @@ def test_an_error_in_the_model_is_reported(port, monkeypatch, caplog):
         raise RuntimeError("out of memory")
         yield
 
-    monkeypatch.setattr(server.completions, "complete", fail)
+    monkeypatch.setattr(engine.completions, "complete", fail)
     status, body = ask(port, "POST", "/v1/completions", {})
     assert (status, body["error"]["type"]) == (500, "server_error")
     assert "out of memory" not in body["error"]["message"]

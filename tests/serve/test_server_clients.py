@@ -5,6 +5,9 @@ import importlib.util
 import json
 import os
 import re
+import resource
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -46,7 +49,7 @@ def workdir(debug_config, tmp_path_factory):
 
 @contextlib.contextmanager
 def running(workdir, *arguments):
-    """Starts a server on a free port; yields the port."""
+    """Starts a server on a free port; yields the port and the process."""
     command = [sys.executable, "-m", "gptjax.serve", f"--workdir={workdir}", "--port=0", *arguments]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -55,7 +58,7 @@ def running(workdir, *arguments):
                 line = process.stderr.readline()
                 assert line, f"the server ended: {log}"
                 log += line
-            yield int(address[1])
+            yield int(address[1]), process
         finally:
             process.terminate()
             process.stderr.read()
@@ -63,7 +66,7 @@ def running(workdir, *arguments):
 
 @pytest.fixture(scope="module")
 def trained_port(workdir):
-    with running(workdir) as port:
+    with running(workdir) as (port, _):
         yield port
 
 
@@ -274,9 +277,32 @@ def test_the_page_in_a_browser(trained_port, browser):
 @pytest.mark.slow
 def test_the_command_serves_a_run_until_sigterm(workdir, tmp_path):
     (tmp_path / "token").write_text(SECRET)
-    with running(workdir, f"--token_file={tmp_path / 'token'}") as port:
-        start = time.monotonic()
+    with running(workdir, f"--token_file={tmp_path / 'token'}") as (port, _):
         assert ask(port, "GET", "/v1/models")[0] == 401
         status, body = ask(port, "GET", "/v1/models", Authorization=f"Bearer {SECRET}")
         assert status == 200 and body["data"][0]["id"] == "debug"
-    assert time.monotonic() - start < 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_command_whatever_its_clients_do(workdir, number):
+    """1,500 half-open connections, half a body, a stalled reader, requests that are computed."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
+    start = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    )
+    body = json.dumps({"n": 16, "max_tokens": 120, "logprobs": 5, "stream": True}).encode()
+    whole = start + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    with contextlib.ExitStack() as stack, running(workdir) as (port, process):
+        for i in range(1600):
+            s = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            with contextlib.suppress(ConnectionError):
+                s.sendall(start if i < 1500 else whole[:-5] if i < 1550 else whole)
+        time.sleep(1)
+        began = time.monotonic()
+        process.send_signal(number)
+        process.wait(timeout=20)
+        assert time.monotonic() - began < 5
+        assert process.returncode == -number
+        assert process.stderr.read() == ""
