@@ -35,7 +35,10 @@ def llama_server(gguf: str, block_size: int, n: int) -> tuple[xllamacpp.Server, 
 
 
 def rate(port: int, body: dict[str, Any]) -> float:
-    """Returns the tokens drawn, by a request's `usage`, over its seconds."""
+    """Returns the tokens drawn over a request's seconds.
+
+    By its `usage`; llama.cpp's counts one of the n texts, none of which ends early (`ignore_eos`).
+    """
     start = time.perf_counter()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     headers = {"Content-Type": "application/json"}
@@ -44,7 +47,8 @@ def rate(port: int, body: dict[str, Any]) -> float:
     seconds = time.perf_counter() - start
     connection.close()
     assert len(answer["choices"]) == body["n"], answer
-    return answer["usage"]["completion_tokens"] / seconds
+    drawn = answer["usage"]["completion_tokens"]
+    return (body["n"] * body["max_tokens"] if "ignore_eos" in body else drawn) / seconds
 
 
 def main() -> None:
