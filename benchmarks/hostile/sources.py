@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -66,11 +67,17 @@ class Sources:
         """The digest of the parameters."""
         return (self.folder / "params").read_text()
 
+    @functools.cached_property
+    def state(self) -> str:
+        """The digest of all arrays of the checkpoint."""
+        return (self.folder / "state").read_text()
+
     def make(self) -> None:
         """Trains four steps of configs/debug.py, and writes the good files."""
         run, folder = self.folder / "run", self.folder
         train_and_evaluate(self.config)
         (folder / "params").write_text(bits(load_run(run).params))
+        (folder / "state").write_text(state_bits(run / "checkpoints" / "4"))
         shutil.rmtree(run / "checkpoints" / "2", ignore_errors=True)
         save(run / "eval" / "4.json", {"step": 4, "val": {"loss": 3.0, "loss_stderr": 0.1}})
         export_hf(run, folder / "hf")
@@ -99,6 +106,17 @@ def bits(tree: Any) -> str:
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
         digest.update(f"{path} {x.dtype} {x.shape}".encode() + np.asarray(x).tobytes())
     return digest.hexdigest()
+
+
+def state_bits(folder: Path) -> str:
+    """Returns the digest of all arrays of a checkpoint, as Orbax alone reads them."""
+    handler, trees = ocp.PyTreeCheckpointHandler(use_ocdbt=False), []
+    for item in ("params", "opt_state", "rng"):
+        tree = handler.metadata(folder / item).tree
+        kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        arguments = ocp.args.PyTreeRestore(restore_args=kinds)
+        trees.append(handler.restore(folder / item, args=arguments))
+    return bits(trees)
 
 
 def write_parquet(path: Path, **options: Any) -> None:
