@@ -154,10 +154,7 @@ class TokenStore:
           DataError: it is no store, unfinished, damaged or of another format.
         """
         folder = Path(path)
-        return cls._checked(folder, _read_manifest(folder))
-
-    @classmethod
-    def _checked(cls, folder: Path, manifest: dict[str, Any]) -> "TokenStore":
+        manifest = _read_manifest(folder)
         needed = [TOKENIZER]
         for i, shard in enumerate(manifest["pieces"]):
             needed += [file.name for file in shard_files(folder, i)]

@@ -31,8 +31,9 @@ class SafeTensors(Mapping[str, np.ndarray]):
         """
         self._path = path
         try:
-            size = path.stat().st_size
-            if not stat.S_ISREG(path.stat().st_mode):
+            status = path.stat()
+            size = status.st_size
+            if not stat.S_ISREG(status.st_mode):
                 raise ValueError("it is no regular file")
             with path.open("rb") as f:
                 n = int.from_bytes(f.read(8), "little")
