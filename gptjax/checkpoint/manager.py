@@ -293,7 +293,7 @@ class Checkpoints:
                 # Where only one of checkpoint and run has EMA weights: None has no leaves.
                 for name, tree in _items(shapes).items():
                     storage.require_shapes(meta["arrays"].get(name, {}), tree, folder)
-                loaded[step] = storage.read(folder)
+                loaded[step] = storage.read_arrays(folder, meta), meta
             except Damaged as error:
                 damaged[folder] = str(error)
                 continue

@@ -174,14 +174,23 @@ def by_val_loss(folder: Path) -> list[int]:
     return sorted(comparable, key=lambda step: (losses[step], -step))
 
 
-def read(
-    folder: Path, items: Sequence[str] | None = None
-) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
-    """Returns (arrays by item and name, meta), compared with their digests; `items` None: all.
+def read(folder: Path) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
+    """Returns (arrays by item and name, meta), compared with their digests.
 
     Raises Damaged if anything is not what was saved, and UserError as `read_meta` does.
     """
     meta = read_meta(folder)
+    return read_arrays(folder, meta), meta
+
+
+def read_arrays(
+    folder: Path, meta: Mapping[str, Any], items: Sequence[str] | None = None
+) -> dict[str, dict[str, np.ndarray]]:
+    """Returns the arrays by item and name, compared with their digests; `items` None: all.
+
+    `meta` is that of `read_meta`. Raises Damaged if an array is not what was saved, and UserError
+    if there is too little memory.
+    """
     arrays, problems = {}, []
     items = list(meta["arrays"]) if items is None else items
     _require_memory(sum(digests.n_bytes(meta["arrays"][item]) for item in items), folder)
@@ -192,7 +201,7 @@ def read(
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise Damaged("; ".join(problems[:3]) + more)
-    return arrays, meta
+    return arrays
 
 
 def require_shapes(records: digests.Records, shapes: Any, folder: Path) -> None:

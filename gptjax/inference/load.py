@@ -57,10 +57,10 @@ def restore_params(workdir: Path, shapes: Any) -> tuple[Any, int]:
     for step in [*best, *(step for step in reversed(steps) if step not in best)]:
         path = folder / str(step)
         try:
-            saved = storage.read_meta(path)["arrays"]
-            item = manager.EMA if manager.EMA in saved else "params"
-            storage.require_shapes(saved[item], shapes, path)
-            arrays, _ = storage.read(path, [item])
+            meta = storage.read_meta(path)
+            item = manager.EMA if manager.EMA in meta["arrays"] else "params"
+            storage.require_shapes(meta["arrays"][item], shapes, path)
+            arrays = storage.read_arrays(path, meta, [item])
         except storage.Damaged as error:
             if path.exists():  # else the run has removed it meanwhile
                 _log.error("%s is DAMAGED and not used: %s", path, error)
