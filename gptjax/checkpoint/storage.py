@@ -30,8 +30,8 @@ from gptjax.checkpoint import digests
 from gptjax.checkpoint import items as item_files
 from gptjax.checkpoint.items import MAX_JSON, Damaged, open_checkpointer
 from gptjax.checkpoint.late_writes import silence_late_writes
+from gptjax.common.host_memory import available_host_bytes
 from gptjax.common.workdir import CHECKPOINTS
-from gptjax.plan.devices import available_host_bytes
 
 FORMAT = 1  # raise it when the meaning of what is saved changes
 DAMAGED = "damaged"  # folder for checkpoints that were set aside

@@ -5,12 +5,12 @@ import difflib
 import functools
 import os
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from configs.errors import UserError
+from gptjax.common.host_memory import available_host_bytes
 from gptjax.plan.cards import CARDS, Card, peaks
 
 LOCAL = "local"
@@ -169,15 +169,3 @@ def _mem_fraction() -> float:
                 raise UserError(f"{variable}={text}: must be a number above 0 and at most 1.")
             return fraction
     return _DEFAULT_MEM_FRACTION
-
-
-def available_host_bytes() -> int:
-    """Returns the host memory available to a new program, within the limit of the cgroup."""
-    meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if meminfo.is_file():  # Linux
-        lines = meminfo.read_text().splitlines()
-        available = next(1024 * int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
-    if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        available = min(available, int(text))
-    return available
