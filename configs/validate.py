@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from configs import base
 from configs.errors import UserError
 
+MAX_VOCAB_SIZE = 65_536  # tokens are stored as uint16
 MAX_SIZE = 1 << 20  # of a model's dimensions: products of three fit into 64 bits
 MAX_STEPS = 1 << 24  # of a run: a float32, as in schedules, counts no further
 
@@ -58,8 +59,8 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("must be in (0, 1)", lambda x: 0 < x < 1, "data.val_fraction"),
     ("must be in (0, 1]", lambda x: 0 < x <= 1, "sample.top_p"),
     (
-        "must be in [1, 65536]: the token store keeps 16 bits a token",
-        lambda x: 1 <= x <= 65_536,
+        f"must be in [1, {MAX_VOCAB_SIZE}]: the token store keeps 16 bits a token",
+        lambda x: 1 <= x <= MAX_VOCAB_SIZE,
         "tokenizer.vocab_size",
     ),
 )

@@ -14,9 +14,9 @@ import numpy as np
 
 from configs.errors import DataError
 from configs.read import mismatch, parse_json
+from configs.validate import MAX_VOCAB_SIZE
 
 BOS = "<|endoftext|>"  # GPT-2 has it between documents
-MAX_VOCAB_SIZE = 65_536  # tokens are stored as uint16
 _SCHEMA = {
     "model": {"vocab": {str: int}, "merges": [(str, [str, str])]},
     "added_tokens": [{"id": int, "content": str}],

@@ -20,8 +20,9 @@ import sentencepiece as spm
 
 from configs.errors import DataError
 from configs.read import MIB, read_bytes
+from configs.validate import MAX_VOCAB_SIZE
 from data_pipeline.files import write_atomically
-from data_pipeline.gpt2_tokenizer import MAX_VOCAB_SIZE, ByteLevel
+from data_pipeline.gpt2_tokenizer import ByteLevel
 
 MAX_FILE = 32 * MIB  # bytes of a tokenizer
 MAX_WORD = 256  # characters; longer words are split, which bounds time and memory on hostile text
