@@ -5,11 +5,13 @@ None for null, [schema] for a list, [schema, schema, ...] for one of this length
 an object with any keys, or {key: schema, ...} for one that has these keys, and perhaps others.
 """
 
+import io
 import itertools
 import json
 import os
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,20 @@ def read_json(path: Path, limit: int, schema: Any = dict) -> Any:
     if problem := mismatch(value, schema):
         raise DataError(f"{path} is damaged: {problem}.")
     return value
+
+
+def read_json_lines(path: Path, limit: int) -> Iterator[tuple[str, Any]]:
+    """Yields (text, JSON value) of each line of a file of at most `limit` bytes; None: not JSON.
+
+    Raises:
+      DataError: as `read_bytes`.
+    """
+    for line in io.BytesIO(read_bytes(path, limit)):
+        try:
+            value = parse_json(line)
+        except ValueError:
+            value = None
+        yield line.decode(errors="replace").rstrip("\n"), value
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -1,6 +1,5 @@
 """The folder of a run: its lock, the names of its files, its configuration and metrics."""
 
-import io
 import json
 import logging
 import math
@@ -11,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.errors import UserError
-from configs.read import MIB, mismatch, parse_json, read_bytes, read_json
+from configs.read import MIB, mismatch, read_json, read_json_lines
 from configs.validate import leaves, model_problems, range_problems, unknown_keys
 from configs.workdir import CONFIG, MACHINE, MAX_CONFIG, recipe
 from data_pipeline.files import write_atomically
@@ -117,15 +116,11 @@ def read_metrics(workdir: Path) -> tuple[list[dict[str, Any]], list[str]]:
     path = workdir / METRICS
     lines: list[dict[str, Any]] = []
     damaged: list[str] = []
-    for text in io.BytesIO(read_bytes(path, MAX_METRICS)) if path.is_file() else ():
+    for text, line in read_json_lines(path, MAX_METRICS) if path.is_file() else ():
         if len(lines) == MAX_LINES:
             raise UserError(f"{path} has over {MAX_LINES:,} lines: raise train.log_interval.")
-        try:
-            line = parse_json(text)
-        except ValueError:
-            line = None
         if mismatch(line, {"step": int}) or not 0 <= line["step"] < 1 << 53:
-            damaged.append(text.decode(errors="replace").rstrip("\n"))
+            damaged.append(text)
         else:
             lines.append({name: finite_or_none(value) for name, value in line.items()})
     return lines, damaged

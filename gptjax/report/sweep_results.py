@@ -6,7 +6,6 @@ and `status` (done or failed). A run that is done adds the figures of `measured`
 the sources as they are, differs where they were changed since.
 """
 
-import io
 import json
 import logging
 import math
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from configs.errors import DataError, UserError
-from configs.read import MIB, mismatch, parse_json, read_bytes, read_json
+from configs.read import MIB, mismatch, read_json, read_json_lines
 from data_pipeline.files import fsync, write_atomically
 from data_pipeline.token_store import TOKENIZER
 from data_pipeline.tokenizer import Tokenizer
@@ -58,15 +57,9 @@ def append(path: Path, row: Mapping[str, Any]) -> None:
 def read(path: Path, sweep: str) -> dict[tuple[str, int], Row]:
     """Returns the latest rows of a sweep by (setting, seed); none without a file."""
     rows: dict[tuple[str, int], Row] = {}
-    for text in io.BytesIO(read_bytes(path, _MAX_TABLE)) if path.is_file() else ():
-        try:
-            row = parse_json(text)
-        except ValueError:
-            row = None
+    for text, row in read_json_lines(path, _MAX_TABLE) if path.is_file() else ():
         if not _is_row(row):
-            _log.warning(
-                "%s: skipped an incomplete line: %.60s", path, text.decode(errors="replace")
-            )
+            _log.warning("%s: skipped an incomplete line: %.60s", path, text)
         elif row["sweep"] == sweep:
             rows[row["setting"], row["seed"]] = row
     return rows
