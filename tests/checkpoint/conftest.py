@@ -1,4 +1,6 @@
-"""A run that has saved step 1, for tests of the saves after it."""
+"""A run that has saved step 1, for tests of the saves after it; copies of saved workdirs."""
+
+import shutil
 
 import pytest
 from helpers import state_of
@@ -15,3 +17,9 @@ def checkpoints(debug_config, store, initial, tmp_path, monkeypatch):
     checkpoints.wait()
     yield checkpoints
     checkpoints.close()
+
+
+@pytest.fixture
+def workdir(saved, tmp_path):
+    """A copy of the workdir that the fixture `saved` of a file has made, to be changed."""
+    return shutil.copytree(saved, tmp_path / "run")

@@ -1,12 +1,10 @@
 """Checkpoints made by somebody who can compute digests: what they claim is compared first."""
 
-import hashlib
 import json
 import os
-import shutil
 
 import pytest
-from helpers import state_of
+from helpers import forge, state_of
 
 from configs.errors import UserError
 from gptjax.checkpoint import Checkpoints, RunProgress, storage, verify
@@ -23,23 +21,8 @@ def saved(debug_config, store, initial, tmp_path_factory):
 
 
 @pytest.fixture
-def workdir(saved, tmp_path):
-    return shutil.copytree(saved, tmp_path / "run")
-
-
-@pytest.fixture
 def folder(workdir):
     return workdir / "checkpoints" / "3"
-
-
-def forge(folder, change):
-    """Changes the meta and gives it the right digest."""
-    path = folder / "meta" / "metadata"
-    meta = json.loads(path.read_text())
-    del meta["sha256"]
-    change(meta)
-    digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-    path.write_text(json.dumps({**meta, "sha256": digest}))
 
 
 def header(folder, **changes):
