@@ -116,6 +116,7 @@ function draw(card) {
     const curve = layers[i - 1][0];
     curve.show = series[i - 1].label.ariaPressed = show;
     layers.forEach(([other], j) => other === curve && j !== i - 1 && u.setSeries(j + 1, { show }, false));
+    u.setLegend({ idx: u.cursor.idx }, false); // uPlot itself reads values again only when the cursor moves
   };
   const ends = tables.map(([x]) => [x[0], x.at(-1)]); // beyond them, no value is read out
   const prox = (u, i, _, x) => (x < ends[i - 1][0] || x > ends[i - 1][1] ? width / 50 : 1e9);
