@@ -125,7 +125,7 @@ def run_block(block: Block, folder: Path, servers: list) -> None:
                 servers.append(
                     subprocess.Popen(start, cwd=folder, stdout=out, stderr=out, env=environment())
                 )
-            while not (output := log.read_text()):
+            while not (output := NOISE.sub("", log.read_text())):
                 assert servers[-1].poll() is None
                 time.sleep(0.2)
         else:
