@@ -32,8 +32,13 @@ EXTRAS = {
 }
 FLAGS = {"slow", "fails", "background", "network", "shared", *EXTRAS}
 BLOCK = re.compile(r"^( *)```(\w+)([^\n]*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
-# What XLA's plugin for CUDA (the extra `target`) writes where there is no GPU.
-NOISE = re.compile(r"^(WARNING: All log messages before absl|I0000 ).*\n", re.MULTILINE)
+# What XLA's plugin for CUDA (the extra `target`) writes where there is no GPU, and the lines of
+# progress that stand for the bar of a terminal, which vanishes.
+NOISE = re.compile(
+    r"^((WARNING: All log messages before absl|I0000 ).*"
+    r"|\d\d:\d\d:\d\d [^:\n]+: [\d,]+ of [\d,]+ \w+, [\d,.]+( MB)?/s, [\dhms ]+ left)\n",
+    re.MULTILINE,
+)
 NUMBER = re.compile(r"\d[\d,.:]*(?:e[+-]?\d+)?")
 
 
@@ -178,6 +183,12 @@ def test_the_shape_of_an_output():
     ):
         with pytest.raises(AssertionError, match="is not of the shape"):
             assert_shape(output, expected)
+
+
+def test_what_no_terminal_shows_is_not_compared():
+    line = "12:50:11 val: 114,492 of 142,396 tokens, 11,262/s, 3s left\n"
+    kept = "12:50:11 val: 3 of 4 documents are empty\n"
+    assert NOISE.sub("", f"a\n{line}{kept}{line}b\n") == f"a\n{kept}b\n"
 
 
 @pytest.mark.parametrize("file", TEXTS)
