@@ -125,6 +125,8 @@ def get_config() -> ConfigDict:
     )
 
     config.mesh = config_dict.create(
-        fsdp=1,  # devices that share one copy of the parameters; the other devices hold further copies
+        data=0,  # copies of the parameters, each on fsdp devices; 0: as many as there are devices for
+        fsdp=1,  # devices that share one copy of the parameters and optimizer state
+        gather="step",  # with fsdp > 1, parameters are gathered once a step (fewest bytes), or for each layer when it is used (least memory)
     )
     return config

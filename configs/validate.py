@@ -33,7 +33,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         optim.wsd_decay_iters optim.weight_decay optim.weight_decay_end optim.grad_clip
         train.loss_spike_sigma data.max_train_tokens data.prepare_workers checkpoint.keep_best
         eval.benchmark_interval eval.benchmark_limit sample.interval sample.max_new_tokens
-        sample.temperature sample.top_k report.interval
+        sample.temperature sample.top_k report.interval mesh.data
         """,
     ),
     (
@@ -75,6 +75,7 @@ _CHOICES = {
     "optim.optimizer": ("adamw", "muon"),
     "optim.schedule": ("cosine", "wsd"),
     "optim.weight_decay_schedule": ("constant", "linear"),
+    "mesh.gather": ("step", "layer"),
 }
 _TEXTS = "sample.prompts eval.benchmarks"
 # key -> (what a value must be, whether it is); a key that is not set (None) always passes.
@@ -157,8 +158,14 @@ def _relations(config: ConfigDict, n_devices: int) -> Iterator[str]:
             )
     if train.batch_size % n_devices:
         yield f"train.batch_size = {train.batch_size} must be a multiple of the {n_devices} devices"
-    if config.mesh.fsdp > 0 and n_devices % config.mesh.fsdp:
-        yield f"mesh.fsdp = {config.mesh.fsdp} must divide the {n_devices} devices"
+    mesh = config.mesh
+    if mesh.fsdp > 0 and n_devices % mesh.fsdp:
+        yield f"mesh.fsdp = {mesh.fsdp} must divide the {n_devices} devices"
+    if mesh.data > 0 and mesh.data * mesh.fsdp != n_devices:
+        yield (
+            f"mesh.data = {mesh.data} x mesh.fsdp = {mesh.fsdp} must be the {n_devices} devices; "
+            f"with mesh.data = 0 it follows their number"
+        )
     if config.sample.interval and not config.sample.prompts:
         yield f"sample.interval = {config.sample.interval} needs sample.prompts to continue"
     if not all(config.eval.benchmarks):

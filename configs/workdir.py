@@ -45,7 +45,8 @@ MACHINE = frozenset(
     """
     workdir allow_cpu compilation_cache_dir init_from
     data.source data.cache_dir data.prepare_workers data.prefetch_batches tokenizer.file
-    eval.benchmarks report.interval log.tensorboard log.wandb log.wandb_project mesh.fsdp
+    eval.benchmarks report.interval log.tensorboard log.wandb log.wandb_project
+    mesh.data mesh.fsdp mesh.gather
     """.split()
 )
 

@@ -54,7 +54,8 @@ FREE = frozenset(
     eval.benchmarks eval.benchmark_interval eval.benchmark_limit
     checkpoint.always_save_checkpoint checkpoint.keep_latest checkpoint.keep_best
     sample.prompts sample.max_new_tokens sample.temperature sample.top_k sample.top_p
-    sample.interval report.interval log.tensorboard log.wandb log.wandb_project mesh.fsdp
+    sample.interval report.interval log.tensorboard log.wandb log.wandb_project
+    mesh.data mesh.fsdp mesh.gather
     """.split()
 )
 _MAX_DATA_DIFFERENCES = 12  # in an error message

@@ -15,11 +15,12 @@ Names of arrays end in their shape, a letter an axis (`x_BTD`), with one meaning
 
 from gptjax.model.config import GPTConfig
 from gptjax.model.flops import count_params, flops_per_token
-from gptjax.model.gpt import Params, hidden_states, init, logits, unembedding
+from gptjax.model.gpt import GatherBlock, Params, hidden_states, init, logits, unembedding
 from gptjax.model.loss import cross_entropy_sum
 
 __all__ = [
     "GPTConfig",
+    "GatherBlock",
     "Params",
     "count_params",
     "cross_entropy_sum",

@@ -30,7 +30,12 @@ LAYER_NORM_EPS = 1e-5
 # training, keys and values for the cache in inference/kv_cache.py).
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 
+# Takes the parameters of one block, split over devices, and returns them whole.
+GatherBlock = Callable[[Params], Params]
+
 _REMAT_POLICIES: dict[str, Callable[..., bool]] = {
+    # Only where blocks are gathered: all is kept but the parameters of other devices.
+    "none": lambda primitive, *_, **__: primitive.name not in ("all_gather", "split"),
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable, is_attention
     ),
@@ -50,20 +55,24 @@ def hidden_states(
     *,
     positions_BT: Array | None = None,
     segment_ids_BT: Array | None = None,
-    dropout_key: Array | None = None,
+    dropout_keys_B: Array | None = None,
+    gather_block: GatherBlock | None = None,
 ) -> Array:
     """Runs the model up to the head: returns x_BTD after the final norm, in the compute dtype.
 
     Tokens are int32 ids; `positions_BT`, 0..T-1 by default, are those in their documents. With
-    `segment_ids_BT`, document numbers, a token attends only inside its own document. Without a
-    `dropout_key` (a PRNG key) there is no dropout.
+    `segment_ids_BT`, document numbers, a token attends only inside its own document. Without
+    `dropout_keys_B` (PRNG keys) there is no dropout. With `gather_block`, each block's parameters
+    pass through it, in the backward pass again.
     """
 
     def attend(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array) -> tuple[Array, None]:
         name = model_config.attention
         return attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, implementation=name), None
 
-    x_BTD, _ = merge(model_config, params)(tokens_BT, positions_BT, attend, dropout_key)
+    x_BTD, _ = merge(model_config, params)(
+        tokens_BT, positions_BT, attend, dropout_keys_B, gather_block
+    )
     return x_BTD
 
 
@@ -109,23 +118,26 @@ class GPT(nnx.Module):
         tokens_BT: Array,
         positions_BT: Array | None,
         attend: Attend,
-        dropout_key: Array | None = None,
+        dropout_keys_B: Array | None = None,
+        gather_block: GatherBlock | None = None,
     ) -> tuple[Array, Any]:
         model_config = self.model_config
         x_BTD = self.embed(tokens_BT, positions_BT)
-        keys_L = None
-        if dropout_key is not None:
-            embedding_key, dropout_key = jax.random.split(dropout_key)
-            x_BTD = dropout(x_BTD, model_config.dropout, embedding_key)
-            keys_L = jax.random.split(dropout_key, model_config.n_layer)
+        keys_LB = None
+        if dropout_keys_B is not None:
+            embedding_keys_B, *keys_LB = split_keys(dropout_keys_B, 1 + model_config.n_layer)
+            x_BTD = dropout(x_BTD, model_config.dropout, embedding_keys_B)
+            keys_LB = jnp.stack(keys_LB)
         rope = self.rope(tokens_BT.shape[1], positions_BT)
         graphdef, params_L = nnx.split(self.blocks)
 
         def run_block(x_BTD: Array, layer: tuple[Any, Array | None]) -> tuple[Array, Any]:
-            params, key = layer
-            return nnx.merge(graphdef, params)(x_BTD, rope, attend, key)
+            params, keys_B = layer
+            if gather_block is not None:
+                params = gather_block(nnx.to_pure_dict(params))
+            return nnx.merge(graphdef, params)(x_BTD, rope, attend, keys_B)
 
-        if model_config.remat != "none":
+        if model_config.remat != "none" or gather_block is not None:
             # A loop keeps XLA from undoing the recomputation; without one, CSE must be barred.
             run_block = jax.checkpoint(
                 run_block,
@@ -133,7 +145,7 @@ class GPT(nnx.Module):
                 prevent_cse=model_config.scan_unroll >= model_config.n_layer,
             )
         x_BTD, extra_L = jax.lax.scan(
-            run_block, x_BTD, (params_L, keys_L), unroll=model_config.scan_unroll
+            run_block, x_BTD, (params_L, keys_LB), unroll=model_config.scan_unroll
         )
         return self.ln_f(x_BTD), extra_L
 
@@ -167,13 +179,18 @@ class Block(nnx.Module):
         self.mlp = MLP(model_config, rngs=rngs)
 
     def __call__(
-        self, x_BTD: Array, rope: Rope | None, attend: Attend, key: Array | None = None
+        self, x_BTD: Array, rope: Rope | None, attend: Attend, keys_B: Array | None = None
     ) -> tuple[Array, Any]:
-        attn_key, mlp_key = (None, None) if key is None else jax.random.split(key)
+        attn_keys_B, mlp_keys_B = (None, None) if keys_B is None else split_keys(keys_B, 2)
         y_BTD, extra = self.attn(self.ln_1(x_BTD), rope, attend)
-        x_BTD = x_BTD + dropout(y_BTD, self.dropout, attn_key)
+        x_BTD = x_BTD + dropout(y_BTD, self.dropout, attn_keys_B)
         y_BTD = self.mlp(self.ln_2(x_BTD))
-        return x_BTD + dropout(y_BTD, self.dropout, mlp_key), extra
+        return x_BTD + dropout(y_BTD, self.dropout, mlp_keys_B), extra
+
+
+def split_keys(keys_B: Array, n: int) -> Array:
+    """Returns n new keys for each row: [n, B]."""
+    return jax.vmap(lambda key: jax.random.split(key, n), out_axes=1)(keys_B)
 
 
 class SelfAttention(nnx.Module):

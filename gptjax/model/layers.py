@@ -88,9 +88,12 @@ def apply_rope(x_BTNH: Array, rope: Rope) -> Array:
     return jnp.concatenate(rotated, axis=-1).astype(x_BTNH.dtype)
 
 
-def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Zeroes a share `rate` of `x` and scales the rest up; without a key, returns `x`."""
-    if key is None or rate == 0:
-        return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+def dropout(x_BTD: Array, rate: float, keys_B: Array | None) -> Array:
+    """Zeroes a share `rate` of `x_BTD` and scales the rest up; without keys, returns `x_BTD`.
+
+    Each row has a PRNG key, so that its mask does not depend on the rows beside it.
+    """
+    if keys_B is None or rate == 0:
+        return x_BTD
+    keep_BTD = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x_BTD.shape[1:]))(keys_B)
+    return jnp.where(keep_BTD, x_BTD / (1 - rate), 0).astype(x_BTD.dtype)

@@ -67,33 +67,32 @@ class Optimizer:
         # last. Here each micro-step makes a call that wraps nothing, and the update is one call
         # more, whose gradient is the mean so far, to which it adds (mean - mean) / n = 0.
         n_calls = micro_steps + 1
-        self._accumulating = optax.MultiSteps(_unchanged(optimizer), n_calls)
+        self._accumulating = optax.MultiSteps(optax.identity(), n_calls)
+        self._micro_steps = micro_steps
         self._updating = optimizer if micro_steps == 1 else optax.MultiSteps(optimizer, n_calls)
 
     def init(self, params: Any) -> Any:
         """Returns the state before the first step."""
         return self._updating.init(params)
 
-    def accumulate(self, grads: Any, state: Any) -> Any:
-        """Returns the state with one of several micro-steps in the float32 mean of gradients."""
-        return self._accumulating.update(grads, state)[1]
+    def accumulator(self, zeros: Any) -> optax.MultiStepsState:
+        """Returns the start of a float32 mean of gradients over several micro-steps."""
+        return self._accumulating.init(zeros)._replace(acc_grads=zeros)
 
-    def update(
-        self, params: Any, state: Any, *, loss: Array, grads: Any | None = None
-    ) -> tuple[Any, Any]:
-        """Returns (params, state) after an update from the mean of the accumulated gradients.
+    def accumulate(self, grads: Any, accumulator: optax.MultiStepsState) -> optax.MultiStepsState:
+        """Returns the accumulator with the gradient of one micro-step in its `acc_grads`."""
+        return self._accumulating.update(grads, accumulator)[1]
 
-        `grads` are those of the only micro-step, where there is one. `loss` is that of the whole
-        step: see `skip_bad_steps`.
+    def update(self, params: Any, state: Any, grads: Any, *, loss: Array) -> tuple[Any, Any]:
+        """Returns (params, state) after an update from `grads`, the mean over the micro-steps.
+
+        `loss` is that of the whole step: see `skip_bad_steps`.
         """
-        grads = state.acc_grads if grads is None else grads
+        if isinstance(state, optax.MultiStepsState):
+            mini_step = state.mini_step + self._micro_steps
+            state = state._replace(mini_step=mini_step, acc_grads=grads)
         updates, state = self._updating.update(grads, state, params, loss=loss)
         return optax.apply_updates(params, updates), state
-
-
-def _unchanged(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Returns a transformation with the state of `optimizer`, which it never changes."""
-    return optax.GradientTransformation(optimizer.init, lambda grads, state, _=None: (grads, state))
 
 
 def _transformation(

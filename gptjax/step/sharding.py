@@ -10,13 +10,15 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+AXES = ("data", "fsdp")
+
 
 def make_mesh(fsdp: int, devices: list[Any] | None = None) -> Mesh:
     """Returns a (data, fsdp) mesh over `devices`, by default all; `fsdp` divides their number."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh(
         (len(devices) // fsdp, fsdp),
-        ("data", "fsdp"),
+        AXES,
         axis_types=(AxisType.Auto, AxisType.Auto),
         devices=devices,
     )
@@ -29,25 +31,40 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of batches [A, B, T]: rows over all devices."""
-    return NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(None, AXES))
 
 
-def state_shardings(mesh: Mesh, shapes: Any) -> Any:
+def state_shardings(mesh: Mesh, shapes: Any, gather: str) -> Any:
     """Returns a sharding for each leaf of `shapes`, arrays or ShapeDtypeStructs.
 
-    The longest axis that `fsdp` divides is split.
+    Of the axes that `fsdp` divides, the first is split if it is axis 0, so that a device holds
+    whole matrices, else the longest. With `gather` = "layer" the axis of layers is never split.
+    Vectors are copied: they are too small to be worth it.
     """
     fsdp = mesh.shape["fsdp"]
 
-    def leaf_sharding(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        axes = [i for i, n in enumerate(leaf.shape) if n % fsdp == 0]
-        if fsdp == 1 or leaf.ndim < 2 or not axes:  # vectors are too small to be worth it
+    def leaf_sharding(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        n_stacked = int(in_blocks(path))
+        first = n_stacked if gather == "layer" else 0
+        axes = [i for i in range(first, leaf.ndim) if leaf.shape[i] % fsdp == 0]
+        if fsdp == 1 or leaf.ndim - n_stacked < 2 or not axes:
             return replicated(mesh)
-        longest = max(axes, key=lambda i: leaf.shape[i])
-        spec = PartitionSpec(*("fsdp" if i == longest else None for i in range(leaf.ndim)))
-        return NamedSharding(mesh, spec)
+        axis = 0 if axes[0] == 0 else max(axes, key=lambda i: leaf.shape[i])
+        return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
 
-    return jax.tree.map(leaf_sharding, shapes)
+    return jax.tree_util.tree_map_with_path(leaf_sharding, shapes)
+
+
+def in_blocks(path: tuple[Any, ...]) -> bool:
+    """Returns whether a leaf is stacked by layers: whether it is part of the model's blocks."""
+    return any(getattr(key, "key", None) == "blocks" for key in path)
+
+
+def split_axes(shardings: Any) -> Any:
+    """Returns for each leaf the axis that is split over `fsdp`, -1 for a copied one."""
+    return jax.tree.map(
+        lambda s: s.spec.index("fsdp") if "fsdp" in s.spec else -1, shardings
+    )
 
 
 def place_batch(sharding: NamedSharding, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

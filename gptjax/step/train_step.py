@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gptjax.common.xla_options import compiler_options
-from gptjax.model import GPTConfig, cross_entropy_sum, hidden_states, init, unembedding
+from gptjax.model import GatherBlock, GPTConfig, cross_entropy_sum, hidden_states, init, unembedding
 from gptjax.optim import Optimizer, schedules
 from gptjax.step import sharding
+from gptjax.step.gradients import Batch, ShardedLoss
 
-Batch = dict[str, Array]
 Metrics = dict[str, Array]
 
 
@@ -62,11 +62,20 @@ class StepFunctions:
             compute_dtype=model_config.compute_dtype,
         )
         self._schedules = schedules(config.optim, train.max_iters)
-        self._token_bytes_V = token_bytes_V  # small: a constant of the compiled steps
         # An argument, not a constant: the cached program serves every seed.
         seed_key = np.asarray(jax.random.key_data(jax.random.key(config.seed)))
         self.state_shapes = jax.eval_shape(self._init_state, seed_key)
-        self.state_shardings = sharding.state_shardings(mesh, self.state_shapes)
+        self.state_shardings = sharding.state_shardings(
+            mesh, self.state_shapes, config.mesh.gather
+        )
+        self._loss = ShardedLoss(
+            lambda *arguments: self._nats(*arguments),
+            token_bytes_V,
+            mesh,
+            self.state_shardings.params,
+            config.mesh.gather,
+            model_config.compute_dtype,
+        )
         one = sharding.replicated(mesh)
         jit = functools.partial(
             jax.jit, compiler_options=compiler_options(deterministic=config.deterministic)
@@ -80,7 +89,7 @@ class StepFunctions:
             out_shardings=(self.state_shardings, one),
         )
         self.eval_step = jit(
-            self._eval_sums,
+            self._loss.sums,
             in_shardings=(self.state_shardings.params, self.batch_sharding),
             out_shardings=one,
         )
@@ -96,7 +105,13 @@ class StepFunctions:
             ema_params=jax.tree.map(jnp.copy, params) if self._config.optim.ema_decay else None,
         )
 
-    def _nats(self, params: Any, micro: Batch, dropout_key: Array | None) -> Array:
+    def _nats(
+        self,
+        params: Any,
+        micro: Batch,
+        dropout_keys_B: Array | None,
+        gather_block: GatherBlock | None = None,
+    ) -> Array:
         """Returns the summed loss of a micro-batch [B, T], in nats."""
         x_BTD = hidden_states(
             self.model_config,
@@ -104,7 +119,8 @@ class StepFunctions:
             micro["inputs"],
             positions_BT=micro.get("positions"),
             segment_ids_BT=micro.get("segment_ids"),
-            dropout_key=dropout_key,
+            dropout_keys_B=dropout_keys_B,
+            gather_block=gather_block,
         )
         return cross_entropy_sum(
             x_BTD,
@@ -120,41 +136,21 @@ class StepFunctions:
         The gradient is that of the summed loss over A B T, a constant: every token weighs the same,
         also those next to the padding of an epoch's last row.
         """
-        n_micro, *row_shape = batch["inputs"].shape
-        nominal_targets = row_shape[0] * row_shape[1]
-        counts = self._count_targets(batch)
         step_key = None
         if self.model_config.dropout > 0:
-            step_key = jax.random.fold_in(jax.random.wrap_key_data(state.dropout_key), state.step)
-
-        def gradient(micro: Batch, index: Array) -> tuple[Any, Array]:
-            key = None if step_key is None else jax.random.fold_in(step_key, index)
-
-            def mean_loss(params: Any) -> tuple[Array, Array]:
-                nats = self._nats(params, micro, key)
-                return nats / nominal_targets, nats
-
-            return jax.grad(mean_loss, has_aux=True)(state.params)
-
-        def micro_step(opt_state: Any, xs: tuple[Batch, Array]) -> tuple[Any, Array]:
-            grads, nats = gradient(*xs)
-            return self._optimizer.accumulate(grads, opt_state), nats
-
-        opt_state, grads = state.opt_state, None
-        if n_micro == 1:
-            grads, nats = gradient({name: x[0] for name, x in batch.items()}, jnp.zeros((), int))
-            nats_A = nats[None]
-        else:
-            opt_state, nats_A = jax.lax.scan(micro_step, opt_state, (batch, jnp.arange(n_micro)))
-        nats = jnp.sum(nats_A)
+            key = jax.random.fold_in(jax.random.wrap_key_data(state.dropout_key), state.step)
+            step_key = jax.random.key_data(key)
+        accumulates = isinstance(state.opt_state, optax.MultiStepsState)
+        zeros = state.opt_state.acc_grads if accumulates else None
+        grads, sums = self._loss.gradients(self._optimizer, state.params, zeros, step_key, batch)
+        nats = jnp.sum(sums["nats_A"])
         params, opt_state = self._optimizer.update(
-            state.params, opt_state, loss=nats / counts["n_targets"], grads=grads
+            state.params, state.opt_state, grads, loss=nats / sums["n_targets"]
         )
         before, after = (optax.tree.get(o, "skipped") for o in (state.opt_state, opt_state))
         metrics = {
             "nats": nats,
-            "nats_A": nats_A,  # by micro-step: locates a bad one
-            **counts,
+            **sums,
             "grad_norm": optax.tree.get(opt_state, "grad_norm"),
             "param_norm": optax.tree.norm(params),
             **{name: jnp.asarray(at(state.step - before)) for name, at in self._schedules.items()},
@@ -164,7 +160,7 @@ class StepFunctions:
         # The state between steps is finite: the norm has been read, and MultiSteps clears its sum
         # by 0 x, which leaves NaN where there was one.
         opt_state = optax.tree.set(opt_state, grad_norm=jnp.zeros((), jnp.float32))
-        if n_micro > 1:
+        if accumulates:
             opt_state = opt_state._replace(acc_grads=optax.tree.zeros_like(opt_state.acc_grads))
         state = dataclasses.replace(
             state,
@@ -191,14 +187,3 @@ class StepFunctions:
             state.ema_params,
             params,
         )
-
-    def _count_targets(self, batch: Batch) -> Metrics:
-        mask = batch["loss_mask"].astype(jnp.int32)
-        return {
-            "n_targets": jnp.sum(mask),
-            "n_bytes": jnp.sum(jnp.asarray(self._token_bytes_V)[batch["targets"]] * mask),
-        }
-
-    def _eval_sums(self, params: Any, batch: Batch) -> Metrics:
-        micro = {name: array[0] for name, array in batch.items()}
-        return {"nats": self._nats(params, micro, None), **self._count_targets(batch)}
