@@ -39,10 +39,7 @@ TABLE: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("gptjax/model/gpt.py", "tests/model/test_gpt.py"): [
         ("if key is None else jax.random.split(key)", "if key is None else (key, key)"),
-        (
-            "keys_L = jax.random.split(dropout_key, model_config.n_layer)",
-            "keys_L = jnp.stack([dropout_key] * model_config.n_layer)",
-        ),
+        ("keys_LB = jnp.stack(keys_LB)", "keys_LB = jnp.stack(keys_LB[:1] * model_config.n_layer)"),
         ("x_BTD = dropout(x_BTD, model_config.dropout, embedding_key)", "pass"),
         ("else wpe[positions_BT]", "else wpe[None, : tokens_BT.shape[1]]"),
         (
@@ -147,15 +144,31 @@ TABLE: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("jnp.where(ok, new, old)", "new"),
     ],
     ("gptjax/step/train_step.py", "tests/step/test_train_step.py"): [
-        ("jax.random.fold_in(step_key, index)", "step_key"),
         (
             "jax.random.fold_in(jax.random.wrap_key_data(state.dropout_key), state.step)",
             "jax.random.wrap_key_data(state.dropout_key)",
         ),
-        ("self._nats(params, micro, None)", "self._nats(params, micro, jax.random.key(0))"),
+        ("compiler_options(deterministic=config.deterministic)", "{}"),
+    ],
+    ("gptjax/step/gradients.py", "tests/step/test_train_step.py"): [
+        (
+            "jax.random.fold_in(jax.random.wrap_key_data(key), index)",
+            "jax.random.wrap_key_data(key)",
+        ),
+        (
+            "self._nats(params, micro, None, self._gather_block)",
+            "self._nats(params, micro, jax.random.split(jax.random.key(0), 4), None)",
+        ),
         ("return nats / nominal_targets, nats", 'return nats / jnp.sum(micro["loss_mask"]), nats'),
         ('[batch["targets"]] * mask', '[batch["targets"]]'),
-        ("compiler_options(deterministic=config.deterministic)", "{}"),
+    ],
+    ("gptjax/step/gradients.py", "tests/step/test_sharded_step.py"): [
+        ("jax.lax.axis_index(AXES) * n_rows", "0 * jax.lax.axis_index(AXES)"),
+        ('collectives.total(x, self._mesh, ("data",))', "x"),
+        ("collectives.total(sums, self._mesh)", "sums"),
+    ],
+    ("gptjax/step/collectives.py", "tests/step/test_sharded_step.py"): [
+        ("gradient = gradient.astype(jnp.float32)", "del _")
     ],
     ("gptjax/step/train_step.py", "tests/step/test_ema.py"): [
         (

@@ -29,23 +29,22 @@ def gather(tree: Any, axes: Any) -> Any:
 
 
 def gather_cast(tree: Any, axes: Any, dtype: str) -> Any:
-    """Returns shards of float32 parameters as whole arrays: split ones in `dtype`, others as before.
+    """Returns shards of float32 parameters as whole arrays, split ones in `dtype`.
 
     The gradient of a split one is summed over `fsdp` in float32, each device its shard; that of
     another is left unsummed.
     """
-    return jax.tree.map(
-        lambda x, a: x if a < 0 else _gather_cast(x, a, dtype), tree, axes
-    )
+    return jax.tree.map(lambda x, a: x if a < 0 else _gather_cast(x, a, dtype), tree, axes)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather_cast(x: Array, axis: int, dtype: str) -> Array:
-    return jax.lax.all_gather(x.astype(dtype), "fsdp", axis=axis, tiled=True)
+    return _forward(x, axis, dtype)[0]
 
 
 def _forward(x: Array, axis: int, dtype: str) -> tuple[Array, None]:
-    return _gather_cast(x, axis, dtype), None
+    # The primitive itself: `jax.checkpoint` goes by its name, to gather again instead of keeping.
+    return jax.lax.all_gather(x.astype(dtype), "fsdp", axis=axis, tiled=True), None
 
 
 def _backward(axis: int, dtype: str, _: None, gradient: Array) -> tuple[Array]:

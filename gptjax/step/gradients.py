@@ -47,12 +47,7 @@ class ShardedLoss:
             self._gather_block = lambda params: collectives.gather_cast(params, axes, dtype)
 
     def gradients(
-        self,
-        optimizer: Optimizer,
-        params: Any,
-        zeros: Any,
-        step_key: Array | None,
-        batch: Batch,
+        self, optimizer: Optimizer, params: Any, zeros: Any, step_key: Array | None, batch: Batch
     ) -> tuple[Any, Sums]:
         """Returns the mean gradient (float32, split as the parameters are) and sums of a batch.
 

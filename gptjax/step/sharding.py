@@ -62,9 +62,7 @@ def in_blocks(path: tuple[Any, ...]) -> bool:
 
 def split_axes(shardings: Any) -> Any:
     """Returns for each leaf the axis that is split over `fsdp`, -1 for a copied one."""
-    return jax.tree.map(
-        lambda s: s.spec.index("fsdp") if "fsdp" in s.spec else -1, shardings
-    )
+    return jax.tree.map(lambda s: s.spec.index("fsdp") if "fsdp" in s.spec else -1, shardings)
 
 
 def place_batch(sharding: NamedSharding, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

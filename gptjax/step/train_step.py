@@ -65,9 +65,7 @@ class StepFunctions:
         # An argument, not a constant: the cached program serves every seed.
         seed_key = np.asarray(jax.random.key_data(jax.random.key(config.seed)))
         self.state_shapes = jax.eval_shape(self._init_state, seed_key)
-        self.state_shardings = sharding.state_shardings(
-            mesh, self.state_shapes, config.mesh.gather
-        )
+        self.state_shardings = sharding.state_shardings(mesh, self.state_shapes, config.mesh.gather)
         self._loss = ShardedLoss(
             lambda *arguments: self._nats(*arguments),
             token_bytes_V,

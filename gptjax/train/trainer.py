@@ -4,11 +4,12 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from configs.errors import UserError
@@ -27,7 +28,15 @@ from gptjax.metrics import wandb_run
 from gptjax.model import GPTConfig, attention, flops_per_token
 from gptjax.optim import rewarm_notice
 from gptjax.plan.check import refuse_unfit, short_form
-from gptjax.step import StepFunctions, TrainState, make_mesh, place_batch
+from gptjax.step import (
+    Decision,
+    StepFunctions,
+    TrainState,
+    Votes,
+    make_mesh,
+    place_batch,
+    place_votes,
+)
 from gptjax.train import callbacks
 from gptjax.train.callbacks import PeriodicCallback
 from gptjax.train.init_state import initial_state
@@ -111,6 +120,9 @@ class Trainer:
         self._config = config
         self._store = store
         self._train_step = steps.train_step
+        self._batch_sharding = steps.batch_sharding
+        self._stop: StopSignal | None = None  # while the loop runs
+        self._decision = Decision() if jax.process_count() > 1 else None
         tokens = config.train.batch_size * config.model.block_size  # of a micro-step
         n_micro = config.train.gradient_accumulation_steps
         self._flops = n_micro * tokens * flops_per_token(steps.model_config)  # of a step
@@ -153,24 +165,20 @@ class Trainer:
             _log.info(text, self.step, train.max_iters, reason)
             self._between_steps([callback for callback in self.callbacks if callback.rerun])
             return
-        with StopSignal(self._stop_notice) as stop:
-
-            def stopping() -> bool:
-                return self._at_end or stop.received or self._out_of_time
-
-            stop.nothing_to_save = True
+        with StopSignal(self._stop_notice) as self._stop:
+            self._stop.nothing_to_save = True
             self._first_step()
-            stop.nothing_to_save = False
+            self._stop.nothing_to_save = False
             self._between_steps(self._due())
-            while not stopping():
-                for dispatched in one_ahead(self._steps_until_due(stopping)):
+            while not self._stopping:
+                for dispatched in one_ahead(self._steps_until_due()):
                     self._report(dispatched)
                 self._between_steps(self._due())
-            if not (self._at_end or stop.received):
+            if self._out_of_time and not self._at_end:
                 notice = self._stop_notice()
                 _log.info("train.max_hours = %g is reached: %s", train.max_hours, notice)
             self._verification.wait()
-            if self._training_log.skipped.total >= self.step and not stop.received:
+            if self._training_log.skipped.total >= self.step and self._at_end:
                 raise UserError(
                     f"all {self.step:,} steps were skipped, for their loss or gradient was not "
                     f"finite: nothing was learnt, and nothing was saved. Start in another workdir "
@@ -188,6 +196,23 @@ class Trainer:
     def _out_of_time(self) -> bool:
         hours = self._config.train.max_hours
         return hours is not None and self._training_log.clock.seconds >= 3600 * hours
+
+    @property
+    def _stop_requested(self) -> bool:
+        """Whether this process has a reason to stop before the end."""
+        return (self._stop is not None and self._stop.received) or self._out_of_time
+
+    @property
+    def _stopping(self) -> bool:
+        """Whether the run stops here: with several processes, once all have read the same votes."""
+        stop = self._stop_requested if self._decision is None else self._decision.stop
+        return self._at_end or stop
+
+    @property
+    def _save_due(self) -> bool:
+        if self._decision is None:
+            return self._checkpoints.save_due()
+        return self._decision.save
 
     def _first_step(self) -> None:
         """Makes the step that compiles, which does not count as training time."""
@@ -213,10 +238,10 @@ class Trainer:
             *(n_micro, forward),
         )
 
-    def _steps_until_due(self, stopping: Callable[[], bool]) -> Iterator[DispatchedStep]:
+    def _steps_until_due(self) -> Iterator[DispatchedStep]:
         """Dispatches steps until a callback or a save is due or the run stops."""
         yield self._dispatch()
-        while not (self._due() or self._checkpoints.save_due() or stopping()):
+        while not (self._due() or self._save_due or self._stopping):
             yield self._dispatch()
 
     def _dispatch(self) -> DispatchedStep:
@@ -225,6 +250,9 @@ class Trainer:
         first_row = self._batches.state["next_row"]
         with self._training_log.window.waiting():
             batch = next(self._batches)
+        if self._decision is not None:
+            votes = Votes(self._stop_requested, self._checkpoints.save_due())
+            batch = {**batch, "votes": place_votes(self._batch_sharding, votes)}
         self.step += 1
         with self._trace.step(self.step, lambda: self.state):
             self.state, metrics = self._train_step(self.state, batch)
@@ -232,6 +260,8 @@ class Trainer:
 
     def _report(self, step: DispatchedStep, *, timed: bool = True) -> None:
         """Reports the metrics of a step; a damaged store is named before what it has led to."""
+        if self._decision is not None:
+            self._decision.read(np.asarray(step.metrics.pop("votes")))
         try:
             self._training_log.add(step, timed=timed)
         except UserError:
@@ -247,8 +277,10 @@ class Trainer:
             for callback in due:
                 with self._training_log.running(callback):
                     callback.run(self.step, self.state.eval_params)
-            if self._checkpoints.save_due():
+            if self._save_due:
                 self._save()
+                if self._decision is not None:
+                    self._decision.save = False
 
     def _evaluate_and_save(self, step: int, params: Any) -> None:
         self._verification.wait()  # a state that a damaged store has made is not saved

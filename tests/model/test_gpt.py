@@ -214,23 +214,26 @@ def test_positions_count_from_0_by_default(params, tokens_BT):
 
 def test_dropout_keeps_the_mean():
     n, rate = 100_000, 0.2
-    x = jnp.full((n // 10, 10), 3.0)  # one value alone is dropped, not a column
-    dropped = np.asarray(gpt.dropout(x, rate, jax.random.key(4)))
+    x = jnp.full((2, n // 20, 10), 3.0)  # one value alone is dropped, not a column
+    keys = jax.random.split(jax.random.key(4), 2)
+    dropped = np.asarray(gpt.dropout(x, rate, keys))
+    assert (dropped[0] != dropped[1]).any()
+    np.testing.assert_array_equal(dropped[1:], gpt.dropout(x[1:], rate, keys[1:]))
     assert set(dropped.ravel().tolist()) == {0.0, np.float32(3) / np.float32(0.8)}
     sigma = math.sqrt(rate * (1 - rate) / n)
     assert abs((dropped == 0).mean() - rate) < 5 * sigma
     assert abs(dropped.mean(dtype=np.float64) - 3) < 5 * sigma * 3 / (1 - rate)
-    assert gpt.dropout(x.astype(jnp.bfloat16), rate, jax.random.key(4)).dtype == jnp.bfloat16
+    assert gpt.dropout(x.astype(jnp.bfloat16), rate, keys).dtype == jnp.bfloat16
 
 
 def test_dropout_in_the_model(params, tokens_BT):
     config = dataclasses.replace(TINY, dropout=0.3)
 
-    def bits(config, key):
-        x_BTD = hidden_states(config, params, tokens_BT, dropout_key=key)
+    def bits(config, keys_B):
+        x_BTD = hidden_states(config, params, tokens_BT, dropout_keys_B=keys_B)
         return np.asarray(x_BTD).tobytes()
 
-    keys = jax.random.split(jax.random.key(0), 3)
+    keys = jax.random.split(jax.random.key(0), (3, 2))  # for each of the two rows
     none = bits(TINY, None)
     assert bits(TINY, keys[0]) == none  # a rate of 0
     assert bits(config, None) == none  # no key, as in evaluation
@@ -243,17 +246,19 @@ def test_every_dropout_has_its_own_key(monkeypatch, params, tokens_BT):
     """The embedding's, and two a block: repeated masks would drop the same values throughout."""
     seen = []
 
-    def spy(x, rate, key):
+    def spy(x, rate, keys_B):
         jax.debug.callback(
-            lambda k: seen.append(tuple(np.ravel(k).tolist())), jax.random.key_data(key)
+            lambda k: seen.extend(map(tuple, k.tolist())), jax.random.key_data(keys_B)
         )
         return x
 
     monkeypatch.setattr(gpt, "dropout", spy)
     config = dataclasses.replace(TINY, dropout=0.3)
-    gpt.hidden_states(config, params, tokens_BT, dropout_key=jax.random.key(0))
+    gpt.hidden_states(
+        config, params, tokens_BT, dropout_keys_B=jax.random.split(jax.random.key(0), 2)
+    )
     jax.effects_barrier()
-    assert len(seen) == len(set(seen)) == 1 + 2 * TINY.n_layer
+    assert len(seen) == len(set(seen)) == 2 * (1 + 2 * TINY.n_layer)  # two rows
 
 
 # --- initial values and size ---

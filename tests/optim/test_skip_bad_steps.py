@@ -21,8 +21,8 @@ COUNTERS = ("step", "skipped", "in_a_row", "gradient_step")
 class PoisonedSteps(StepFunctions):
     """The real step, with a loss that some tokens poison."""
 
-    def _nats(self, params, micro, dropout_key):
-        nats = super()._nats(params, micro, dropout_key)
+    def _nats(self, params, micro, *others):
+        nats = super()._nats(params, micro, *others)
         has = {token: jnp.any(micro["inputs"] == token) for token in POISONS.values()}
         nats = jnp.where(has[NAN_LOSS], jnp.nan, nats)
         nats = jnp.where(has[INF_LOSS], jnp.inf, nats)

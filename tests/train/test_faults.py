@@ -220,8 +220,8 @@ class Poisoned(trainer.StepFunctions):
 
     first_tokens: set = set()
 
-    def _nats(self, params, micro, dropout_key):
-        nats = super()._nats(params, micro, dropout_key)
+    def _nats(self, params, micro, *others):
+        nats = super()._nats(params, micro, *others)
         bad = [jnp.all(micro["inputs"][0] == jnp.asarray(row)) for row in self.first_tokens]
         return jnp.where(jnp.any(jnp.asarray(bad)), jnp.nan, nats)
 
