@@ -178,7 +178,8 @@ class Trainer:
                 notice = self._stop_notice()
                 _log.info("train.max_hours = %g is reached: %s", train.max_hours, notice)
             self._verification.wait()
-            if self._training_log.skipped.total >= self.step and self._at_end:
+            early = self._stop.received if self._decision is None else not self._at_end
+            if self._training_log.skipped.total >= self.step and not early:
                 raise UserError(
                     f"all {self.step:,} steps were skipped, for their loss or gradient was not "
                     f"finite: nothing was learnt, and nothing was saved. Start in another workdir "
