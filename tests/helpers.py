@@ -82,10 +82,11 @@ def optimizer_step(optimizer):
     def step(params, state, micro_grads):
         micro_grads = [jax.tree.map(jnp.float32, grads) for grads in micro_grads]
         if len(micro_grads) == 1:
-            return update(params, state, grads=micro_grads[0])
+            return update(params, state, micro_grads[0])
+        total = optimizer.accumulator(jax.tree.map(jnp.zeros_like, micro_grads[0]))
         for grads in micro_grads:
-            state = accumulate(grads, state)
-        return update(params, state)
+            total = accumulate(grads, total)
+        return update(params, state, total.acc_grads)
 
     return step
 

@@ -39,7 +39,10 @@ TABLE: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("gptjax/model/gpt.py", "tests/model/test_gpt.py"): [
         ("if key is None else jax.random.split(key)", "if key is None else (key, key)"),
-        ("keys_LB = jnp.stack(keys_LB)", "keys_LB = jnp.stack(keys_LB[:1] * model_config.n_layer)"),
+        (
+            "keys_LB = split_keys(blocks_keys_B, model_config.n_layer)",
+            "keys_LB = jnp.stack([blocks_keys_B] * model_config.n_layer)",
+        ),
         ("x_BTD = dropout(x_BTD, model_config.dropout, embedding_key)", "pass"),
         ("else wpe[positions_BT]", "else wpe[None, : tokens_BT.shape[1]]"),
         (

@@ -125,9 +125,9 @@ class GPT(nnx.Module):
         x_BTD = self.embed(tokens_BT, positions_BT)
         keys_LB = None
         if dropout_keys_B is not None:
-            embedding_keys_B, *keys_LB = split_keys(dropout_keys_B, 1 + model_config.n_layer)
+            embedding_keys_B, blocks_keys_B = split_keys(dropout_keys_B, 2)
             x_BTD = dropout(x_BTD, model_config.dropout, embedding_keys_B)
-            keys_LB = jnp.stack(keys_LB)
+            keys_LB = split_keys(blocks_keys_B, model_config.n_layer)
         rope = self.rope(tokens_BT.shape[1], positions_BT)
         graphdef, params_L = nnx.split(self.blocks)
 

@@ -159,7 +159,7 @@ class Trainer:
         in a row and where all were skipped, without saving; or if the last state cannot be saved.
         """
         train = self._config.train
-        if self._at_end or self._out_of_time:
+        if self._at_end or self._out_of_time():
             reason = "" if self._at_end else f" in train.max_hours = {train.max_hours:g}"
             text = "Nothing left to train: %d of %d steps are done%s."
             _log.info(text, self.step, train.max_iters, reason)
@@ -174,7 +174,7 @@ class Trainer:
                 for dispatched in one_ahead(self._steps_until_due()):
                     self._report(dispatched)
                 self._between_steps(self._due())
-            if self._out_of_time and not self._at_end:
+            if self._out_of_time() and not self._at_end:
                 notice = self._stop_notice()
                 _log.info("train.max_hours = %g is reached: %s", train.max_hours, notice)
             self._verification.wait()
@@ -193,7 +193,6 @@ class Trainer:
     def _at_end(self) -> bool:
         return self.step >= self._config.train.max_iters
 
-    @property
     def _out_of_time(self) -> bool:
         hours = self._config.train.max_hours
         return hours is not None and self._training_log.clock.seconds >= 3600 * hours
@@ -201,7 +200,7 @@ class Trainer:
     @property
     def _stop_requested(self) -> bool:
         """Whether this process has a reason to stop before the end."""
-        return (self._stop is not None and self._stop.received) or self._out_of_time
+        return (self._stop is not None and self._stop.received) or self._out_of_time()
 
     @property
     def _stopping(self) -> bool:
