@@ -34,16 +34,16 @@ TABLE: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("positions_BT.astype(jnp.float32)", "positions_BT.astype(jnp.bfloat16)"),
     ],
     ("gptjax/model/layers.py", "tests/model/test_gpt.py"): [
-        ("x / (1 - rate), 0)", "x, 0)"),
-        ("bernoulli(key, 1 - rate, x.shape)", "bernoulli(key, 1 - rate, x.shape[-1:])"),
+        ("x_BTD / (1 - rate), 0)", "x_BTD, 0)"),
+        ("bernoulli(key, 1 - rate, x_BTD.shape[1:])", "bernoulli(key, 1 - rate, x_BTD.shape[2:])"),
     ],
     ("gptjax/model/gpt.py", "tests/model/test_gpt.py"): [
-        ("if key is None else jax.random.split(key)", "if key is None else (key, key)"),
+        ("if keys_B is None else split_keys(keys_B, 2)", "if keys_B is None else (keys_B, keys_B)"),
         (
             "keys_LB = split_keys(blocks_keys_B, model_config.n_layer)",
             "keys_LB = jnp.stack([blocks_keys_B] * model_config.n_layer)",
         ),
-        ("x_BTD = dropout(x_BTD, model_config.dropout, embedding_key)", "pass"),
+        ("x_BTD = dropout(x_BTD, model_config.dropout, embedding_keys_B)", "pass"),
         ("else wpe[positions_BT]", "else wpe[None, : tokens_BT.shape[1]]"),
         (
             "linear(model_config, hidden, width, rngs=rngs, std=model_config.residual_std)",
@@ -207,8 +207,8 @@ TABLE: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("if notice := rewarm_notice(config.optim, max_iters):", 'if notice := "":'),
     ],
     ("gptjax/train/trainer.py", "tests/train/test_max_hours.py"): [
-        ("if self._at_end or self._out_of_time:", "if self._at_end:"),
-        ("return self._at_end or stop.received or self._out_of_time", "return self._at_end"),
+        ("if self._at_end or self._out_of_time():", "if self._at_end:"),
+        ("self._stop.received) or self._out_of_time()", "self._stop.received)"),
     ],
     ("gptjax/train/training_log.py", "tests/train/test_max_hours.py"): [
         ("Clock(progress.trained_seconds)", "Clock()")
