@@ -104,6 +104,7 @@ OTHER = {  # than the defaults
     **{"allow_cpu": True, "data.prepare_workers": 7, "data.prefetch_batches": 7},
     **{"eval.benchmarks": ("elsewhere",), "report.interval": 7, "log.tensorboard": False},
     **{"log.wandb": True, "log.wandb_project": "elsewhere", "mesh.fsdp": 7},
+    **{"mesh.data": 7, "mesh.gather": "layer"},
 }
 
 

@@ -103,7 +103,7 @@ for key in [(1, 1, "step"), (8, 4, "step"), (8, 4, "layer")]:
                  for name, x in next(batches(steps)).items()}
         text = steps.train_step.lower(steps.state_shapes, batch).as_text()
         kinds = "all_reduce|all_gather|reduce_scatter|all_to_all|collective_permute"
-        pattern = rf"stablehlo.({kinds})\\b.*?-> \\(?tensor<[\\dx]*?([a-z]\\w+)>"
+        pattern = rf"stablehlo.({kinds})\\b.*?-> \\(?tensor<(?:\\d+x)*([a-z]\\w*)>"
         results[str((*key, n_micro))] = re.findall(pattern, text, re.DOTALL)
 print(json.dumps(results))
 """
