@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from configs.errors import UserError
 from gptjax.model import GPTConfig
-from gptjax.plan import hlo_traffic, step_cost
+from gptjax.plan import hlo, hlo_traffic, step_cost
 from gptjax.plan.cards import CARDS, CHIPS, Card
 from gptjax.plan.devices import Device
 from gptjax.plan.hlo_traffic import Transfer
@@ -65,6 +65,7 @@ def compile_step(config: ConfigDict, model_config: GPTConfig, device: Device) ->
     start = time.monotonic()
     steps, state = step_cost.step_functions(config, model_config, mesh)
     memory, text = _compile(step_cost.trace_step(config, steps, state), device)
+    program = hlo.parse(text)
     of_evaluation, _ = _compile(step_cost.trace_evaluation(config, steps, state), device)
     eval_batch = of_evaluation.argument_size_in_bytes - _bytes_on_one_device(state.params)
     return CompiledStep(
@@ -76,7 +77,7 @@ def compile_step(config: ConfigDict, model_config: GPTConfig, device: Device) ->
         + eval_batch
         + of_evaluation.output_size_in_bytes
         + of_evaluation.temp_size_in_bytes,
-        transfers=tuple(hlo_traffic.transfers(text)),
+        transfers=tuple(hlo_traffic.transfers(program)),
         n_rematerialized=len(_REMATERIALIZED.findall(text)),
         seconds=time.monotonic() - start,
     )
