@@ -20,8 +20,9 @@ from ml_collections import ConfigDict
 
 from configs.errors import UserError
 from gptjax.model import GPTConfig
-from gptjax.plan import hlo, hlo_traffic, step_cost
+from gptjax.plan import collectives, hlo, hlo_traffic, step_cost
 from gptjax.plan.cards import CARDS, CHIPS, Card
+from gptjax.plan.collectives import Collective
 from gptjax.plan.devices import Device
 from gptjax.plan.hlo_traffic import Transfer
 from gptjax.step import make_mesh
@@ -40,6 +41,7 @@ class CompiledStep:
     aliased: int  # outputs that reuse the buffers of donated arguments
     evaluation: int  # peak of an evaluation step, beside the state and a batch of training
     transfers: tuple[Transfer, ...]  # memory traffic of a step, without a cache
+    collectives: tuple[Collective, ...]  # what the devices exchange in a step
     n_rematerialized: int  # instructions that XLA recomputes because memory is short
     seconds: float  # compile time
 
@@ -78,6 +80,7 @@ def compile_step(config: ConfigDict, model_config: GPTConfig, device: Device) ->
         + of_evaluation.output_size_in_bytes
         + of_evaluation.temp_size_in_bytes,
         transfers=tuple(hlo_traffic.transfers(program)),
+        collectives=tuple(collectives.collectives(program)),
         n_rematerialized=len(_REMATERIALIZED.findall(text)),
         seconds=time.monotonic() - start,
     )
