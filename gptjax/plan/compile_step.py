@@ -12,9 +12,8 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 from jax.stages import Traced
 from ml_collections import ConfigDict
 
@@ -114,13 +113,9 @@ def _card_mesh(config: ConfigDict, device: Device) -> Mesh:
     topology = topologies.get_topology_desc(
         platform="cuda",
         target_config=_target_config(CARDS[device.name]),
-        topology=f"1x1x{device.count}",
+        topology=f"1x{device.hosts}x{device.count // device.hosts}",
     )
-    return Mesh(
-        np.array(topology.devices).reshape(-1, config.mesh.fsdp),
-        ("data", "fsdp"),
-        axis_types=(AxisType.Auto, AxisType.Auto),
-    )
+    return make_mesh(config.mesh.fsdp, topology.devices)
 
 
 def _target_config(card: Card) -> str:
