@@ -127,11 +127,11 @@ def _relations(config: ConfigDict, n_devices: int) -> Iterator[str]:
             "model.attention = 'cudnn' needs heads (model.n_embd / model.n_head) of a multiple "
             "of 8 wide"
         )
-    tokens = train.batch_size * model.block_size
+    tokens = train.batch_size // n_devices * model.block_size
     if model.loss_chunk > 0 and tokens % model.loss_chunk:
         yield (
             f"model.loss_chunk = {model.loss_chunk} must divide the {tokens:,} tokens of a "
-            f"micro-step (train.batch_size x model.block_size)"
+            f"micro-step on a device (train.batch_size x model.block_size / {n_devices} devices)"
         )
     if optim.min_lr > optim.learning_rate:
         yield f"optim.min_lr = {optim.min_lr} exceeds optim.learning_rate = {optim.learning_rate}"

@@ -195,6 +195,28 @@ TABLE: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("if not _is_readable(file.read_bytes()):", "if not file.read_bytes():"),
         ('"checked-{}.{}".format(*sys.version_info)', '"checked-3"'),
     ],
+    ("gptjax/plan/hlo.py", "tests/plan/test_collectives.py"): [
+        ("runs * int(trips[1] if trips else 1)", "runs"),
+        ("yield from max(branches", "yield from min(branches"),
+    ],
+    ("gptjax/plan/collectives.py", "tests/plan/test_collectives.py"): [
+        ("lambda k: 2 * (k - 1) / k", "lambda k: (k - 1) / k"),
+        ('"all-gather": lambda k: k - 1', '"all-gather": lambda k: (k - 1) / k'),
+        (".transpose(order)", ""),
+        ("program.inside(instruction) or [instruction]", "[instruction]"),
+        ("for collective in found if len(collective.group) > 1", "for collective in found"),
+    ],
+    ("gptjax/plan/exchange.py", "tests/plan/test_exchange.py"): [
+        ("2 * n_micro", "n_micro"),
+        ("network.bytes_per_sec * neighbours / in_host", "network.bytes_per_sec"),
+        ("range(0, n_devices, fsdp)", "range(n_devices // fsdp)"),
+        ('"copied" if placed.is_fully_replicated else whole', "whole"),
+    ],
+    ("gptjax/plan/memory.py", "tests/plan/test_memory.py"): [
+        ("gradients -= (1 - 1 / fsdp) * hidden_gradients", "pass"),
+        ("n_params - n_hidden * by_layer", "n_params"),
+        ("work=round(gathered + max(", "work=round(max("),
+    ],
     ("gptjax/plan/devices.py", "tests/plan/test_devices.py"): [
         ("if stats := device.memory_stats():", "if (stats := device.memory_stats()) or True:"),
         ("@functools.cache  # the plan", "# the plan"),

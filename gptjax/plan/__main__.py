@@ -6,6 +6,10 @@ exits with status 1 if the run does not fit. Memory is estimated, in seconds; wi
 that of the compiled step, in a minute (for a card that this machine lacks, with the extra
 `target`).
 
+    python -m gptjax.plan --config=configs/rtx4070.py --target=h100 --devices=64 --hosts=8
+
+adds what the devices exchange in a step, and predicts how much of their speed that leaves.
+
     python -m gptjax.plan --suggest --days=5 --target=rtx4070
 
 proposes the size of the model, the batch and the steps for the given data and time.
@@ -27,7 +31,7 @@ def _main(config: ConfigDict) -> None:
     target, days = flags.FLAGS.target, flags.FLAGS.days
     if target != devices.LOCAL:  # leave a GPU of this machine alone
         jax.config.update("jax_platforms", "cpu")
-    device = devices.find(target, flags.FLAGS.devices)
+    device = devices.find(target, flags.FLAGS.devices, flags.FLAGS.hosts)
     validate(config, device.count)
     data = planner.find_data(config)
     if flags.FLAGS.suggest:
@@ -49,6 +53,7 @@ if __name__ == "__main__":
         "target", devices.LOCAL, f"Device of the run: local, or one of {', '.join(CARDS)}."
     )
     flags.DEFINE_integer("devices", None, "Number of cards of that name; default 1.", lower_bound=1)
+    flags.DEFINE_integer("hosts", None, "Of --devices; default one for 8 of them.", lower_bound=1)
     flags.DEFINE_bool("compile", False, "Read memory off the compiled step, in a minute.")
     flags.DEFINE_bool("suggest", False, "Propose model size, batch and steps for --days instead.")
     flags.DEFINE_float("days", 5.0, "Of training, for --suggest.")

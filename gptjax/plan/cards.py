@@ -12,29 +12,40 @@ H200, whose clock it has as 1.98 and the H200's bandwidth as 4,890; L4, where it
 NVIDIA's 7,424 cores, which are 58. The highest clocks of the 30 and 50 laptop series are from
 reviews (Tom's Hardware, WCCFtech, hmc-tech.com, riballkaa.ru).
 
+NVLink is that of the A100 and H100 whitepapers and the H200's data sheet, half of what they add up
+for both directions; PCI Express is of 16 lanes, of which some boards have 8.
+
 Not checked against any source: the clocks of the 5050 and 5070 Ti laptop GPUs.
 """
 
 from typing import NamedTuple
 
 
+class Link(NamedTuple):
+    """What connects devices in a host, or a host with others."""
+
+    name: str
+    bytes_per_sec: float  # of one device, or of one host, in one direction
+
+
 class Chip(NamedTuple):
-    """A multiprocessor."""
+    """A multiprocessor, and the bus of its chip."""
 
     max_threads: int
     shared_bytes: int
     block_shared_bytes: int  # that one block can opt in to
     float32_units: int  # multiply-adds a clock
     bfloat16_units: int  # the same of tensor cores, dense, float32 sums; 0: they have no bfloat16
+    pcie_gb_s: float  # PCI Express, 16 lanes, one direction
 
 
 CHIPS = {  # by compute capability
-    (7, 5): Chip(1024, 65536, 65536, 64, 0),
-    (8, 0): Chip(2048, 167936, 166912, 64, 1024),
-    (8, 6): Chip(1536, 102400, 101376, 128, 512),
-    (8, 9): Chip(1536, 102400, 101376, 128, 512),
-    (9, 0): Chip(2048, 233472, 232448, 128, 2048),
-    (12, 0): Chip(1536, 102400, 101376, 128, 512),
+    (7, 5): Chip(1024, 65536, 65536, 64, 0, 15.75),
+    (8, 0): Chip(2048, 167936, 166912, 64, 1024, 31.5),
+    (8, 6): Chip(1536, 102400, 101376, 128, 512, 31.5),
+    (8, 9): Chip(1536, 102400, 101376, 128, 512, 31.5),
+    (9, 0): Chip(2048, 233472, 232448, 128, 2048, 63),
+    (12, 0): Chip(1536, 102400, 101376, 128, 512, 63),
 }
 
 
@@ -48,6 +59,14 @@ class Card(NamedTuple):
     n_cores: int  # multiprocessors
     clock_ghz: float  # boost
     l2_mib: float
+    nvlink_gb_s: float = 0.0  # one direction; 0: devices exchange over PCI Express
+
+    @property
+    def link(self) -> Link:
+        """What connects it with other cards in its host."""
+        if self.nvlink_gb_s:
+            return Link("NVLink", self.nvlink_gb_s * 1e9)
+        return Link("PCI Express", CHIPS[self.compute_capability].pcie_gb_s * 1e9)
 
     @property
     def peaks(self) -> dict[str, float]:
@@ -102,10 +121,10 @@ CARDS = {
     "t4": Card("Tesla T4", 15360, 320, (7, 5), 40, 1.59, 4),
     "a10": Card("NVIDIA A10", 23028, 600, (8, 6), 72, 1.695, 6),
     "l4": Card("NVIDIA L4", 23034, 300, (8, 9), 58, 2.04, 48),
-    "a100-40gb": Card("NVIDIA A100-SXM4-40GB", 40370, 1555.2, (8, 0), 108, 1.41, 40),
-    "a100-80gb": Card("NVIDIA A100-SXM4-80GB", 81152, 2039, (8, 0), 108, 1.41, 40),
-    "h100": Card("NVIDIA H100 80GB HBM3", 81008, 3352.3, (9, 0), 132, 1.83, 50),
-    "h200": Card("NVIDIA H200", 143167, 4800, (9, 0), 132, 1.83, 50),
+    "a100-40gb": Card("NVIDIA A100-SXM4-40GB", 40370, 1555.2, (8, 0), 108, 1.41, 40, 300),
+    "a100-80gb": Card("NVIDIA A100-SXM4-80GB", 81152, 2039, (8, 0), 108, 1.41, 40, 300),
+    "h100": Card("NVIDIA H100 80GB HBM3", 81008, 3352.3, (9, 0), 132, 1.83, 50, 450),
+    "h200": Card("NVIDIA H200", 143167, 4800, (9, 0), 132, 1.83, 50, 450),
 }
 
 

@@ -12,16 +12,16 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 from jax.stages import Traced
 from ml_collections import ConfigDict
 
 from configs.errors import UserError
 from gptjax.model import GPTConfig
-from gptjax.plan import hlo_traffic, step_cost
+from gptjax.plan import collectives, hlo, hlo_traffic, step_cost
 from gptjax.plan.cards import CARDS, CHIPS, Card
+from gptjax.plan.collectives import Collective
 from gptjax.plan.devices import Device
 from gptjax.plan.hlo_traffic import Transfer
 from gptjax.step import make_mesh
@@ -40,6 +40,7 @@ class CompiledStep:
     aliased: int  # outputs that reuse the buffers of donated arguments
     evaluation: int  # peak of an evaluation step, beside the state and a batch of training
     transfers: tuple[Transfer, ...]  # memory traffic of a step, without a cache
+    collectives: tuple[Collective, ...]  # what the devices exchange in a step
     n_rematerialized: int  # instructions that XLA recomputes because memory is short
     seconds: float  # compile time
 
@@ -65,6 +66,7 @@ def compile_step(config: ConfigDict, model_config: GPTConfig, device: Device) ->
     start = time.monotonic()
     steps, state = step_cost.step_functions(config, model_config, mesh)
     memory, text = _compile(step_cost.trace_step(config, steps, state), device)
+    program = hlo.parse(text)
     of_evaluation, _ = _compile(step_cost.trace_evaluation(config, steps, state), device)
     eval_batch = of_evaluation.argument_size_in_bytes - _bytes_on_one_device(state.params)
     return CompiledStep(
@@ -76,7 +78,8 @@ def compile_step(config: ConfigDict, model_config: GPTConfig, device: Device) ->
         + eval_batch
         + of_evaluation.output_size_in_bytes
         + of_evaluation.temp_size_in_bytes,
-        transfers=tuple(hlo_traffic.transfers(text)),
+        transfers=tuple(hlo_traffic.transfers(program)),
+        collectives=tuple(collectives.collectives(program)),
         n_rematerialized=len(_REMATERIALIZED.findall(text)),
         seconds=time.monotonic() - start,
     )
@@ -110,13 +113,9 @@ def _card_mesh(config: ConfigDict, device: Device) -> Mesh:
     topology = topologies.get_topology_desc(
         platform="cuda",
         target_config=_target_config(CARDS[device.name]),
-        topology=f"1x1x{device.count}",
+        topology=f"1x{device.hosts}x{device.count // device.hosts}",
     )
-    return Mesh(
-        np.array(topology.devices).reshape(-1, config.mesh.fsdp),
-        ("data", "fsdp"),
-        axis_types=(AxisType.Auto, AxisType.Auto),
-    )
+    return make_mesh(config.mesh.fsdp, topology.devices)
 
 
 def _target_config(card: Card) -> str:

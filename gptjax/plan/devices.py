@@ -11,7 +11,7 @@ import jax
 
 from configs.errors import UserError
 from gptjax.common.host_memory import available_host_bytes
-from gptjax.plan.cards import CARDS, Card, peaks
+from gptjax.plan.cards import CARDS, Card, Link, peaks
 
 LOCAL = "local"
 # The share of a card that JAX reserves when it starts; the newer name has precedence.
@@ -19,6 +19,7 @@ _MEM_FRACTION = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 _DEFAULT_MEM_FRACTION = 0.75
 _DATA_SHEET = "of its data sheet"
 _UNLIMITED = 2**50  # bytes: more than any device has
+_IN_A_HOST = 8  # cards, at most, if nobody says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Device:
     peaks: dict[str, float]  # FLOP/s of one, by the arithmetic of a matmul; {} if unknown
     peak_reason: str  # origin of these numbers
     bandwidth: float | None  # memory bandwidth of one, bytes per second; None if unknown
+    link: Link | None  # between those of a host; None if unknown
+    hosts: int = 1  # with `count` / `hosts` devices each
 
     @property
     def is_local(self) -> bool:
@@ -46,20 +49,24 @@ class Device:
         return self.peaks.get("bfloat16")
 
 
-def find(name: str, count: int | None = None) -> Device:
+def find(name: str, count: int | None = None, hosts: int | None = None) -> Device:
     """Returns `count` cards of that name, by default 1, or for LOCAL the devices of this machine.
 
+    The cards are in `hosts` hosts, by default with up to 8 in each.
+
     Raises:
-        UserError: there is no card of that name, or another number of local devices is asked for.
+        UserError: there is no card of that name, another number of local devices is asked for, or
+            the hosts do not have the same number of devices.
     """
     if count is not None and count < 1:
         raise UserError(f"--devices={count}: must be positive.")
     if name == LOCAL:
         device = local()
-        if count not in (None, device.count):
+        if count not in (None, device.count) or hosts not in (None, 1):
+            flag = f"--devices={count}" if hosts in (None, 1) else f"--hosts={hosts}"
             raise UserError(
-                f"--devices={count}: this machine has {device.count} x {device.kind}. Name a card "
-                f"with --target to plan for another number."
+                f"{flag}: this machine has {device.count} x {device.kind}. Name a card with "
+                f"--target to plan for another number."
             )
         return device
     if name not in CARDS:
@@ -69,17 +76,26 @@ def find(name: str, count: int | None = None) -> Device:
             f"--target={name}: unknown card{hint}. Choose one of {', '.join(CARDS)}, or {LOCAL} "
             f"for the devices of this machine."
         )
+    count = count or 1
+    hosts = -(-count // _IN_A_HOST) if hosts is None else hosts
+    if hosts < 1 or count % hosts:
+        raise UserError(
+            f"--devices={count} in {hosts} hosts: each host must have the same number of devices. "
+            f"Set --hosts to a number that divides {count}."
+        )
     card, fraction = CARDS[name], _mem_fraction()
     return Device(
         name=name,
         platform="gpu",
         kind=card.device_kind,
-        count=count or 1,
+        count=count,
         budget_bytes=int(fraction * card.memory_mib * 2**20),
         budget_reason=f"{fraction:.0%} of {card.memory_mib / 1024:.2f} GiB, which JAX takes",
         peaks=card.peaks,
         peak_reason=_DATA_SHEET,
         bandwidth=card.bandwidth_gb_s * 1e9,
+        link=card.link,
+        hosts=hosts,
     )
 
 
@@ -99,6 +115,7 @@ def local() -> Device:
         peaks=flops,
         peak_reason=peak_reason,
         bandwidth=None if card is None else card.bandwidth_gb_s * 1e9,
+        link=None if card is None else card.link,
     )
 
 

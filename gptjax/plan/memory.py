@@ -51,7 +51,9 @@ def estimate(config: ConfigDict, model_config: GPTConfig, cost: StepCost, n_devi
     The peak of a micro-step is either in the loss, or in the backward pass of the first layers,
     when all gradients exist; with a small batch in the update. An evaluation needs less: it has the
     logits of the loss, and neither their gradient nor what is kept. `cost` is of the same
-    configuration; the batch is split over all devices, the state over `mesh.fsdp` of them.
+    configuration; the batch is split over all devices, the state over `mesh.fsdp` of them. Of the
+    parameters that are gathered once a step, a device has whole float32 copies and gradients. With
+    `mesh.fsdp` and a single micro-step the figure is off by up to a quarter.
     """
     train, remat = config.train, model_config.remat
     micro_steps, n_layer = train.gradient_accumulation_steps, model_config.n_layer
@@ -62,10 +64,18 @@ def estimate(config: ConfigDict, model_config: GPTConfig, cost: StepCost, n_devi
     activation = tokens * model_config.n_embd * itemsize  # bytes of an array [B, T, D]
     head = model_config.vocab_size * model_config.n_embd * itemsize
     scores = 4 * rows * model_config.n_head * model_config.block_size**2
-    gradients, hidden_gradients = 4 * n_params, 4 * n_hidden
     unrolled = model_config.scan_unroll >= n_layer
+    gradients, hidden_gradients, gathered = 4.0 * n_params, 4.0 * n_hidden, 0.0
+    if (fsdp := config.mesh.fsdp) > 1:
+        by_layer = config.mesh.gather == "layer"
+        whole = n_params - n_hidden * by_layer
+        gathered = (4.0 if micro_steps == 1 else 8.0) * whole  # and the sums of their gradients
+        if by_layer:
+            if not unrolled:  # else XLA sums those of all layers at once
+                gradients -= (1 - 1 / fsdp) * hidden_gradients
+            hidden_gradients /= fsdp
 
-    chunk = config.model.loss_chunk / n_devices or tokens
+    chunk = config.model.loss_chunk or tokens
     in_chunks = chunk < tokens
     logits = (4 + itemsize) * chunk * model_config.vocab_size  # float32, and their gradient
     loss = logits + (3 if in_chunks else 1) * head + (4.5 if in_chunks else 2) * activation
@@ -88,17 +98,17 @@ def estimate(config: ConfigDict, model_config: GPTConfig, cost: StepCost, n_devi
         most = _UNROLLED_ARRAYS * n_layer * activation if remat == "dots" else overlap
         backward += min(overlap, most)
 
-    # Without accumulation all gradients and updates exist at once.
-    update = (2.1 if micro_steps == 1 else 1.5) * gradients
+    # Without accumulation all gradients and updates exist at once; of what is split, its shards.
+    update = (2.1 if micro_steps == 1 else 1.5) * 4 * n_params / fsdp
     kept = cost.kept_bytes / n_devices
     if unrolled and remat == "none" and model_config.attention == "xla":
         kept += _UNROLLED_SCORES * n_layer * scores
     bytes_per_token = 4 + 4 + 1 + (8 if config.data.document_mask else 0)
     return Memory(
-        state=cost.state_bytes // config.mesh.fsdp,
+        state=cost.state_bytes // fsdp,
         batch=round(micro_steps * tokens * bytes_per_token),
         kept=round(kept),
-        work=round(max(loss, backward, update - kept)),
+        work=round(gathered + max(loss, backward, update - kept)),
     )
 
 
@@ -106,7 +116,7 @@ def batch_step(model: ConfigDict, n_devices: int) -> int:
     """Returns the number of which a batch size must be a multiple, given `config.model`."""
     if model.loss_chunk == 0:
         return n_devices
-    return math.lcm(n_devices, model.loss_chunk // math.gcd(model.loss_chunk, model.block_size))
+    return n_devices * (model.loss_chunk // math.gcd(model.loss_chunk, model.block_size))
 
 
 def with_batch_size(config: ConfigDict, batch_size: int) -> ConfigDict:

@@ -19,8 +19,9 @@ from data_pipeline.token_store import TokenStore
 from gptjax.common.workdir import read_metrics
 from gptjax.model import GPTConfig, attention, count_params, flops_per_token
 from gptjax.plan import compile_step as compiler
-from gptjax.plan import memory, step_cost
-from gptjax.plan.cards import CARDS
+from gptjax.plan import exchange, memory, step_cost
+from gptjax.plan.cards import CARDS, Link
+from gptjax.plan.collectives import Collective
 from gptjax.plan.compile_step import CompiledStep
 from gptjax.plan.devices import Device
 from gptjax.plan.memory import Memory
@@ -54,6 +55,7 @@ class Plan:
     flops_per_token: int  # of the model, without recomputation
     cost: StepCost  # of one optimizer step, with recomputation
     estimate: Memory
+    exchange: list[Collective]  # of one optimizer step: the least, by arithmetic
     compiled: CompiledStep | None  # None: memory is estimated
     largest_batch: int  # rows of a micro-step that fit
     measured_tokens_per_sec: float | None  # by the run in this workdir, on this machine
@@ -104,6 +106,12 @@ class Plan:
         at_best = self.cost.seconds(self.device.peaks, bandwidth) / count
         return arithmetic, self.cost.bytes / (count * bandwidth), at_best
 
+    def efficiency(self, network: Link | None) -> float | None:
+        """Returns the predicted share of a step in which devices compute: see `exchange`."""
+        collectives = self.exchange if self.compiled is None else self.compiled.collectives
+        flops = self.tokens_per_step * self.flops_per_token
+        return exchange.efficiency(collectives, flops, self.device, network)
+
     def seconds_at(self, mfu: float) -> float | None:
         """Returns the duration of the run at a share of the peak; None if that is unknown."""
         if self.device.peak_flops is None:
@@ -145,6 +153,7 @@ def make_plan(
         flops_per_token=flops_per_token(model_config),
         cost=cost,
         estimate=estimate_at(config.train.batch_size),
+        exchange=exchange.minimum(config, model_config, device.count),
         compiled=compiled,
         largest_batch=largest,
         measured_tokens_per_sec=measured,

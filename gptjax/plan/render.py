@@ -1,7 +1,12 @@
 """The text of a plan: summary, claims beside actual figures, warnings with remedies."""
 
+from collections import Counter
+from collections.abc import Iterable
+
 from configs.rtx4070 import claims_of
 from data_pipeline.progress import format_seconds
+from gptjax.plan import exchange
+from gptjax.plan.collectives import Collective, sent
 from gptjax.plan.hlo_traffic import largest
 from gptjax.plan.planner import Plan
 from gptjax.plan.scaling_law import effective_tokens
@@ -50,9 +55,11 @@ def describe(plan: Plan, *, full: bool) -> str:
         ("memory", _memory(plan)),
         *([("", _parts_of_memory(plan)), ("roofline", _roofline(plan))] if full else []),
         *(_largest_transfers(plan) if full else []),
+        *(_exchange(plan) if full and device.count > 1 else []),
         ("time", _time(plan)),
     ]
-    lines = [f"Plan for {device.count} x {device.kind}{by_name}:", *_aligned(rows)]
+    in_hosts = f" in {device.hosts} hosts" if device.hosts > 1 else ""
+    lines = [f"Plan for {device.count} x {device.kind}{in_hosts}{by_name}:", *_aligned(rows)]
     if full and (claims := _claims(plan)):
         lines += ["Claimed of this recipe, and computed:", *_aligned(claims)]
     return "\n".join([*lines, *(f"  WARNING: {warning}" for warning in warnings(plan))])
@@ -140,6 +147,44 @@ def _largest_transfers(plan: Plan) -> list[tuple[str, str]]:
         size = f"{t.total / 1e9:,.1f} GB in {t.runs:,} x {t.bytes / 1e6:,.1f} MB"
         rows.append(("" if rows else "traffic", f"{size}: {source}"))
     return rows
+
+
+def _exchange(plan: Plan) -> list[tuple[str, str]]:
+    """Returns rows with what devices exchange, at least and as compiled, and the prediction."""
+    least, params = sent(plan.exchange), 4 * plan.n_params
+    rows = [
+        (
+            "exchange",
+            f"a device sends at least {least / 1e6:,.1f} MB a step, {least / params:.3f} times the "
+            f"parameters' {params / 1e6:,.1f} MB, by arithmetic: {_by_kind(plan.exchange)}",
+        )
+    ]
+    if plan.compiled is not None:
+        as_compiled = plan.compiled.collectives
+        share = sent(as_compiled) / least
+        text = f"as compiled {sent(as_compiled) / 1e6:,.1f} MB, {share:.3f} times the least"
+        rows.append(("", f"{text}: {_by_kind(as_compiled)}"))
+    if (alone := plan.efficiency(None)) is None or plan.device.link is None:
+        return rows
+    text = (
+        f"predicted, at {exchange.ASSUMED_MFU:.0%} of the peak and {exchange.ASSUMED_SHARE:.0%} of "
+        f"a link's rate, both assumed, and with no overlap: devices compute for {alone:.0%} of the "
+        f"time with {plan.device.link.name} between all"
+    )
+    if plan.device.hosts > 1:
+        text += "".join(
+            f", {plan.efficiency(network):.0%} with {network.name} between hosts"
+            for network in exchange.NETWORKS
+        )
+    return [*rows, ("scaling", text)]
+
+
+def _by_kind(collectives: Iterable[Collective]) -> str:
+    """Returns the bytes that one device sends by kind, dtype and size of group, most first."""
+    n_bytes: Counter[str] = Counter()
+    for c in collectives:
+        n_bytes[f"{c.kind} {c.dtype} over {len(c.group)}"] += round(c.wire_bytes)
+    return ", ".join(f"{n / 1e6:,.1f} MB {name}" for name, n in n_bytes.most_common())
 
 
 def _time(plan: Plan) -> str:

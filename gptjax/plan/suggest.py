@@ -12,9 +12,8 @@ from gptjax.common.tables import plain_table
 from gptjax.model import GPTConfig, count_params, flops_per_token
 from gptjax.plan import memory, planner, scaling_law
 from gptjax.plan.devices import Device
+from gptjax.plan.exchange import ASSUMED_MFU
 from gptjax.plan.planner import Data, Plan
-
-ASSUMED_MFU = 0.4  # share of the peak that steps of this size reach, if nothing was measured
 
 _MAX_LAYERS = 48
 _WIDTH_PER_LAYER = 64  # GPT-2's shape; the loss hardly depends on it (Kaplan et al. 2020, figure 5)

@@ -121,6 +121,9 @@ def test_devices_must_share_a_batch_and_the_parameters():
     assert "batch_size = 4 must be a multiple of the 3 devices" in problems_of(config, 3)[0]
     config.mesh.fsdp = 2
     validate(config, n_devices=4)
+    config.model.loss_chunk = 64  # of the 32 tokens of a device
+    assert "must divide the 32 tokens" in problems_of(config, 4)[0]
+    config.model.loss_chunk = 0
     config.train.batch_size = 12
     config.mesh.fsdp = 3
     (problem,) = problems_of(config, 4)

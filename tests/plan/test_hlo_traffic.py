@@ -4,9 +4,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gptjax.plan.hlo_traffic import Transfer, largest, transfers
+from gptjax.plan import hlo, hlo_traffic
+from gptjax.plan.hlo_traffic import Transfer, largest
 
 SQUARE = 4 * 256 * 256
+
+
+def transfers(text):
+    return hlo_traffic.transfers(hlo.parse(text))
 
 
 def bytes_moved(text):

@@ -6,10 +6,10 @@ import sys
 import jax
 import pytest
 
-from configs import modern, rtx4070
+from configs import modern, rtx4070, rtx4070_110m, rtx4070_best
 from configs.errors import UserError
 from gptjax.model.config import GPTConfig
-from gptjax.plan import compile_step, devices, memory, step_cost
+from gptjax.plan import compile_step, devices, memory, planner, step_cost
 
 MIB = 2**20
 
@@ -47,6 +47,20 @@ COMPILED = {
 COMPILED_WITH_MUON = {
     ("cudnn", "dots", 768, 2, 1024, 1, 1024, 32768): (2304, 2226),
     ("cudnn", "dots", 768, 2, 1024, 40, 1024, 32768): (2647, 2640),
+}
+# The recipes on 8 H100 with `mesh.fsdp` = 8, otherwise as above.
+# recipe, gather, rows a device, A, scan_unroll of all layers -> MiB
+SHARDED = {
+    (rtx4070, "step", 12, 40, False): 4336,
+    (rtx4070, "step", 12, 4, True): 4341,
+    (rtx4070, "layer", 12, 2, False): 4054,
+    (rtx4070, "layer", 12, 1, True): 4076,
+    (rtx4070_110m, "step", 12, 4, False): 5624,
+    (rtx4070_110m, "step", 2, 4, False): 1908,
+    (rtx4070_110m, "layer", 12, 4, False): 4982,
+    (rtx4070_110m, "layer", 2, 4, False): 1235,
+    (rtx4070_110m, "layer", 2, 4, True): 1319,
+    (rtx4070_best, "step", 8, 4, False): 6215,
 }
 CASES = [
     (case, unroll, muon)
@@ -88,6 +102,39 @@ def test_estimate_is_within_its_tolerance(case, unroll, muon):
     compiled = recorded_mib(case, unroll, muon)
     assert estimated == pytest.approx(compiled, rel=memory.TOLERANCE)
     assert estimated > 0.94 * compiled  # an underestimate is worse
+
+
+def _name(case):
+    recipe, *others = case
+    return "-".join([recipe.__name__, *map(str, others)])
+
+
+def sharded(recipe, gather, rows, micro_steps, unroll):
+    config = recipe.get_config()
+    config.mesh.fsdp, config.mesh.gather = 8, gather
+    config.train.update(batch_size=8 * rows, gradient_accumulation_steps=micro_steps)
+    config.model.scan_unroll = config.model.n_layer if unroll else 1
+    config = planner.resolve_auto(config, devices.find("h100", 8))
+    return config, GPTConfig.from_config(config, config.tokenizer.vocab_size)
+
+
+@pytest.mark.parametrize("case", SHARDED, ids=_name)
+def test_a_device_that_shares_the_parameters_needs_its_part(case):
+    config, model_config = sharded(*case)
+    cost = step_cost.analyze(config, model_config)
+    estimated = memory.estimate(config, model_config, cost, 8).total / MIB
+    assert estimated == pytest.approx(SHARDED[case], rel=memory.TOLERANCE)
+    assert estimated > 0.94 * SHARDED[case]
+
+
+@pytest.mark.slow
+@needs_plugin
+@pytest.mark.parametrize("case", list(SHARDED)[::3], ids=_name)
+def test_recorded_figures_of_several_devices_are_those_of_the_compiler(case):
+    step = compile_step.compile_step(*sharded(*case), devices.find("h100", 8))
+    jax.clear_caches()
+    assert step.n_rematerialized == 0
+    assert step.total / MIB == pytest.approx(SHARDED[case], rel=0.01)
 
 
 @pytest.mark.slow

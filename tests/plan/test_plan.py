@@ -126,7 +126,7 @@ def test_several_cards_share_the_batch(recipe):
 
 def compiled_step(**figures):
     zero = dict.fromkeys(("arguments", "outputs", "temporaries", "aliased", "evaluation"), 0)
-    others = {"transfers": (), "n_rematerialized": 0, "seconds": 1.0}
+    others = {"transfers": (), "collectives": (), "n_rematerialized": 0, "seconds": 1.0}
     return CompiledStep(**{**zero, **others, **figures})
 
 
