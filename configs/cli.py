@@ -68,18 +68,24 @@ def call(main: Callable[..., None], *args: object) -> None:
     A `UserError`, or an OSError with its file and reason, is printed, with exit status 1.
     """
     absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs each save, which gptjax logs too
-    handler = absl_logging.get_absl_handler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    format_log()
     for package in ("gptjax", "data_pipeline", "__main__"):
         logging.getLogger(package).setLevel(logging.INFO)
     try:
         main(*args)
     except (UserError, OSError) as error:
-        print(f"\nerror: {_paragraph(error)}", file=sys.stderr)
+        print(f"\nerror: {paragraph(error)}", file=sys.stderr)
         sys.exit(1)
 
 
-def _paragraph(error: UserError | OSError) -> str:
+def format_log(label: str = "") -> None:
+    """Makes each line of the log begin with the time and `label`."""
+    formatter = logging.Formatter(f"%(asctime)s {label}%(message)s", "%H:%M:%S")
+    absl_logging.get_absl_handler().setFormatter(formatter)
+
+
+def paragraph(error: UserError | OSError) -> str:
+    """Returns what is printed of an error: of an OSError its file and the reason."""
     if not isinstance(error, OSError) or error.filename is None:
         return str(error)
     return (

@@ -2,7 +2,8 @@
 
     python -m data_pipeline.prepare --config=configs/quickstart.py
 
-It prints a summary of the store; training finds the store by itself, and prepares it if needed.
+It prints a summary of the store; training finds the store by itself, and prepares it if needed,
+but for a run of several processes, which needs it beforehand, where all of them can read it.
 Parts of the files (a few row groups each) are encoded by several processes, then joined. A killed
 preparation resumes after the last finished part when it is started again; the store is the same.
 
@@ -63,8 +64,7 @@ def prepare(config: ConfigDict) -> Path:
         is damaged. Finished parts are kept, and used by the next call.
       UserError: a setting is unusable.
     """
-    store, shards = locate(config)
-    content = {"sources": [shard.identity() for shard in shards], "settings": _settings(config)}
+    store, content, shards = _describe(config)
     if not _is_complete(store, content):
         try:
             store.parent.mkdir(parents=True, exist_ok=True)
@@ -81,6 +81,24 @@ def prepare(config: ConfigDict) -> Path:
                 "times the size of the parquet files. Free some space, or put the store elsewhere "
                 "with --config.data.cache_dir=..., and run again: finished parts are kept."
             ) from e
+    _warn_of_damage(TokenStore.open(store))
+    return store
+
+
+def require(config: ConfigDict) -> Path:
+    """Returns the folder of the token store of `config.data.source`, which it does not make.
+
+    Raises:
+      DataError: as `prepare`; the store is not there.
+      UserError: as `prepare`.
+    """
+    store, content, _ = _describe(config)
+    if not _is_complete(store, content):
+        raise DataError(
+            f"{store}: there is no token store, and several processes do not make one. Prepare it "
+            f"once, where all can read it, before they start: python -m data_pipeline.prepare, "
+            f"with the --config and the --config.KEY=VALUE flags of this run."
+        )
     _warn_of_damage(TokenStore.open(store))
     return store
 
@@ -129,6 +147,13 @@ def locate(config: ConfigDict) -> tuple[Path, list[ShardInfo]]:
     more = f"+{len(shards) - 1}" if len(shards) > 1 else ""
     name = f"{shards[0].path.stem}{more}-{hash_json(identity)[:12]}"
     return Path(config.data.cache_dir) / name, shards
+
+
+def _describe(config: ConfigDict) -> tuple[Path, dict[str, Any], list[ShardInfo]]:
+    """Returns the folder of the store of `config`, what its manifest must say, and its source."""
+    store, shards = locate(config)
+    content = {"sources": [shard.identity() for shard in shards], "settings": _settings(config)}
+    return store, content, shards
 
 
 def _settings(config: ConfigDict) -> dict[str, Any]:

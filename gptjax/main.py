@@ -7,6 +7,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs import cli
+from gptjax import cluster
 from gptjax.step.compilation_cache import keep_compiled
 from gptjax.train import train_and_evaluate
 from gptjax.train.require_gpu import require_gpu
@@ -19,8 +20,7 @@ def main(config: ConfigDict, traced_steps: range = range(0)) -> None:
     """Trains with `config` on the devices that JAX finds; see `train_and_evaluate`."""
     keep_compiled(config.compilation_cache_dir)
     require_gpu(config)
-    devices = jax.devices()
-    _log.info("JAX %s on %d x %s.", jax.__version__, len(devices), devices[0].device_kind)
+    _log.info("JAX %s on %s.", jax.__version__, cluster.describe_devices(jax.devices()))
     train_and_evaluate(config, traced_steps)
     _log.info(
         'Done. To generate text: python -m gptjax.generate --workdir=%s --prompt="..."',
@@ -28,7 +28,32 @@ def main(config: ConfigDict, traced_steps: range = range(0)) -> None:
     )
 
 
+def define_flags() -> None:
+    """Defines the flags, beside the configuration, that do not differ between processes."""
+    flags.DEFINE_string("profile", "", "First and last step of a trace in workdir/profile: 10:13.")
+    flags.DEFINE_integer("join_seconds", 300, "How long to wait for all processes to start.", 1)
+    flags.DEFINE_integer(
+        "heartbeat_seconds", 60, "After how long a silent process is dead, and all others end.", 5
+    )
+
+
+def _join_and_train(config: ConfigDict) -> None:
+    values = flags.FLAGS
+    traced_steps = parse_steps(values.profile)
+    numbers = (values.coordinator, values.processes, values.process)
+    place = cluster.find_place(*numbers, values.join_seconds)
+    with cluster.joined(place, values.join_seconds, values.heartbeat_seconds):
+        main(config, traced_steps)
+
+
 if __name__ == "__main__":
     cli.define_config()
-    flags.DEFINE_string("profile", "", "First and last step of a trace in workdir/profile: 10:13.")
-    cli.run(lambda config: main(config, parse_steps(flags.FLAGS.profile)))
+    define_flags()
+    flags.DEFINE_string(
+        "coordinator", "", "HOST:PORT of process 0, where no launcher says it: docs/cluster.md."
+    )
+    flags.DEFINE_integer(
+        "processes", None, "Number of processes; 1: train alone, whatever started this one.", 1
+    )
+    flags.DEFINE_integer("process", None, "Number of this process, from 0.", 0)
+    cli.run(_join_and_train)

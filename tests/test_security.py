@@ -32,6 +32,11 @@ FIXED_COMMANDS = {
         "subprocess.run(['nvidia-smi', f'--query-gpu=name,{field}', "
         "'--format=csv,noheader,nounits'])",
     ],
+    "gptjax/on_ray.py": [
+        "subprocess",
+        "subprocess.Popen",
+        "subprocess.Popen([sys.executable, '-m', 'gptjax.main', *arguments])",
+    ],
     "gptjax/train/require_gpu.py": ["importlib.util", "importlib.util.find_spec(name)"],
     "gptjax/sweep/code_version.py": [
         "subprocess",

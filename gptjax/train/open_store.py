@@ -5,10 +5,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from data_pipeline.parquet_footer import NoSource
-from data_pipeline.prepare import prepare, prepared
+from data_pipeline.prepare import prepare, prepared, require
 from data_pipeline.token_store import TokenStore
 from gptjax.checkpoint import storage
 from gptjax.common.workdir import CHECKPOINTS
@@ -17,14 +18,17 @@ _log = logging.getLogger(__name__)
 
 
 def open_store(config: ConfigDict) -> TokenStore:
-    """Returns the store of `config`, made if needed; that of the newest checkpoint without source.
+    """Returns the store of `config`; without its source, that of the newest checkpoint.
+
+    One process makes it if needed; several need one that is there.
 
     Raises:
-        DataError: as `prepare`; NoSource for a new run, for one with another data.source or other
-            settings of the data than its checkpoint, and where that store is not complete.
+        DataError: as `prepare` and `require`; NoSource for a new run, for one with another
+            data.source or other settings of the data than its checkpoint, and where that store is
+            not complete.
     """
     try:
-        return TokenStore.open(prepare(config))
+        return TokenStore.open(prepare(config) if jax.process_count() == 1 else require(config))
     except NoSource as error:
         meta = _newest_meta(Path(config.workdir) / CHECKPOINTS)
         if "store_hash" not in meta or meta["config"]["data"]["source"] != config.data.source:

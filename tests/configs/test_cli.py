@@ -83,6 +83,7 @@ def test_a_missing_file_is_reported_with_those_that_exist():
 
 COMMANDS = {  # with a text that its --help must contain
     "gptjax.main": "--config",
+    "gptjax.on_ray": "--workers",
     "gptjax.plan": "--[no]compile",
     "gptjax.generate": "--prompt",
     "gptjax.evaluate": "--benchmarks",
@@ -96,7 +97,8 @@ COMMANDS = {  # with a text that its --help must contain
     "data_pipeline.prepare": "--config",
     "data_pipeline.browse": "--split",
 }
-WITH_CONFIG = ["gptjax.main", "gptjax.plan", "data_pipeline.prepare", "data_pipeline.browse"]
+WITH_CONFIG = ["gptjax.main", "gptjax.on_ray", "gptjax.plan", "data_pipeline.prepare"]
+WITH_CONFIG += ["data_pipeline.browse"]
 
 RUN_ALL = """
 import json, os, runpy, sys

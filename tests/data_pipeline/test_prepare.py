@@ -1,5 +1,6 @@
 """Preparation, end to end: against a naive reference, for any number of workers and bad input."""
 
+import copy
 import hashlib
 import json
 import os
@@ -443,3 +444,12 @@ def test_command_line_prints_a_summary_of_the_store(shard, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "HuggingFaceFW/fineweb" in done.stderr
+
+
+def test_a_store_that_is_required_is_not_made(store, debug_config, tmp_path):
+    assert prepare.require(debug_config) == store.path
+    config = copy.deepcopy(debug_config)
+    config.data.cache_dir = str(tmp_path / "stores")
+    with pytest.raises(DataError, match=r"no token store.*python -m data_pipeline\.prepare"):
+        prepare.require(config)
+    assert not (tmp_path / "stores").exists()
