@@ -18,7 +18,10 @@ from gptjax.common.host_memory import available_host_bytes
 
 MAX_JSON = 16 * MIB  # bytes: the sources of a store and their hashes
 _MAX_HEADER = 1 << 16  # bytes of the header of an array
-_WRITERS = ocp.type_handlers.create_type_handler_registry((Header, HeaderHandler()))
+_WRITERS = ocp.type_handlers.create_type_handler_registry(
+    (Header, HeaderHandler()),
+    (jax.Array, ocp.type_handlers.ArrayHandler()),  # Orbax warns where it misses one
+)
 
 
 class Damaged(Exception):
@@ -126,14 +129,15 @@ def _read(
 
 
 def _place(store: Any, sharding: Any) -> jax.Array:
+    """Reads what the devices of this process hold of an array."""
     parts: dict[str, np.ndarray] = {}  # several devices can have the same
-
-    def part(index: Any) -> np.ndarray:
+    on_devices = []
+    for device, index in sharding.addressable_devices_indices_map(store.shape).items():
         if str(index) not in parts:
-            parts[str(index)] = store[index].read().result()
-        return parts[str(index)]
-
-    return jax.make_array_from_callback(store.shape, sharding, part)
+            parts[str(index)] = shards.read(store[index])
+        # A step cannot reuse memory that is not JAX's own.
+        on_devices.append(jax.device_put(parts[str(index)], device, may_alias=False))
+    return jax.make_array_from_single_device_arrays(store.shape, sharding, on_devices)
 
 
 def _check_headers(headers: Mapping[str, Any], records: digests.Records, item: str) -> None:

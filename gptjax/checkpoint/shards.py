@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from configs.errors import UserError
 from configs.read import MIB
 from gptjax.checkpoint.digests import Digests, named
 
-_BLOCK = 16 * MIB  # bytes, about
+_BLOCK = 8 * MIB  # bytes, about
 _IN_FLIGHT = 4 * _BLOCK  # bytes that are compressed and written at a time
 Index = tuple[slice, ...]
 
@@ -184,6 +185,18 @@ def open_array(folder: Path, name: str) -> Any:
 
 def _spec(path: Path) -> dict[str, Any]:
     return {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{path}/"}}
+
+
+def read(store: Any) -> np.ndarray:
+    """Returns the values of a TensorStore, in memory that goes back to the system when it is freed.
+
+    Of what malloc gets back, a size that it gave often, it keeps some.
+    """
+    dtype = store.dtype.numpy_dtype
+    memory = mmap.mmap(-1, max(1, dtype.itemsize * store.size))
+    values = np.frombuffer(memory, dtype, store.size).reshape(store.shape)
+    ts.array(values).write(store[ts.d[:].translate_to[0]]).result()
+    return values
 
 
 class HeaderHandler(ocp.type_handlers.TypeHandler):
