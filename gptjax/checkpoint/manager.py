@@ -23,13 +23,15 @@ from ml_collections import ConfigDict
 from configs.errors import UserError
 from data_pipeline.progress import format_seconds
 from data_pipeline.token_store import TokenStore
-from gptjax.checkpoint import storage
-from gptjax.checkpoint.compatibility import changes, identity, incompatibilities
-from gptjax.checkpoint.items import Damaged, summary
+from gptjax.checkpoint import shards, storage
+from gptjax.checkpoint.compatibility import identity
+from gptjax.checkpoint.items import summary
+from gptjax.checkpoint.restore import newest_good
 from gptjax.checkpoint.storage import NotFinite
 from gptjax.common.workdir import CHECKPOINTS, WorkdirLock, refuse_links
 from gptjax.optim import decay_start
-from gptjax.step import StepFunctions, TrainState, host_copy, on_process_zero
+from gptjax.step import StepFunctions, TrainState
+from gptjax.step.multihost import any_process, on_process_zero, together
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +58,8 @@ class Checkpoints:
     """The checkpoints of one workdir, which no other run can use meanwhile.
 
     A save is written by a thread while training continues; one that fails is logged and due again
-    later. Several processes call the same methods in the same order, process 0 writes, all wait.
+    later. Several processes call `save`, `finish` and `restore` at the same steps; each writes its
+    part, and a save succeeds or fails for all.
     """
 
     def __init__(self, workdir: Path, config: ConfigDict, store: TokenStore):
@@ -104,7 +107,7 @@ class Checkpoints:
         """
         if val_loss is not None:
             self._evaluated = (int(state.step), float(val_loss))
-        if not self.wait(_PATIENCE):
+        if any_process(not self.wait(_PATIENCE)):
             _log.warning(
                 "The disk is slow: the checkpoint of step %d is still being written. Training "
                 "continues, and the next checkpoint is saved when that one is.",
@@ -123,7 +126,8 @@ class Checkpoints:
         started, step = time.monotonic(), int(state.step)
         if step <= on_process_zero(self._prepare, Exception):
             return None
-        items = host_copy({k: tree for k, tree in _items(state).items() if tree is not None})
+        items = {name: tree for name, tree in _items(state).items() if tree is not None}
+        copy = together(lambda: shards.copy(items), Exception)
         meta = {
             "step": step,
             "val_loss": self._evaluated[1] if self._evaluated[0] == step else None,
@@ -134,34 +138,33 @@ class Checkpoints:
 
         def write() -> None:
             try:
-                on_process_zero(lambda: self._write(items, meta), NotFinite, Exception)
+                self._write(copy, meta)
             except BaseException as error:
                 future.set_exception(error)
             else:
                 future.set_result(time.monotonic() - started)
 
-        if jax.process_count() > 1:
-            write()  # a collective, which cannot run beside those of training
-        else:
-            # Not an executor: Python waits for its threads at exit. A daemon can be cut off, for
-            # half a checkpoint has no name.
-            threading.Thread(target=write, name=f"save-{step}", daemon=True).start()
+        # Not an executor: Python waits for its threads at exit. A daemon can be cut off, for half a
+        # checkpoint has no name.
+        threading.Thread(target=write, name=f"save-{step}", daemon=True).start()
         return future
 
     def _prepare(self) -> int:
         self.before_save()
         return max(storage.list_steps(self._folder), default=-1)
 
-    def _write(self, items: dict[str, Any], meta: dict[str, Any]) -> int:
-        """Writes a checkpoint, on process 0, and removes old ones."""
+    def _write(self, copy: shards.Copy, meta: dict[str, Any]) -> None:
+        """Writes a checkpoint, with all processes, and removes old ones."""
+        storage.write(self._folder / str(meta["step"]), copy, meta, self._ensure_lock)
+        if self._lock is not None:
+            try:
+                self._prune()
+            except OSError as error:
+                _log.warning("Old checkpoints could not be removed: %s", error)
+
+    def _ensure_lock(self) -> None:
         if self._lock is not None:
             self._lock.ensure()
-        storage.write(self._folder / str(meta["step"]), items, meta)
-        try:
-            self._prune()
-        except OSError as error:
-            _log.warning("Old checkpoints could not be removed: %s", error)
-        return 0
 
     def _prune(self) -> None:
         """Removes what is neither among the latest nor the best, nor needed to extend the run."""
@@ -194,11 +197,11 @@ class Checkpoints:
         self._next_try = time.monotonic()
 
     def save_due(self) -> bool:
-        """Returns whether a failed or requested save can be tried now; takes microseconds."""
-        if not self.wait(0) or self._next_try is None:
-            return False
-        next_try = self._next_try
-        return bool(on_process_zero(lambda: int(time.monotonic() >= next_try)))  # one clock for all
+        """Returns whether a failed or requested save can be tried now, as this process sees it.
+
+        Takes microseconds. Several processes agree elsewhere on the step at which all save.
+        """
+        return self.wait(0) and self._next_try is not None and time.monotonic() >= self._next_try
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits, at most `timeout` seconds, and returns whether no save is in progress any more."""
@@ -262,67 +265,18 @@ class Checkpoints:
         UserError if the checkpoint belongs to another run (all differences are listed) or to
         another version of this program, or if all are damaged; nothing is changed then.
         """
-        loaded: dict[int, Any] = {}
         shapes = jax.tree.map(
             lambda x, s: x.update(sharding=s), steps.state_shapes, steps.state_shardings
         )
-        step = on_process_zero(lambda: self._choose(loaded, shapes), UserError)
-        if step < 0:
+        if (newest := newest_good(self._folder, self._identity, _items(shapes))) is None:
             return None
-        folder = self._folder / str(step)
-        arrays, meta = loaded[step] if step in loaded else storage.read(folder)
-        items = {
-            name: storage.place(arrays.get(name, {}), tree) for name, tree in _items(shapes).items()
-        }
+        step, items, meta = newest
         state = TrainState(
             step=jax.device_put(np.int32(step), shapes.step.sharding),
             dropout_key=items.pop("rng")["dropout_key"],
             **items,
         )
-        _log.info("Continuing from %s.", folder)
         return state, RunProgress(**meta["progress"])
-
-    def _choose(self, loaded: dict[int, Any], shapes: TrainState) -> int:
-        """Returns the newest good step and adds what it holds to `loaded`; -1 without any."""
-        damaged: dict[Path, str] = {}
-        for step in reversed(storage.list_steps(self._folder)):
-            folder = self._folder / str(step)
-            try:
-                meta = storage.read_meta(folder)
-                self._check_identity(meta, folder)
-                # Where only one of checkpoint and run has EMA weights: None has no leaves.
-                for name, tree in _items(shapes).items():
-                    storage.require_shapes(meta["arrays"].get(name, {}), tree, folder)
-                loaded[step] = storage.read_arrays(folder, meta), meta
-            except Damaged as error:
-                damaged[folder] = str(error)
-                continue
-            for path, reason in damaged.items():
-                target = storage.set_aside(path)
-                _log.error("%s is DAMAGED: %s. Set aside: %s", path, reason, target)
-            return step
-        if damaged:
-            lines = "\n  - ".join(f"{path}: {reason}" for path, reason in damaged.items())
-            raise UserError(
-                f"no checkpoint of this run is good:\n  - {lines}\nNothing was changed. To train "
-                f"from step 0, give another --config.workdir, or move {self._folder} away."
-            )
-        return -1
-
-    def _check_identity(self, meta: dict[str, Any], folder: Path) -> None:
-        if "store" not in meta:  # see save_params
-            raise UserError(
-                f"{folder} is an imported model, not a state of a run. Train from it in a workdir "
-                f"of its own (--config.workdir=...), with --config.init_from={folder.parents[1]}."
-            )
-        if problems := incompatibilities(meta, self._identity):
-            raise UserError(
-                f"{folder} belongs to another run and cannot be resumed with this configuration:"
-                "\n  - " + "\n  - ".join(problems) + "\nGive this run a workdir of its own "
-                "(--config.workdir=...), or restore those settings. Nothing was changed."
-            )
-        for text in changes(meta, self._identity):
-            _log.info("Changed since %s: %s.", folder, text)
 
 
 def _items(state: Any) -> dict[str, Any]:
@@ -340,7 +294,7 @@ def save_params(workdir: Path, params: Any, **meta: Any) -> None:
     folder = workdir / CHECKPOINTS
     folder.mkdir(parents=True)
     meta = {"step": 0, "val_loss": None, **meta}
-    storage.write(folder / "0", {"params": host_copy(params)}, meta)
+    storage.write(folder / "0", shards.copy({"params": params}), meta)
 
 
 def _describe(error: BaseException, folder: Path) -> str:

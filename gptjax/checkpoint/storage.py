@@ -1,7 +1,8 @@
 """One checkpoint on disk: written by Orbax whole or not at all, and verified when it is read.
 
 A checkpoint is a folder named by its step. It has an item for each tree of arrays, which can be
-read alone, and the JSON item `meta`, with a digest of every array and one of itself.
+read alone, and the JSON item `meta`, with a digest of every array and one of itself. Each process
+writes its shards; process 0 writes the headers and `meta`, and renames the folder after all.
 
 Orbax's CheckpointManager is not used: it neither syncs before it renames nor keeps digests.
 """
@@ -12,12 +13,13 @@ import itertools
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -26,20 +28,21 @@ from configs.read import mismatch, read_json
 from configs.validate import MAX_STEPS
 from configs.workdir import completed
 from data_pipeline.files import differences, fsync, hash_json
-from gptjax.checkpoint import digests
+from gptjax.checkpoint import digests, shards
 from gptjax.checkpoint import items as item_files
 from gptjax.checkpoint.items import MAX_JSON, Damaged, open_checkpointer
 from gptjax.checkpoint.late_writes import silence_late_writes
-from gptjax.common.host_memory import available_host_bytes
 from gptjax.common.workdir import CHECKPOINTS
+from gptjax.step.multihost import exchange, on_process_zero, together
 
-FORMAT = 1  # raise it when the meaning of what is saved changes
+FORMAT = 2  # raise it when the meaning of what is saved changes
 DAMAGED = "damaged"  # folder for checkpoints that were set aside
 _SAVING = ".saving-"  # in the name of a folder that is being written
 _UNFINISHED = re.compile(r"\.\d+\.(saving|removing)\b.*")
+_SAVES = "saves"  # channel of the processes' threads that save
 _tries = itertools.count()
 _HEAD = {"format": int, "step": int, "sha256": str}  # of the meta of any format
-_RECORDS = {str: {"dtype": str, "shape": [int], "sha256": str}}
+_RECORDS = {str: {"dtype": str, "shape": [int], "digest": str}}
 _META = {"val_loss": (float, None), "arrays": {str: _RECORDS}}
 _RUN = {  # compatibility.identity, and RunProgress
     "config": dict,
@@ -67,43 +70,77 @@ def list_steps(folder: Path) -> list[int]:
     return sorted(int(p.name) for p in folder.iterdir() if re.fullmatch(r"\d+", p.name))
 
 
-def write(folder: Path, items: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
-    """Writes a checkpoint, which survives a power failure once this returns.
+def write(
+    folder: Path,
+    copy: shards.Copy,
+    meta: Mapping[str, Any],
+    prepare: Callable[[], None] = lambda: None,
+) -> None:
+    """Writes a checkpoint, which survives a power failure once this returns; all call this.
 
-    `folder` is `.../<step>` and does not exist yet; `items` are trees of NumPy arrays by name;
-    `meta` is JSON, to which `format`, `arrays` and `sha256` are added.
+    `folder` is `.../<step>` and does not exist yet; `copy` is that of `shards.copy` and is used up;
+    `meta` is JSON, to which `format`, `arrays` and `sha256` are added; `prepare` runs on process 0
+    before the first file.
 
-    Raises:
+    Raises, on all processes:
         NotFinite: if an array holds a value that is not finite.
         OSError: if the disk has less free space than the arrays have bytes.
         Exception: of any kind, from Orbax or the file system. Nothing is left behind.
     """
-    arrays = {name: digests.named(tree) for name, tree in items.items()}
-    if bad := [f"{i}/{name}" for i in arrays for name in digests.not_finite(arrays[i])]:
+    records, bad = copy.digests.result(lambda text: exchange(text, _SAVES))
+    if bad:
         raise NotFinite(
             f"the state after step {folder.name} is not finite and was not saved (in "
             f"{len(bad)} arrays, the first: {bad[0]}). The checkpoints before it are good: run "
             f"again with a lower --config.optim.learning_rate or more --config.optim.warmup_iters."
         )
-    records = {item: digests.records(named) for item, named in arrays.items()}
-    meta = {"format": FORMAT, **meta, "arrays": records}
+    if differing := [name for name, record in records.items() if record["digest"] == "differs"]:
+        raise UserError(
+            f"the copies of {len(differing)} arrays on several devices are not equal, the first: "
+            f"{differing[0]}"
+        )
+    arrays: dict[str, digests.Records] = {item: {} for item in copy.headers}
+    for name, record in records.items():
+        item, _, array = name.partition("/")
+        arrays[item][array] = record
+    meta = {"format": FORMAT, **meta, "arrays": arrays}
+
+    def begin() -> str:
+        prepare()
+        return _begin(folder, copy.headers, meta).name
+
+    try:
+        name = on_process_zero(begin, UserError, Exception, channel=_SAVES)
+        unfinished = folder.with_name(name)
+        together(
+            lambda: shards.write(unfinished, copy.blocks), UserError, Exception, channel=_SAVES
+        )
+        on_process_zero(lambda: _publish(unfinished, folder), Exception, channel=_SAVES)
+    except BaseException:
+        if jax.process_index() == 0:
+            clean(folder.parent)
+        raise
+
+
+def _begin(folder: Path, headers: Mapping[str, Any], meta: Mapping[str, Any]) -> Path:
+    """Writes all but the values to a folder of another name, and returns it."""
     # A new name for each try: threads of a failed one may still be writing.
     unfinished = folder.with_name(f".{folder.name}{_SAVING}{next(_tries)}")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        clean(folder.parent)
-        _check_space(folder.parent, sum(a.nbytes for i in arrays.values() for a in i.values()))
-        silence_late_writes(_SAVING)
-        args = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
-        args["meta"] = ocp.args.JsonSave({**meta, "sha256": hash_json(meta)})
-        with open_checkpointer(args) as checkpointer:
-            checkpointer.save(unfinished.absolute(), args=ocp.args.Composite(**args))
-        _fsync_tree(unfinished)
-        unfinished.rename(folder)
-        fsync(folder.parent)
-    except BaseException:
-        clean(folder.parent)
-        raise
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    clean(folder.parent)
+    _check_space(folder.parent, sum(x.nbytes for x in jax.tree.leaves(headers)))
+    silence_late_writes(_SAVING)
+    args = {name: ocp.args.PyTreeSave(tree) for name, tree in headers.items()}
+    args["meta"] = ocp.args.JsonSave({**meta, "sha256": hash_json(meta)})
+    with open_checkpointer(args) as checkpointer:
+        checkpointer.save(unfinished.absolute(), args=ocp.args.Composite(**args))
+    return unfinished
+
+
+def _publish(unfinished: Path, folder: Path) -> None:
+    _fsync_tree(unfinished)
+    unfinished.rename(folder)
+    fsync(folder.parent)
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -175,33 +212,41 @@ def by_val_loss(folder: Path) -> list[int]:
 
 
 def read(folder: Path) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
-    """Returns (arrays by item and name, meta), compared with their digests.
+    """Returns (arrays by item and name, meta), compared with their digests, in host memory.
 
     Raises Damaged if anything is not what was saved, and UserError as `read_meta` does.
     """
     meta = read_meta(folder)
-    return read_arrays(folder, meta), meta
+    sharding = jax.sharding.SingleDeviceSharding(_host())
+    shapes = {
+        item: {
+            name: jax.ShapeDtypeStruct(r["shape"], jnp.dtype(r["dtype"]), sharding=sharding)
+            for name, r in records.items()
+        }
+        for item, records in meta["arrays"].items()
+    }
+    arrays = read_arrays(folder, meta, shapes)
+    return {item: {n: np.asarray(x) for n, x in arrays[item].items()} for item in arrays}, meta
 
 
-def read_arrays(
-    folder: Path, meta: Mapping[str, Any], items: Sequence[str] | None = None
-) -> dict[str, dict[str, np.ndarray]]:
-    """Returns the arrays by item and name, compared with their digests; `items` None: all.
+def _host() -> jax.Device:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        return jax.local_devices()[0]
 
-    `meta` is that of `read_meta`. Raises Damaged if an array is not what was saved, and UserError
-    if there is too little memory.
+
+def read_arrays(folder: Path, meta: Mapping[str, Any], shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the trees of arrays of some items, compared with their digests.
+
+    `meta` is that of `read_meta`; `shapes` are trees of ShapeDtypeStructs by item, which have
+    passed `require_shapes`, on devices of this process. Raises Damaged if an array is not what was
+    saved, and UserError if there is too little memory.
     """
-    arrays, problems = {}, []
-    items = list(meta["arrays"]) if items is None else items
-    _require_memory(sum(digests.n_bytes(meta["arrays"][item]) for item in items), folder)
-    for item in items:
-        arrays[item] = item_files.read(folder, item, meta["arrays"][item])
-        damage = digests.damage(arrays[item], meta["arrays"][item])
-        problems += [f"{item}/{text}" for text in damage]
-    if problems:
-        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise Damaged("; ".join(problems[:3]) + more)
-    return arrays
+    item_files.check(folder, meta, shapes)
+    trees = item_files.load(folder, meta, shapes)
+    item_files.compare(trees, meta, lambda text: [text])
+    return trees
 
 
 def require_shapes(records: digests.Records, shapes: Any, folder: Path) -> None:
@@ -213,18 +258,6 @@ def require_shapes(records: digests.Records, shapes: Any, folder: Path) -> None:
             f"{folder} has other arrays than this version of gptjax has ({len(problems)}):"
             "\n  - " + "\n  - ".join(problems[:12]) + "\nUse the version that wrote it."
         )
-
-
-def place(arrays: Mapping[str, np.ndarray], shapes: Any) -> Any:
-    """Returns the arrays of one item as the tree `shapes`, on its shardings.
-
-    `shapes` has ShapeDtypeStructs, which have passed `require_shapes`.
-    """
-    placed = [
-        jax.make_array_from_callback(x.shape, x.sharding, arrays[name].__getitem__)
-        for name, x in digests.named(shapes).items()
-    ]
-    return jax.tree.unflatten(jax.tree.structure(shapes), placed)
 
 
 def verify(workdir: Path) -> dict[int, str]:
@@ -269,14 +302,6 @@ def clean(folder: Path) -> None:
         for path in folder.iterdir():
             if _UNFINISHED.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _require_memory(n_bytes: int, folder: Path) -> None:
-    if n_bytes > (available := available_host_bytes()):
-        raise UserError(
-            f"{folder} holds {n_bytes / 1e9:.1f} GB of arrays, and this machine has "
-            f"{available / 1e9:.1f} GB of free memory."
-        )
 
 
 def _fsync_tree(folder: Path) -> None:

@@ -52,7 +52,7 @@ def restore_params(workdir: Path, shapes: Any) -> tuple[Any, int]:
         raise UserError(f"{workdir} has no checkpoints yet: train first, with gptjax.main.")
     steps = storage.list_steps(folder)
     best = storage.by_val_loss(folder)
-    one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = jax.tree.map(lambda x: x.update(sharding=one_device), shapes)
     for step in [*best, *(step for step in reversed(steps) if step not in best)]:
         path = folder / str(step)
@@ -60,14 +60,14 @@ def restore_params(workdir: Path, shapes: Any) -> tuple[Any, int]:
             meta = storage.read_meta(path)
             item = manager.EMA if manager.EMA in meta["arrays"] else "params"
             storage.require_shapes(meta["arrays"][item], shapes, path)
-            arrays = storage.read_arrays(path, meta, [item])
+            params = storage.read_arrays(path, meta, {item: placed})[item]
         except storage.Damaged as error:
             if path.exists():  # else the run has removed it meanwhile
                 _log.error("%s is DAMAGED and not used: %s", path, error)
             continue
         if item == manager.EMA:
             _log.info("%s: the moving average of its weights is used.", path)
-        return storage.place(arrays[item], placed), step
+        return params, step
     raise UserError(
         f"{folder} holds no {'good' if steps else 'finished'} checkpoint"
         f"{': all are damaged.' if steps else ' yet: train first.'}"

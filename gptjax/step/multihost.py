@@ -1,34 +1,105 @@
-"""Work that process 0 does for all, and whole copies of arrays that are sharded over processes."""
+"""What processes agree on, work that process 0 does for all, and whole copies of sharded arrays.
 
+Processes agree through JAX's coordination service and not through their devices, so a thread may do
+it while the devices train.
+"""
+
+import collections
+import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from configs.errors import UserError
 
-def on_process_zero(work: Callable[[], int], *errors: type[Exception]) -> int:
-    """Runs `work` on process 0 and returns its int32 on all processes, which all call this.
+T = TypeVar("T")
 
-    If it raises one of `errors` (listed from the special to the general), all processes raise it.
+_TIMEOUT = 600  # seconds that the first process waits for the last
+_calls: collections.Counter[str] = collections.Counter()  # by channel
+
+
+def exchange(text: str, channel: str = "main") -> list[str]:
+    """Returns the texts of all processes, which all call this, in the order of their numbers.
+
+    Calls of one channel are in the same order on all processes; a thread has a channel of its own.
+    Raises UserError if a process does not come in ten minutes.
+    """
+    if jax.process_count() == 1:
+        return [text]
+    from jax._src.distributed import global_state  # private, as in Orbax
+
+    client: Any = global_state.client
+    _calls[channel] += 1
+    folder = f"gptjax/{channel}/{_calls[channel]}"
+    client.key_value_set(f"{folder}/{jax.process_index()}", text)
+    try:
+        client.wait_at_barrier(folder, 1000 * _TIMEOUT)
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f"process {jax.process_index()} waited {_TIMEOUT} s for the others: "
+            f"{str(error).partition(chr(10))[0]}"
+        ) from error
+    texts = {key.rpartition("/")[2]: value for key, value in client.key_value_dir_get(folder)}
+    if jax.process_index() == 0:  # all have read what was exchanged before this
+        client.key_value_delete(f"gptjax/{channel}/{_calls[channel] - 1}/")
+    return [texts[str(i)] for i in range(jax.process_count())]
+
+
+def any_process(value: bool) -> bool:
+    """Returns whether `value` is true on any process; all call this."""
+    return "1" in exchange("1" if value else "")
+
+
+def together(work: Callable[[], T], *errors: type[Exception], channel: str = "main") -> T:
+    """Returns what `work` returns here, after all processes have done theirs; all call this.
+
+    If it raises one of `errors` (listed from the special to the general) on any process, all raise:
+    that process its error, the others one of the same kind with its number and message.
+    """
+    value, _ = _settle(work, errors, channel)
+    return value
+
+
+def on_process_zero(work: Callable[[], T], *errors: type[Exception], channel: str = "main") -> T:
+    """Runs `work` on process 0 and returns its value, as JSON, on all processes; all call this.
+
+    If it raises one of `errors`, all raise as in `together`.
     """
     if jax.process_count() == 1:
         return work()
+    is_zero = jax.process_index() == 0
+    _, values = _settle(lambda: json.dumps(work()) if is_zero else "", errors, channel)
+    value: T = json.loads(values[0])
+    return value
+
+
+def _settle(
+    work: Callable[[], T], errors: tuple[type[Exception], ...], channel: str
+) -> tuple[T, list[T]]:
+    """Returns what `work` returns, here and as JSON on all processes, or raises for all."""
+    if jax.process_count() == 1:
+        value = work()
+        return value, [value]
     raised: Exception | None = None
-    kind, value = -1, 0
-    if jax.process_index() == 0:
-        try:
-            value = work()
-        except errors as error:
-            raised = error
-            kind = next(i for i, listed in enumerate(errors) if isinstance(error, listed))
-    kind, value = map(int, multihost_utils.broadcast_one_to_all(np.array([kind, value], np.int32)))
+    outcome: list[Any] = []  # [value], or [kind of error, its text]
+    try:
+        value = work()
+        outcome = [value if isinstance(value, str) else None]
+    except errors as error:
+        raised = error
+        kind = next(i for i, listed in enumerate(errors) if isinstance(error, listed))
+        name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        outcome = [kind, f"{name}{error}"]
+    outcomes = [json.loads(text) for text in exchange(json.dumps(outcome), channel)]
     if raised is not None:
         raise raised
-    if kind >= 0:
-        raise errors[kind]("see the message of process 0")
-    return value
+    for i, (kind_or_value, *text) in enumerate(outcomes):
+        if text:
+            raise errors[kind_or_value](f"process {i}: {text[0]}")
+    return value, [value for (value,) in outcomes]
 
 
 def host_copy(tree: Any) -> Any:

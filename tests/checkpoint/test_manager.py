@@ -1,7 +1,6 @@
 """Damaged checkpoints: only what was saved is restored, bit for bit."""
 
 import copy
-import hashlib
 import json
 import logging
 import os
@@ -63,39 +62,95 @@ def flip(path, at=None):
     flip_bit(path, path.stat().st_size // 2 if at is None else at, 0)
 
 
-def test_a_digest_is_that_of_the_bytes_in_c_order():
+def mix(h):
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        h = (h ^ (h >> shift)) * factor % 2**32
+    return h ^ (h >> 16)
+
+
+def naive_digest(array):
+    """In Python's integers, element by element."""
+    bits = array.reshape(-1).view(f"u{array.itemsize}").tolist()
+    one = sum(mix(b ^ mix(i)) for i, b in enumerate(bits))
+    other = sum(mix((b + mix(i ^ 0x9E3779B9)) % 2**32) for i, b in enumerate(bits))
+    return f"{one % 2**32:08x}{other % 2**32:08x}"
+
+
+def records(arrays):
+    pending = digests.Digests({name: jnp.asarray(a) for name, a in arrays.items()})
+    return pending.result(lambda text: [text])
+
+
+def test_a_digest_is_the_sum_of_mixed_elements():
     rng = np.random.default_rng(0)
     arrays = {
-        "a": rng.normal(size=(3, 5)).astype(np.float32),
+        "a": rng.normal(size=(3, 5, 2)).astype(np.float32),
         "b": rng.normal(size=(4,)).astype(jnp.bfloat16),
-        "c": np.int32(7),
-        "d": np.asfortranarray(rng.normal(size=(3, 5))),
-        "e": np.zeros((0, 3), np.float32),
+        "c": np.array(7, np.int32),
+        "d": rng.integers(0, 2**32, size=(3, 5), dtype=np.uint32),
+        "e": np.array([True, False]),
+        "f": np.array([-1.0, 0.0, -0.0], np.float16),
     }
-    arrays = {name: np.asarray(a) if name == "c" else a for name, a in arrays.items()}
-    records = digests.records(arrays)
+    found, bad = records(arrays)
+    assert bad == []
     for name, a in arrays.items():
-        expected = hashlib.sha256(a.tobytes(order="C")).hexdigest()
         shape = list(a.shape)
-        assert records[name] == {"dtype": str(a.dtype), "shape": shape, "sha256": expected}
-    assert digests.damage(arrays, json.loads(json.dumps(records))) == []
-    other = dict(arrays, a=arrays["a"].reshape(5, 3), b=arrays["b"].astype(np.float32))
-    other["f"] = other.pop("c")
-    other["d"] = arrays["d"] + 1e-12
-    problems = digests.damage(other, records)
-    for words in ("a: shape", "b: dtype float32", "c is missing", "f is unexpected", "d: sha256"):
+        digest = naive_digest(a)
+        assert found[name] == {"dtype": str(a.dtype), "shape": shape, "digest": digest}
+    assert digests.damage(found, json.loads(json.dumps(found))) == []
+    other = dict(arrays, a=arrays["a"].reshape(5, 3, 2), b=arrays["b"].astype(np.float32))
+    other["g"] = other.pop("c")
+    other["d"] = arrays["d"][::-1]
+    other["f"] = -arrays["f"]
+    problems = digests.damage(records(other)[0], found)
+    for words in ("a: shape", "b: dtype float32", "c is missing", "g is unexpected", "d: digest"):
         assert words in "\n".join(problems)
+    assert problems[-1].startswith("f: digest")  # 0.0 and -0.0 are other bits
     assert "e" not in {line.partition(":")[0] for line in problems}
 
 
-@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.float16, np.complex64])
+def test_a_digest_notices_any_bit_and_any_exchange():
+    array = np.zeros((4, 8), np.float32)
+    seen = {records({"x": array})[0]["x"]["digest"]}
+    flat = array.reshape(-1).view(np.uint32)
+    for at in range(32):
+        for bit in range(32):
+            flat[at] = 1 << bit
+            seen.add(naive_digest(array))
+        flat[at] = 0
+    assert len(seen) == 1 + 32 * 32  # none has the digest of another
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.float16])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_value_that_is_not_finite_is_noticed_at_any_position(dtype, value):
-    for at in (0, 300_000, 599_999):  # in each of three chunks
-        array = np.zeros(600_000, dtype)
-        assert digests.not_finite({"x": array}) == []
-        array[at] = value
-        assert digests.not_finite({"n": np.arange(3), "x": array.reshape(2, -1)}) == ["x"]
+    array = np.zeros((6, 1000), dtype)
+    assert records({"x": array})[1] == []
+    for at in (0, 3000, 5999):
+        bad = array.copy()
+        bad.reshape(-1)[at] = value
+        assert records({"n": np.arange(3), "x": bad})[1] == ["x"]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex64", "int64"])
+def test_a_dtype_without_a_digest_is_in_no_checkpoint(workdir, dtype):
+    def change(meta):
+        meta["arrays"]["params"]["wte"]["dtype"] = dtype
+
+    forge(workdir / "checkpoints" / "3", change)
+    assert f"has the dtype {dtype}" in verify(workdir)[3]
+
+
+def test_copies_that_are_not_equal_have_no_digest():
+    """As two processes with a copy each: one text more, of copy 1."""
+    pending = digests.Digests({"x": jnp.arange(3)})
+    for change, same in ((0, True), (1, False)):
+
+        def exchange(text, change=change):
+            ((_, one, other, bad),) = json.loads(text)["x"]
+            return [text, json.dumps({"x": [[1, one + change, other, bad]]})]
+
+        assert (pending.result(exchange)[0]["x"]["digest"] != "differs") == same
 
 
 def test_the_newest_is_restored_bit_for_bit(restore, workdir, initial):
@@ -177,20 +232,22 @@ def test_two_damaged_ones_and_a_second_of_the_same_step(
     assert names == {"2", "2-2", "3"}
 
 
-def test_items_in_the_former_layout_are_read_and_verified(restore, workdir, initial):
-    """OCDBT, Orbax's default: many arrays in one file."""
-    folder = workdir / "checkpoints" / "3"
+def test_orbax_itself_opens_a_checkpoint(workdir, initial):
+    """With a plain manager, which is not told what the items are."""
     state = jax.tree.map(np.asarray, state_of(initial, 3))
-    for name, tree in (("params", state.params), ("opt_state", state.opt_state)):
-        shutil.rmtree(folder / name)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)) as checkpointer:
-            checkpointer.save(folder / name, args=ocp.args.PyTreeSave(tree))
-        assert (folder / name / "manifest.ocdbt").exists()
-    assert verify(workdir) == {1: "", 2: "", 3: ""}
-    assert bits(restore(workdir)[0]) == bits(state)
-    flip(largest(folder / "params"))
-    assert [step for step, problem in verify(workdir).items() if problem] == [3]
-    assert int(restore(workdir)[0].step) == 2
+    with ocp.CheckpointManager(workdir / "checkpoints") as manager:
+        assert manager.latest_step() == 3
+        restored = manager.restore(3)
+        args = ocp.checkpoint_utils.construct_restore_args(initial.params)
+        args = ocp.args.PyTreeRestore(initial.params, restore_args=args)
+        on_devices = manager.restore(3, args=ocp.args.Composite(params=args))
+    assert restored["meta"]["step"] == 3
+    named = digests.named(state.opt_state)
+    assert {n: x.tobytes() for n, x in digests.named(restored["opt_state"]).items()} == {
+        n: x.tobytes() for n, x in named.items()
+    }
+    assert bits(on_devices["params"]) == bits(state.params)
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(on_devices["params"]))
 
 
 def test_if_all_are_damaged_nothing_is_moved_and_all_reasons_are_listed(restore, workdir, steps):
@@ -206,8 +263,8 @@ def test_if_all_are_damaged_nothing_is_moved_and_all_reasons_are_listed(restore,
 
 
 def test_a_checkpoint_of_another_format_is_refused_not_set_aside(restore, workdir, monkeypatch):
-    monkeypatch.setattr(storage, "FORMAT", 2)
-    with pytest.raises(UserError, match="format 1 and this program reads 2"):
+    monkeypatch.setattr(storage, "FORMAT", 3)
+    with pytest.raises(UserError, match="format 2 and this program reads 3"):
         restore(workdir)
     assert not (workdir / "checkpoints" / "damaged").exists()
 

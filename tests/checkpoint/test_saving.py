@@ -179,6 +179,7 @@ def test_what_belongs_to_a_checkpoint_is_written_before_it(checkpoints, initial)
 
 LEAVE = """
 import pathlib, sys, threading, types
+import jax
 from gptjax.checkpoint import manager, storage
 manager.identity = lambda *_: {}
 writing = threading.Event()
@@ -187,7 +188,8 @@ def write(*_):
     threading.Event().wait()
 storage.write = write
 checkpoints = manager.Checkpoints(pathlib.Path(sys.argv[1]), None, None)
-state = types.SimpleNamespace(step=1, params={}, opt_state={}, dropout_key=0, ema_params=None)
+arrays = dict(params={}, opt_state={}, dropout_key=jax.numpy.zeros(2), ema_params=None)
+state = types.SimpleNamespace(step=1, **arrays)
 checkpoints.save(state, manager.RunProgress())
 assert writing.wait(60)
 """
