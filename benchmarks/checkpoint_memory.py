@@ -56,7 +56,9 @@ def worker(address: str, n: int, process: int, workdir: Path, *, restore: bool) 
     from gptjax.model import GPTConfig
     from gptjax.step import StepFunctions, make_mesh
 
-    store: Any = types.SimpleNamespace(hash="", identity={}, tokenizer=types.SimpleNamespace(hash=""))
+    store: Any = types.SimpleNamespace(
+        hash="", identity={}, tokenizer=types.SimpleNamespace(hash="")
+    )
     rng = np.random.default_rng(process)
 
     def make(folder: Path, **shape: int) -> tuple[Any, Any]:
