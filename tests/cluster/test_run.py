@@ -59,7 +59,7 @@ def test_two_tasks_of_slurm_train_one_run(processes, alone):
         processes.start(command, i, **job, SLURM_PROCID=str(i), SLURM_LOCALID=str(i))
         for i in (0, 1)
     ]
-    assert [process.wait(timeout=300) for process in both] == [0, 0], processes.log(0)
+    assert [process.wait(timeout=600) for process in both] == [0, 0], processes.log(0)
     assert_same_run(read(processes.workdir), alone(4))
     for pattern in ("config.json", "tb/*", "samples/4.txt", "checkpoints/4"):
         assert len(list(processes.workdir.glob(pattern))) == 1, pattern
@@ -75,7 +75,7 @@ def test_mpirun(processes, alone):
         pytest.skip("needs Open MPI (Debian: apt install openmpi-bin)")
     options = ("--allow-run-as-root", "--oversubscribe", "-n", "2")
     command = ["mpirun", *options, *processes.command("train.max_iters=4")]
-    assert processes.start(command, "mpirun").wait(timeout=300) == 0, processes.log("mpirun")
+    assert processes.start(command, "mpirun").wait(timeout=600) == 0, processes.log("mpirun")
     assert "[0] 2 processes: 0-1 on " in processes.log("mpirun")
     assert_same_run(read(processes.workdir), alone(4))
 
@@ -85,11 +85,11 @@ def test_ray(processes, alone):
     pytest.importorskip("ray", reason="needs the extra `ray`")
     arguments = [*processes.arguments, "train.max_iters=4", "--workers=2"]
     command = [sys.executable, "-m", "gptjax.on_ray", *arguments]
-    assert processes.start(command, "ray").wait(timeout=300) == 0, processes.log("ray")
+    assert processes.start(command, "ray").wait(timeout=600) == 0, processes.log("ray")
     assert "[0] 2 processes: 0-1 on " in processes.log("ray")
     assert_same_run(read(processes.workdir), alone(4))
     failing = processes.start([*command, "data.val_fraction=0.06"], "failing")  # another store
-    assert failing.wait(timeout=300) == 1
+    assert failing.wait(timeout=600) == 1
     log = processes.log("failing")
     assert "[1] error: " in log and "worker 0: exit status 1" in log
 
@@ -120,6 +120,6 @@ def test_the_death_of_one_ends_all_and_any_number_continues(processes, alone, n,
     steps = [int(p.name) for p in (processes.workdir / "checkpoints").iterdir() if p.name.isdigit()]
     end = max(steps) + 4
     continued = processes.start_by_flags(then, f"train.max_iters={end}")
-    assert [process.wait(timeout=300) for process in continued] == [0] * then, processes.log(0)
+    assert [process.wait(timeout=600) for process in continued] == [0] * then, processes.log(0)
     assert "Continuing from" in processes.log(0)
     assert_same_run(read(processes.workdir), alone(end))
