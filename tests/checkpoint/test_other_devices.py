@@ -231,39 +231,3 @@ def test_saved_by_one_process_restored_by_two_and_back(
     for losses, seen, saved, failed, refused in both:
         np.testing.assert_allclose(losses, expected, rtol=1e-5)
         assert seen == before and saved == bits(jax.device_get(state)) and failed and refused
-
-
-RUN = """
-from gptjax.train import trainer
-config = debug.get_config()
-config.workdir, config.data.cache_dir = str(root / "run"), str(store.path.parent)
-config.train.max_iters = config.optim.lr_decay_iters = 4
-config.eval.eval_interval, config.train.log_interval = 2, 1
-config.log.tensorboard = True
-config.sample.prompts, config.sample.max_new_tokens = ("The ",), 5
-state = trainer.train_and_evaluate(config)
-print(json.dumps(t.bits(host_copy(state))))
-"""
-
-
-def test_two_processes_write_the_files_of_one_run(store, tmp_path):
-    address = free_address()
-    both = results(
-        [start(RUN, store, tmp_path, processes=2, process=i, address=address) for i in (0, 1)]
-    )
-    alone = tmp_path / "alone"
-    results([start(RUN, store, alone)])
-
-    def lines(folder):
-        texts = (folder / "run" / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(text) for text in texts]
-
-    assert both[0] == both[1]
-    together, expected = lines(tmp_path), lines(alone)
-    assert [sorted(line) for line in together] == [sorted(line) for line in expected]
-    for a, b in zip(together, expected, strict=True):
-        assert a["step"] == b["step"]
-        for name in a.keys() & {"train/loss", "val/loss"}:
-            np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
-    for pattern in ("config.json", "tb/*", "samples/4.txt", "checkpoints/4"):
-        assert len(list((tmp_path / "run").glob(pattern))) == 1, pattern
