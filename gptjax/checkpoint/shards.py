@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 import mmap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,29 +56,33 @@ class Block:
 
 @dataclasses.dataclass
 class Copy:
-    """This process's part of a state, which no donation changes, with digests of the whole."""
+    """This process's part of a state, which no donation changes, and digests of the whole."""
 
     headers: dict[str, Any]  # a tree of Header for each item
-    blocks: collections.deque[Block]
-    digests: Digests  # of item/name
+    blocks: Iterator[Block]
+    digests: Callable[[], Digests]  # of item/name
 
 
 def copy(items: Mapping[str, Any]) -> Copy:
     """Copies what this process is to write of the items, trees of arrays; all call this."""
     items = {item: jax.tree.map(jax.numpy.asarray, tree) for item, tree in items.items()}
     arrays = {f"{item}/{n}": x for item, tree in items.items() for n, x in named(tree).items()}
-    digests = Digests(arrays)  # the devices compute while they are copied
+    headers = {
+        item: jax.tree.unflatten(
+            jax.tree.structure(tree), [_header(name, x) for name, x in named(tree).items()]
+        )
+        for item, tree in items.items()
+    }
+    if all(device.platform == "cpu" for x in arrays.values() for device in x.devices()):
+        # Devices are the host: they copy, and compute the digests later, while training continues.
+        arrays = {name: jax.numpy.copy(x) for name, x in arrays.items()}
+        return Copy(headers, _blocks(arrays, headers), lambda: Digests(arrays))
+    digests = Digests(arrays)  # while they are copied
     for x in arrays.values():
         if _n_copies(x) == 1:
             x.copy_to_host_async()
-    blocks: collections.deque[Block] = collections.deque()
-    headers = {}
-    for item, tree in items.items():
-        flat = [_header(name, x) for name, x in named(tree).items()]
-        headers[item] = jax.tree.unflatten(jax.tree.structure(tree), flat)
-        for i, (head, x) in enumerate(zip(flat, jax.tree.leaves(tree), strict=True)):
-            blocks += _blocks(f"{item}/{head.name}", x, head.block_shape, i)
-    return Copy(headers, blocks, digests)
+    blocks = list(_blocks(arrays, headers))
+    return Copy(headers, iter(blocks), lambda: digests)
 
 
 def _n_copies(x: jax.Array) -> int:
@@ -109,27 +113,28 @@ def _block_shape(shape: Sequence[int], shard: Sequence[int], itemsize: int) -> t
     return tuple(block)
 
 
-def _blocks(folder: str, x: jax.Array, block_shape: Sequence[int], first: int) -> Iterator[Block]:
-    """Yields this process's blocks of an array; `first` is the copy that writes block 0."""
-    n_copies = _n_copies(x)
-    for shard in x.addressable_shards:
-        is_host = shard.device.platform == "cpu"
-        # On the CPU this is the buffer itself, elsewhere a copy.
-        whole = np.asarray(shard.data) if is_host or n_copies == 1 else None
-        starts = [index.start or 0 for index in shard.index]
-        for number, local in enumerate(_grid(shard.data.shape, block_shape)):
-            if (first + number) % n_copies != shard.replica_id:
-                continue
-            if whole is None:
-                sizes = tuple(part.stop - part.start for part in local)
-                values = np.asarray(_slice(shard.data, [part.start for part in local], sizes))
-            else:
-                values = np.array(whole[local]) if is_host else whole[local]
-            index = tuple(
-                slice(start + part.start, start + part.stop)
-                for start, part in zip(starts, local, strict=True)
-            )
-            yield Block(folder, index, values)
+def _blocks(arrays: Mapping[str, jax.Array], headers: Mapping[str, Any]) -> Iterator[Block]:
+    """Yields this process's blocks of arrays, on a CPU without copying them."""
+    heads = [(item, head) for item, tree in headers.items() for head in jax.tree.leaves(tree)]
+    for first, ((item, head), x) in enumerate(zip(heads, arrays.values(), strict=True)):
+        n_copies = _n_copies(x)
+        for shard in x.addressable_shards:
+            in_part = n_copies > 1 and shard.device.platform != "cpu"
+            whole = None if in_part else np.asarray(shard.data)
+            starts = [index.start or 0 for index in shard.index]
+            for number, local in enumerate(_grid(shard.data.shape, head.block_shape)):
+                if (first + number) % n_copies != shard.replica_id:
+                    continue
+                if whole is None:
+                    sizes = tuple(part.stop - part.start for part in local)
+                    values = np.asarray(_slice(shard.data, [p.start for p in local], sizes))
+                else:
+                    values = whole[local]
+                index = tuple(
+                    slice(start + part.start, start + part.stop)
+                    for start, part in zip(starts, local, strict=True)
+                )
+                yield Block(f"{item}/{head.name}", index, values)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -146,8 +151,8 @@ def _grid(shape: Sequence[int], block_shape: Sequence[int]) -> Iterator[Index]:
     return itertools.product(*axes)
 
 
-def write(folder: Path, blocks: collections.deque[Block]) -> None:
-    """Writes blocks, and removes them from the queue, to a checkpoint with headers.
+def write(folder: Path, blocks: Iterator[Block]) -> None:
+    """Writes blocks to a checkpoint that has the headers.
 
     Each file is on the disk when this returns or raises. Raises UserError if this process does not
     see the folder, and any Exception of TensorStore.
@@ -158,8 +163,7 @@ def write(folder: Path, blocks: collections.deque[Block]) -> None:
     stores: dict[str, Any] = {}
     writing: collections.deque[tuple[int, Any]] = collections.deque()
     try:
-        while blocks:
-            block = blocks.popleft()
+        for block in blocks:
             if block.folder not in stores:
                 spec = {**_spec(folder / block.folder), "store_data_equal_to_fill_value": True}
                 stores[block.folder] = ts.open(spec, context=context, open=True).result()
@@ -167,7 +171,6 @@ def write(folder: Path, blocks: collections.deque[Block]) -> None:
                 block.values, can_reference_source_data_indefinitely=True
             )
             writing.append((block.values.nbytes, future))
-            del block, future
             while sum(n for n, _ in writing) > _IN_FLIGHT:
                 writing.popleft()[1].result()
         while writing:

@@ -87,7 +87,7 @@ def write(
         OSError: if the disk has less free space than the arrays have bytes.
         Exception: of any kind, from Orbax or the file system. Nothing is left behind.
     """
-    records, bad = copy.digests.result(lambda text: exchange(text, _SAVES))
+    records, bad = copy.digests().result(lambda text: exchange(text, _SAVES))
     if bad:
         raise NotFinite(
             f"the state after step {folder.name} is not finite and was not saved (in "
