@@ -103,7 +103,10 @@ def checkout(tmp_path_factory):
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    """That of a reader's shell: what make passes to its own children is left out."""
+    made = ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    inherited = {name: value for name, value in os.environ.items() if name not in made}
+    return inherited | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
 def run_block(block: Block, folder: Path, servers: list) -> None:
