@@ -210,7 +210,8 @@ def free_address():
         return f"localhost:{s.getsockname()[1]}"
 
 
-@pytest.mark.parametrize("fsdp", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.slow  # tests/cluster has two processes of the real command
+@pytest.mark.parametrize("fsdp", [1, 4])
 def test_saved_by_one_process_restored_by_two_and_back(
     store, steps, debug_config, tmp_path, monkeypatch, fsdp
 ):
