@@ -14,32 +14,19 @@ import collections
 import itertools
 import json
 import os
-import runpy
 import shutil
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kill import _CONTEXT, _MOMENTS, ROOT, KilledRun, compare
+from benchmarks.kill import _CONTEXT, _MOMENTS, KilledRun, compare, train
 
 HEARTBEAT = 10  # seconds
 _PATIENCE = 120.0  # seconds for what must end with status 0
 _PROCESSES = 4
-
-
-def _train(arguments: Sequence[str], cache: str, log: str) -> None:
-    """Runs the command `gptjax.main` with these arguments; the target of a new process."""
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
-    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.chdir(ROOT)
-    sys.argv = ["gptjax.main", *arguments]
-    runpy.run_module("gptjax.main", run_name="__main__", alter_sys=True)
 
 
 class ClusterRun(KilledRun):
@@ -62,7 +49,7 @@ class ClusterRun(KilledRun):
             arguments = (*self._arguments, *flags, *changes)
             cache = str(self._folder / f"compiled-{i}")
             target = (arguments, cache, str(self.log_of(i)))
-            processes.append(_CONTEXT.Process(target=_train, args=target))
+            processes.append(_CONTEXT.Process(target=train, args=target))
             processes[-1].start()
         return processes
 

@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import random
+import runpy
 import shutil
 import sys
 import tempfile
@@ -41,19 +42,15 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["gptjax.main", "gptjax.metrics.tensorboard"])
 
 
-def _train(arguments: Sequence[str], cache: str, log: str) -> None:
-    """Runs gptjax.main with these arguments; the target of a new process."""
+def train(arguments: Sequence[str], cache: str, log: str) -> None:
+    """Runs the command `gptjax.main` with these arguments; the target of a new process."""
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.chdir(ROOT)
     sys.argv = ["gptjax.main", *arguments]
-    from configs import cli
-    from gptjax.main import main
-
-    cli.define_config()
-    cli.run(main)
+    runpy.run_module("gptjax.main", run_name="__main__", alter_sys=True)
 
 
 class KilledRun:
@@ -83,7 +80,7 @@ class KilledRun:
         self.log.write_text("")
         arguments = (*self._arguments, f"--config.workdir={self._folder / name}")
         process = _CONTEXT.Process(
-            target=_train, args=(arguments, str(self._folder / cache), str(self.log))
+            target=train, args=(arguments, str(self._folder / cache), str(self.log))
         )
         process.start()
         return process

@@ -67,7 +67,7 @@ class StepFunctions:
         self.state_shapes = jax.eval_shape(self._init_state, seed_key)
         self.state_shardings = sharding.state_shardings(mesh, self.state_shapes, config.mesh.gather)
         self._loss = ShardedLoss(
-            lambda *arguments: self._nats(*arguments),
+            self._nats,
             token_bytes_V,
             mesh,
             self.state_shardings.params,
