@@ -10,7 +10,6 @@ save begins with the share, a restore without.
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import show
+from benchmarks.measure import free_port, show
 
 _MB = 1e6
 
@@ -115,9 +114,7 @@ def save(checkpoints: Any, state: Any) -> float:
 
 def run(n: int, workdir: Path, *, restore: bool) -> list[dict[str, Any]]:
     """Returns what each of `n` processes measures."""
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        address = f"localhost:{s.getsockname()[1]}"
+    address = f"localhost:{free_port()}"
     command = [sys.executable, "-m", "benchmarks.checkpoint_memory", f"--workdir={workdir}"]
     command += [f"--processes={n}", f"--address={address}", *(["--restore"] if restore else [])]
     started = [

@@ -15,7 +15,6 @@ import itertools
 import json
 import os
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kill import _CONTEXT, _MOMENTS, KilledRun, compare, train
+from benchmarks.measure import free_port
 
 HEARTBEAT = 10  # seconds
 _PATIENCE = 120.0  # seconds for what must end with status 0
@@ -34,9 +34,7 @@ class ClusterRun(KilledRun):
 
     def start(self, name: str, *changes: str) -> list[Any]:
         """Starts the processes of the run in workdir `name`; each has a log."""
-        with socket.create_server(("localhost", 0)) as server:
-            port = server.getsockname()[1]
-        processes = []
+        port, processes = free_port(), []
         for i in range(_PROCESSES):
             self.log_of(i).write_text("")
             flags = (

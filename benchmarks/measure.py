@@ -2,11 +2,19 @@
 
 import json
 import os
+import socket
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gptjax.common.tables import plain_table
+
+
+def free_port() -> int:
+    """Returns a port of this machine that is free now."""
+    with socket.create_server(("localhost", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
 
 
 def use_one_core() -> None:
