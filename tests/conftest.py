@@ -86,5 +86,6 @@ def browser():
 
 
 def pytest_collection_modifyitems(items):
-    """The longest test begins first, so that no process is left alone with it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_kill.py")
+    """The longest files begin first, so that no process is left alone with one at the end."""
+    longest = ["test_kill.py", "test_faults.py", "test_resume.py"]
+    items.sort(key=lambda item: [*longest, item.path.name].index(item.path.name))
