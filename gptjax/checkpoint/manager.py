@@ -156,15 +156,18 @@ class Checkpoints:
     def _write(self, copy: shards.Copy, meta: dict[str, Any]) -> None:
         """Writes a checkpoint, with all processes, and removes old ones."""
         storage.write(self._folder / str(meta["step"]), copy, meta, self._ensure_lock)
+        self._remove_old()
+
+    def _ensure_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.ensure()
+
+    def _remove_old(self) -> None:
         if self._lock is not None:
             try:
                 self._prune()
             except OSError as error:
                 _log.warning("Old checkpoints could not be removed: %s", error)
-
-    def _ensure_lock(self) -> None:
-        if self._lock is not None:
-            self._lock.ensure()
 
     def _prune(self) -> None:
         """Removes what is neither among the latest nor the best, nor needed to extend the run."""
@@ -239,6 +242,7 @@ class Checkpoints:
             self.save(state, progress)
             self.wait()
             if (error := self._error) is None:
+                self._remove_old()  # a process that was killed after it had saved did not
                 return
             if isinstance(error, NotFinite):
                 raise error
