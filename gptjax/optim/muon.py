@@ -28,12 +28,14 @@ def muon(
     momentum: float,
     weight_decay: float | optax.Schedule,
     compute_dtype: str,
+    spread: Callable[[Array], Array] = lambda kernel: kernel,
 ) -> optax.GradientTransformationExtraArgs:
     """Returns Muon with Nesterov momentum and decoupled weight decay, for a tree of kernels.
 
     The momentum, a bias-corrected mean as Adam's, keeps the share `momentum` a step; five quintic
     Newton-Schulz steps bring its singular values near 1 (0.7 to 1.2). `compute_dtype` is that of
-    the operands of their matmuls; a CPU always takes float32.
+    the operands of their matmuls; a CPU always takes float32. `spread` states where the matrices
+    (L, d_in, d_out) are during the iteration: whole ones, so that their matmuls exchange nothing.
     """
     inner = optax.contrib.muon(
         learning_rate,
@@ -47,9 +49,10 @@ def muon(
         return inner.init(split_qkv(params))
 
     def update(grads: Any, state: Any, params: Any = None, **_: Any) -> tuple[Any, Any]:
+        grads = jax.tree.map(spread, split_qkv(grads))
         with jax.default_matmul_precision(_PRECISIONS[compute_dtype]):
-            updates, state = inner.update(split_qkv(grads), state, split_qkv(params))
-        return join_qkv(updates), state
+            updates, state = inner.update(grads, state, split_qkv(params))
+        return join_qkv(jax.tree.map(spread, updates)), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 

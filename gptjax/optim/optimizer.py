@@ -1,5 +1,6 @@
 """AdamW and Muon, clipping, skipping of bad steps, and accumulation by `optax.MultiSteps`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -58,10 +59,14 @@ class Optimizer:
         *,
         loss_spike_sigma: float = 0.0,
         compute_dtype: str = "float32",
+        spread: Callable[[Array], Array] = lambda kernel: kernel,
     ):
-        """Schedules depend on updates, not micro-steps, and on their number `max_iters`."""
+        """Schedules depend on updates, not micro-steps, and on their number `max_iters`.
+
+        `compute_dtype` and `spread` are Muon's: see `muon`.
+        """
         optimizer = skip_bad_steps(
-            _transformation(optim, max_iters, compute_dtype), loss_spike_sigma
+            _transformation(optim, max_iters, compute_dtype, spread), loss_spike_sigma
         )
         # At each call MultiSteps computes what it wraps, and discards the result of all but the
         # last. Here each micro-step makes a call that wraps nothing, and the update is one call
@@ -96,7 +101,7 @@ class Optimizer:
 
 
 def _transformation(
-    optim: ConfigDict, max_iters: int, compute_dtype: str
+    optim: ConfigDict, max_iters: int, compute_dtype: str, spread: Callable[[Array], Array]
 ) -> optax.GradientTransformation:
     optimizer = optax.adamw(
         learning_rate_schedule(optim, max_iters),
@@ -112,6 +117,7 @@ def _transformation(
             momentum=optim.muon_momentum,
             weight_decay=weight_decay(optim, max_iters),
             compute_dtype=compute_dtype,
+            spread=spread,
         )
         optimizer = optax.partition({"muon": hidden, "adamw": optimizer}, param_labels)
     clip = optax.clip_by_global_norm(optim.grad_clip) if optim.grad_clip else optax.identity()

@@ -38,14 +38,15 @@ def state_shardings(mesh: Mesh, shapes: Any, gather: str) -> Any:
     """Returns a sharding for each leaf of `shapes`, arrays or ShapeDtypeStructs.
 
     Of the axes that `fsdp` divides, the first is split if it is axis 0, so that a device holds
-    whole matrices, else the longest. With `gather` = "layer" the axis of layers is never split.
-    Vectors are copied: they are too small to be worth it.
+    whole matrices, else the longest. With `gather` = "layer" the axis of layers is split of Muon's
+    momentum only, whose matrices are multiplied whole. Vectors are copied: they are too small to be
+    worth it.
     """
     fsdp = mesh.shape["fsdp"]
 
     def leaf_sharding(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         n_stacked = int(in_blocks(path))
-        first = n_stacked if gather == "layer" else 0
+        first = n_stacked if gather == "layer" and not _has_key(path, "muon") else 0
         axes = [i for i in range(first, leaf.ndim) if leaf.shape[i] % fsdp == 0]
         if fsdp == 1 or leaf.ndim - n_stacked < 2 or not axes:
             return replicated(mesh)
@@ -57,7 +58,20 @@ def state_shardings(mesh: Mesh, shapes: Any, gather: str) -> Any:
 
 def in_blocks(path: tuple[Any, ...]) -> bool:
     """Returns whether a leaf is stacked by layers: whether it is part of the model's blocks."""
-    return any(getattr(key, "key", None) == "blocks" for key in path)
+    return _has_key(path, "blocks")
+
+
+def _has_key(path: tuple[Any, ...], name: str) -> bool:
+    return any(getattr(key, "key", None) == name for key in path)
+
+
+def by_layer(mesh: Mesh, kernel_LDF: jax.Array) -> jax.Array:
+    """Splits stacked matrices by layers over `fsdp`, if it divides their number, in traced code."""
+    fsdp = mesh.shape["fsdp"]
+    if fsdp == 1 or kernel_LDF.shape[0] % fsdp:
+        return kernel_LDF
+    sharding = NamedSharding(mesh, PartitionSpec("fsdp"))
+    return jax.lax.with_sharding_constraint(kernel_LDF, sharding)
 
 
 def split_axes(shardings: Any) -> Any:

@@ -60,6 +60,7 @@ class StepFunctions:
             train.max_iters,
             loss_spike_sigma=train.loss_spike_sigma,
             compute_dtype=model_config.compute_dtype,
+            spread=functools.partial(sharding.by_layer, mesh),
         )
         self._schedules = schedules(config.optim, train.max_iters)
         # An argument, not a constant: the cached program serves every seed.
