@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.known_files import FINEWEB
+from data_pipeline.sources.known_files import FINEWEB
 
 FILE_MB = FINEWEB.size_bytes / 1e6
 GROUP = 1000  # documents in a row group

@@ -23,8 +23,8 @@ import numpy as np
 from configs.errors import DataError
 from configs.read import MIB, read_json
 from data_pipeline.files import fsync, new_files
-from data_pipeline.parquet import Damage, read_row_group
-from data_pipeline.parquet_footer import ShardInfo
+from data_pipeline.sources.parquet import Damage, read_row_group
+from data_pipeline.sources.parquet_footer import ShardInfo
 from data_pipeline.token_store import KINDS, SPLITS, shard_file, shard_files
 from data_pipeline.tokenizer import Tokenizer
 

@@ -32,18 +32,12 @@ from ml_collections import ConfigDict
 from configs import cli
 from configs.errors import DataError
 from configs.validate import leaves, raise_problems, range_problems
-from data_pipeline import (
-    encode,
-    parquet_footer,
-    statistics,
-    token_store,
-    tokenizer_sample,
-    worker_pool,
-)
+from data_pipeline import encode, statistics, token_store, tokenizer_sample, worker_pool
 from data_pipeline.files import differences, fsync, hash_json, write_atomically
-from data_pipeline.known_files import identify
 from data_pipeline.lock import FileLock
-from data_pipeline.parquet_footer import ShardInfo
+from data_pipeline.sources import parquet_footer
+from data_pipeline.sources.known_files import identify
+from data_pipeline.sources.parquet_footer import ShardInfo
 from data_pipeline.statistics import summary
 from data_pipeline.token_store import SPLITS, TokenStore
 from data_pipeline.tokenizer import Tokenizer, train_from_counts

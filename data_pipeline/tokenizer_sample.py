@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_pipeline.encode import is_val
-from data_pipeline.parquet import Damage, read_row_group
-from data_pipeline.parquet_footer import ShardInfo
+from data_pipeline.sources.parquet import Damage, read_row_group
+from data_pipeline.sources.parquet_footer import ShardInfo
 from data_pipeline.tokenizer import MAX_SLICE, count_words
 
 MAX_PLACES = 256

@@ -20,8 +20,9 @@ import jax
 import pytest
 
 from configs import debug
-from data_pipeline import child, parquet_footer
+from data_pipeline import child
 from data_pipeline.prepare import prepare
+from data_pipeline.sources import parquet_footer
 from data_pipeline.token_store import TokenStore
 from gptjax.model.config import GPTConfig
 from gptjax.step.sharding import make_mesh

@@ -10,10 +10,10 @@ import numpy as np
 
 from configs import base
 from configs.errors import UserError
-from data_pipeline import parquet, parquet_footer
 from data_pipeline.packing import Documents, PackedRows, Row, permutation
 from data_pipeline.prepare import complete_stores
 from data_pipeline.progress import BatchProgress
+from data_pipeline.sources import parquet, parquet_footer
 from data_pipeline.subset import evaluation_rows
 from data_pipeline.token_store import TokenStore
 from data_pipeline.tokenizer import Tokenizer

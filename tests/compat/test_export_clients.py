@@ -20,7 +20,8 @@ from test_hf_qwen3 import as_imported, make_workdir, random_params
 from configs import base
 from configs import workdir as workdir_config
 from configs.errors import DataError, UserError
-from data_pipeline import gpt2_tokenizer, parquet
+from data_pipeline import gpt2_tokenizer
+from data_pipeline.sources import parquet
 from data_pipeline.token_store import TOKENIZER
 from data_pipeline.tokenizer import MAX_SLICE, SPACE, WORD, Tokenizer
 from gptjax import export

@@ -29,7 +29,8 @@ def test_a_document_of_50_mb_needs_less_than_400_mb(tmp_path):
     code = f"""
 import pathlib, sys
 sys.path.insert(0, {str(ROOT)!r})
-from data_pipeline import encode, parquet_footer
+from data_pipeline import encode
+from data_pipeline.sources import parquet_footer
 folder = pathlib.Path({str(tmp_path)!r})
 info = parquet_footer.inspect(folder / "a.parquet")
 (part,) = encode.plan_parts(info, folder / "0", tokenizer=folder / "model", val_fraction=0.1)

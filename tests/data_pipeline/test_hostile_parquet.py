@@ -6,7 +6,8 @@ import pyarrow.parquet.encryption as pe
 import pytest
 
 from configs.errors import DataError
-from data_pipeline import child, parquet, parquet_footer
+from data_pipeline import child
+from data_pipeline.sources import parquet, parquet_footer
 
 
 class Keys(pe.KmsClient):

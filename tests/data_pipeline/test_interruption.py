@@ -44,7 +44,8 @@ HARNESS = """
 import os, pathlib, random, shutil, signal, sys, time, traceback
 sys.path[:0] = [{root!r}, {tests!r}]
 import test_prepare as t
-from data_pipeline import encode, parquet_footer, prepare
+from data_pipeline import encode, prepare
+from data_pipeline.sources import parquet_footer
 encode.PART_BYTES = {part_bytes}
 shard, root = {shard!r}, pathlib.Path({folder!r})
 parquet_footer.inspect(shard)  # 0.3 s, which those that are killed earlier would never get past
@@ -195,7 +196,8 @@ def start(config, *, part_bytes=1, limit=None, slow=0.0):
         if {limit}:
             resource.setrlimit(resource.RLIMIT_FSIZE, ({limit},) * 2)
         import test_prepare as t
-        from data_pipeline import encode, parquet, prepare, worker_pool
+        from data_pipeline import encode, prepare, worker_pool
+        from data_pipeline.sources import parquet
         encode.PART_BYTES = {part_bytes}
         inner = encode.encode_part
         def encode_part(part):

@@ -6,7 +6,8 @@ import pytest
 from test_prepare import make_config, make_rows, write_shard
 
 from configs.errors import DataError
-from data_pipeline import known_files, parquet_footer, prepare, statistics
+from data_pipeline import prepare, statistics
+from data_pipeline.sources import known_files, parquet_footer
 from data_pipeline.token_store import TokenStore
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs.errors import DataError
-from data_pipeline import parquet, parquet_footer
+from data_pipeline.sources import parquet, parquet_footer
 
 N = 250  # documents, in row groups of 100
 

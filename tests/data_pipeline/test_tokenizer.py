@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
 from configs.errors import DataError
-from data_pipeline import parquet, tokenizer
+from data_pipeline import tokenizer
+from data_pipeline.sources import parquet
 from data_pipeline.tokenizer import SPACE, StreamDecoder, Tokenizer, train_tokenizer
 
 

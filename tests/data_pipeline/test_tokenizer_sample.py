@@ -3,7 +3,8 @@
 import numpy as np
 from test_prepare import write_shard
 
-from data_pipeline import encode, parquet_footer, tokenizer_sample
+from data_pipeline import encode, tokenizer_sample
+from data_pipeline.sources import parquet_footer
 
 
 def take_sample(shards, n_bytes, val_fraction=0.1):

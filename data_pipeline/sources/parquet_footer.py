@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from configs.errors import DataError
 from data_pipeline import child
-from data_pipeline.known_files import FINEWEB, expected_size
+from data_pipeline.sources.known_files import FINEWEB, expected_size
 
 MAGIC = b"PAR1"  # the first and the last four bytes of every parquet file
 UNREADABLE = (pa.ArrowException, OSError, ValueError)  # what pyarrow raises

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs.errors import DataError
-from data_pipeline.parquet_footer import UNREADABLE, first_line, open_file
+from data_pipeline.sources.parquet_footer import UNREADABLE, first_line, open_file
 
 BATCH = 1  # documents decoded at a time: one can be 50 MB, and more are hardly faster
 DICTIONARY_BATCH = 64  # of dictionary columns, whose whole dictionary each batch decodes
