@@ -8,7 +8,7 @@ file and row. The source is prepared first if needed.
 
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from absl import flags
@@ -21,28 +21,35 @@ from rich.table import Table
 
 from configs.cli import define_config, run
 from configs.errors import UserError
-from data_pipeline.packing import PackedRows
+from data_pipeline.packing import Rows
 from data_pipeline.prepare import prepare, summary
-from data_pipeline.subset import evaluation_rows, training_rows
+from data_pipeline.subset import split_groups, training_groups, training_rows, validation_rows
 from data_pipeline.token_store import SPLITS, TokenStore
 from data_pipeline.tokenizer import Tokenizer
 
 # Text of the web can contain codes that move the cursor: they are shown, not obeyed.
 _VISIBLE = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160)) if chr(c) not in "\t\n"}
 _MIN_WIDTH = 60  # columns of the histogram, which narrower terminals wrap
+_BINS = 31  # of lengths, which are int32
 _CYAN = Style(color="cyan")
 
 
-def histogram(lengths: np.ndarray, width: int) -> Table:
-    """Returns how many documents have 1, 2-3, 4-7, ... tokens, and their share of all tokens."""
-    bins = np.frexp(lengths)[1] - 1  # floor(log2)
-    documents = np.bincount(bins)
-    tokens = np.bincount(bins, weights=lengths)
+def histogram(groups: Iterable[np.ndarray], width: int) -> Table:
+    """Returns how many documents have 1, 2-3, 4-7, ... tokens, and their share of all tokens.
+
+    `groups` are the lengths of all documents.
+    """
+    documents, tokens = np.zeros(_BINS, np.int64), np.zeros(_BINS)
+    for lengths in groups:
+        bins = np.frexp(lengths)[1] - 1  # floor(log2)
+        documents += np.bincount(bins, minlength=_BINS)
+        tokens += np.bincount(bins, weights=lengths, minlength=_BINS)
+    used = np.flatnonzero(documents)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), width=max(width, _MIN_WIDTH))
     for name in ("tokens", "documents", "share", "of tokens"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column(ratio=1)
-    for i in range(int(bins.min()), len(documents)):
+    for i in range(used[0], used[-1] + 1):
         table.add_row(
             f"{2**i:,} - {2 ** (i + 1) - 1:,}",
             f"{documents[i]:,}",
@@ -68,25 +75,26 @@ def visible(tokens: np.ndarray, tokenizer: Tokenizer, *, mark_tokens: bool) -> I
 
 
 def row_text(
-    rows: PackedRows, g: int, tokenizer: Tokenizer, *, mark_tokens: bool = False
+    rows: Rows, g: int, tokenizer: Tokenizer, *, mark_tokens: bool = False
 ) -> Iterator[Segment]:
     """Yields the inputs of row `g`, document by document, each below a heading."""
     block_size = len(rows[g].inputs)
     position = 0
+    documents = rows.documents_of(g)
     for document, start, stop in rows.spans(g):
         stop = min(stop, start + block_size - position)  # without the last target, token T
         if start == stop:
             break
-        length = int(rows.documents.doc_lengths[document])
+        length = int(documents.doc_lengths[document])
         heading = (
-            f"[{position}:{position + stop - start}] {rows.documents.doc_id(document)}, tokens "
+            f"[{position}:{position + stop - start}] {documents.doc_id(document)}, tokens "
             f"{start:,}:{stop:,} of {length:,}"
             + (", begins in another row" if start else "")
             + (", continues in another row" if stop < length else "")
         )
         yield Segment(f"{heading}\n", _CYAN)
         yield from visible(
-            rows.documents.read(document, start, stop), tokenizer, mark_tokens=mark_tokens
+            documents.read(document, start, stop), tokenizer, mark_tokens=mark_tokens
         )
         yield Segment("\n")
         position += stop - start
@@ -116,8 +124,9 @@ def main(
     store = TokenStore.open(prepare(config))
     if split == "train":
         packed = training_rows(config, store)
+        groups = training_groups(store, config.data.max_train_tokens)
     else:
-        packed = evaluation_rows(config, store.split(split), bos_id=store.tokenizer.bos_id)
+        packed, groups = validation_rows(config, store), split_groups(store, split)
     n = packed.rows_per_epoch
     if not 0 <= start < n:
         raise UserError(
@@ -129,7 +138,9 @@ def main(
     console = Console(highlight=False)
     console.out(summary(store))
     console.out(f"\nDocuments of {split!r} by length, BOS included\n", style="bold")
-    console.print(histogram(packed.documents.doc_lengths, console.width), crop=False)
+    console.print(
+        histogram((group.open().doc_lengths for group in groups), console.width), crop=False
+    )
     for g in range(epoch * n + start, epoch * n + min(start + rows, n)):
         step = g // (config.train.batch_size * config.train.gradient_accumulation_steps)
         heading = f"\nRow {g % n:,} of {n:,}, epoch {epoch}"

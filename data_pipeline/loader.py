@@ -1,6 +1,6 @@
 """Rows -> batches through Grain: this host's part of each global batch, read ahead.
 
-Batch s holds rows s*R .. s*R + R - 1 of `PackedRows`, R = micro-steps x batch size, whatever the
+Batch s holds rows s*R .. s*R + R - 1 of a sequence, R = micro-steps x batch size, whatever the
 number of hosts, threads or batches read ahead. The iterator's state is one number: rows consumed.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from data_pipeline.packing import PackedRows
+from data_pipeline.packing import Rows
 
 Batch = dict[str, np.ndarray]
 
@@ -22,7 +22,7 @@ class BatchIterator:
 
     def __init__(
         self,
-        rows: PackedRows,
+        rows: Rows,
         *,
         batch_size: int,
         micro_steps: int,

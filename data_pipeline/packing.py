@@ -91,11 +91,37 @@ def golden_step(n: int) -> int:
     return step
 
 
+class Rows(Protocol):
+    """An endless sequence of rows."""
+
+    def __getitem__(self, g: int) -> Row:
+        """Returns row `g` >= 0."""
+
+    def spans(self, g: int) -> list[Span]:
+        """Returns the content of row `g`, in order: T + 1 tokens, fewer where an epoch ends."""
+
+    def documents_of(self, g: int) -> Documents:
+        """Returns the documents that the spans of row `g` are of."""
+
+    def document_ids(self, rows: Iterable[int]) -> list[str]:
+        """Returns the `Documents.doc_id` of each document in `rows`, each once."""
+
+    def epochs(self, n_rows: int) -> dict[str, float]:
+        """Returns how often the first `n_rows` read each source; the only one has no name."""
+
+
 class PackedRows:
-    """The endless sequence of rows of one split: row g belongs to epoch g // rows_per_epoch."""
+    """The rows of some documents: row g belongs to epoch g // rows_per_epoch. See `Rows`."""
 
     def __init__(
-        self, documents: Documents, *, block_size: int, seed: int, bos_id: int, segments: bool
+        self,
+        documents: Documents,
+        *,
+        block_size: int,
+        seed: int,
+        bos_id: int,
+        segments: bool,
+        stream: int = 0,
     ):
         """Prepares the index; reads no tokens.
 
@@ -105,10 +131,12 @@ class PackedRows:
             seed: gives, with the epoch, the order of documents and rows.
             bos_id: the last target of an epoch, and the padding of its last row.
             segments: whether rows have `segment_ids` and `positions`.
+            stream: below 2**31; under one seed, each has orders of its own.
         """
-        self.documents = documents
+        self._documents = documents
         self._block_size = block_size
         self._seed = seed
+        self._first_word = stream << 32
         self._bos_id = bos_id
         self._segments = segments
         self.rows_per_epoch = -(-documents.n_tokens // block_size)
@@ -120,9 +148,10 @@ class PackedRows:
         with self._lock:
             if number not in self._epochs:
                 # Two purposes, two keys: even for documents, odd for rows.
-                documents = permutation(self.documents.n_docs, self._seed, 2 * number)
-                ends = np.cumsum(self.documents.doc_lengths.take(documents), dtype=np.int64)
-                word = int(random_words(1, self._seed, 2 * number + 1)[0])
+                key = self._first_word + 2 * number
+                documents = permutation(self._documents.n_docs, self._seed, key)
+                ends = np.cumsum(self._documents.doc_lengths.take(documents), dtype=np.int64)
+                word = int(random_words(1, self._seed, key + 1)[0])
                 # A batch straddles at most two epochs, and older ones are not needed again.
                 self._epochs = {k: v for k, v in self._epochs.items() if k == number - 1}
                 self._epochs[number] = _Epoch(documents, ends, word % self.rows_per_epoch)
@@ -134,20 +163,28 @@ class PackedRows:
         epoch = self._epoch(number)
         row = (epoch.first_row + index * self._row_step) % self.rows_per_epoch
         position = row * self._block_size
-        row_stop = min(position + self._block_size + 1, self.documents.n_tokens)
+        row_stop = min(position + self._block_size + 1, self._documents.n_tokens)
         j = int(np.searchsorted(epoch.ends, position, side="right"))
         spans = []
         while position < row_stop:
             document, end = int(epoch.documents[j]), int(epoch.ends[j])
-            first, stop = end - int(self.documents.doc_lengths[document]), min(end, row_stop)
+            first, stop = end - int(self._documents.doc_lengths[document]), min(end, row_stop)
             spans.append(Span(document, position - first, stop - first))
             position, j = stop, j + 1
         return spans
 
+    def documents_of(self, g: int) -> Documents:
+        """Returns the documents that the spans of row `g` are of: the same for all rows."""
+        return self._documents
+
     def document_ids(self, rows: Iterable[int]) -> list[str]:
         """Returns the `Documents.doc_id` of each document in `rows`, each once."""
         documents = dict.fromkeys(span.document for g in rows for span in self.spans(g))
-        return [self.documents.doc_id(document) for document in documents]
+        return [self._documents.doc_id(document) for document in documents]
+
+    def epochs(self, n_rows: int) -> dict[str, float]:
+        """Returns how often the first `n_rows` read the documents, under the name ""."""
+        return {"": n_rows / self.rows_per_epoch}
 
     def __getitem__(self, g: int) -> Row:
         """Returns row `g` >= 0 of the endless sequence."""
@@ -156,7 +193,7 @@ class PackedRows:
         for document, start, stop in self.spans(g):
             cuts.append(size)
             size += stop - start
-            tokens[cuts[-1] : size] = self.documents.read(document, start, stop)
+            tokens[cuts[-1] : size] = self._documents.read(document, start, stop)
         # Target i is token i + 1. An epoch's very last target, after the last document, is the BOS
         # that `tokens` was filled with.
         n_targets = min(self._block_size, size)

@@ -3,10 +3,14 @@
 Its training documents can be a subset: the same for all seeds, and nested in any larger one.
 """
 
+import functools
+from typing import Any
+
 import numpy as np
 from ml_collections import ConfigDict
 
 from configs.validate import raise_problems
+from data_pipeline.grouped_rows import Group, GroupedRows, cut, pack
 from data_pipeline.packing import Documents, PackedRows, permutation
 from data_pipeline.token_store import TokenStore
 
@@ -37,44 +41,84 @@ class Subset:
         return self._split.doc_id(int(self._documents[doc]))
 
 
-def training_documents(store: TokenStore, max_tokens: int) -> Documents:
-    """Returns the training split, or `max_tokens` of it (0: all)."""
-    split = store.split("train")
-    return Subset(split, max_tokens) if 0 < max_tokens < split.n_tokens else split
+def split_groups(store: TokenStore, split: str) -> list[Group]:
+    """Returns the groups of a split that are packed together; reads no index."""
+    counts = [shard[split] for shard in store.manifest["pieces"]]
+    groups = cut([count["documents"] for count in counts])
+    whole = functools.partial(store.split, split)  # which the store keeps
+    return [
+        Group(
+            sum(counts[i]["tokens"] for i in shards),
+            whole if len(groups) == 1 else functools.partial(store.part, split, shards),
+        )
+        for shards in groups
+    ]
 
 
-def training_rows(config: ConfigDict, store: TokenStore) -> PackedRows:
-    """Returns the rows that a run is trained on, in the order of its seed."""
-    return PackedRows(
-        training_documents(store, config.data.max_train_tokens),
-        block_size=config.model.block_size,
-        seed=config.seed,
-        bos_id=store.tokenizer.bos_id,
-        segments=config.data.document_mask,
-    )
+def training_groups(store: TokenStore, max_tokens: int) -> list[Group]:
+    """Returns the groups of the training split, or of `max_tokens` of it (0: all)."""
+    return subset(split_groups(store, "train"), max_tokens)
+
+
+def subset(groups: list[Group], max_tokens: int) -> list[Group]:
+    """Returns `groups`, or so many of their tokens (0: all).
+
+    That is whole groups in a random order, and a `Subset` of one more.
+    """
+    if not 0 < max_tokens < sum(group.n_tokens for group in groups):
+        return groups
+    chosen: list[Group] = []
+    for i in permutation(len(groups), 0, 0).tolist():
+        left = max_tokens - sum(group.n_tokens for group in chosen)
+        if left < groups[i].n_tokens:
+            part = Group(left, functools.partial(_open_subset, groups[i], left))
+            return [*chosen, part] if left else chosen
+        chosen.append(groups[i])
+    raise AssertionError("max_tokens is less than all groups have")
+
+
+def _open_subset(group: Group, n_tokens: int) -> Subset:
+    return Subset(group.open(), n_tokens)
+
+
+def training_rows(
+    config: ConfigDict, store: TokenStore, *, stream: int = 0
+) -> PackedRows | GroupedRows:
+    """Returns the rows that a run is trained on, in the order of its seed; see `pack`."""
+    groups = training_groups(store, config.data.max_train_tokens)
+    return pack(groups, seed=config.seed, stream=stream, **_packing(config, store.tokenizer.bos_id))
+
+
+def validation_rows(config: ConfigDict, store: TokenStore) -> PackedRows | GroupedRows:
+    """Returns the rows of the validation split, as `evaluation_rows` orders them."""
+    groups = split_groups(store, "val")
+    return pack(groups, seed=0, **_packing(config, store.tokenizer.bos_id))
 
 
 def evaluation_rows(config: ConfigDict, documents: Documents, *, bos_id: int) -> PackedRows:
     """Returns the rows to evaluate on: in the same order for every run, whatever its seed."""
-    return PackedRows(
-        documents,
-        block_size=config.model.block_size,
-        seed=0,
-        bos_id=bos_id,
-        segments=config.data.document_mask,
-    )
+    return PackedRows(documents, seed=0, **_packing(config, bos_id))
+
+
+def _packing(config: ConfigDict, bos_id: int) -> dict[str, Any]:
+    return {
+        "block_size": config.model.block_size,
+        "bos_id": bos_id,
+        "segments": config.data.document_mask,
+    }
 
 
 def validate_store(config: ConfigDict, store: TokenStore) -> None:
     """Raises UserError with every split that is shorter than a row of the model."""
     block_size, limit = config.model.block_size, config.data.max_train_tokens
-    splits = {"train": training_documents(store, limit), "val": store.split("val")}
+    splits = {"train": training_groups(store, limit), "val": split_groups(store, "val")}
+    sizes = {name: sum(group.n_tokens for group in groups) for name, groups in splits.items()}
     raise_problems(
         [
-            f"model.block_size = {block_size:,} exceeds the {documents.n_tokens:,} tokens of the "
-            f"{name} split (data.val_fraction = {config.data.val_fraction}, "
+            f"model.block_size = {block_size:,} exceeds the {n_tokens:,} tokens of the {name} "
+            f"split (data.val_fraction = {config.data.val_fraction}, "
             f"data.max_train_tokens = {limit:,})"
-            for name, documents in splits.items()
-            if documents.n_tokens < block_size
+            for name, n_tokens in sizes.items()
+            if n_tokens < block_size
         ]
     )

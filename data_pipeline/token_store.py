@@ -16,7 +16,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,20 +76,23 @@ def _unusable(folder: Path, problem: str, file: str = "") -> DataError:
 
 
 class Split:
-    """One split of a store. Documents count from 0 in the order of the parquet files."""
+    """One split of some shards. Documents count from 0 in the order of the parquet files."""
 
-    def __init__(self, folder: Path, name: str, shards: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, folder: Path, name: str, shards: Mapping[int, Mapping[str, Any]]) -> None:
         """Reads the document index (12 bytes a document); tokens stay on disk.
+
+        `shards` are entries of the manifest by their number.
 
         Raises:
           DataError: an index disagrees with the manifest.
         """
-        self._folder, self._name, self._shards = folder, name, shards
-        counts = [shard[name] for shard in shards]
+        self._folder, self._name, self._shards = folder, name, list(shards.values())
+        self._numbers = list(shards)
+        counts = [shard[name] for shard in self._shards]
         self.n_docs: int = sum(c["documents"] for c in counts)
         self.n_tokens: int = sum(c["tokens"] for c in counts)  # BOS included
         self.n_bytes: int = sum(c["bytes"] for c in counts)  # UTF-8 bytes of text
-        paths = [shard_file(folder, i, name, "lengths") for i in range(len(shards))]
+        paths = [shard_file(folder, number, name, "lengths") for number in shards]
         # int32 [n_docs], BOS included
         self.doc_lengths: np.ndarray = np.concatenate([np.fromfile(path, "<i4") for path in paths])
         self._starts = np.zeros(self.n_docs + 1, np.int64)  # first token of each document
@@ -118,14 +121,14 @@ class Split:
         return self._tokens(shard)[base + start : base + stop]
 
     def _map(self, shard: int) -> np.ndarray:
-        path = shard_file(self._folder, shard, self._name, "tokens")
+        path = shard_file(self._folder, self._numbers[shard], self._name, "tokens")
         # A plain ndarray over the map: slicing np.memmap itself costs several times as much.
         return np.asarray(np.memmap(path, "<u2", mode="r"))
 
     def doc_id(self, doc: int) -> str:
         """Returns the source of a document as `file.parquet:row`; rows count from 0."""
         shard = self._shard_of(doc)
-        path = shard_file(self._folder, shard, self._name, "rows")
+        path = shard_file(self._folder, self._numbers[shard], self._name, "rows")
         offset = 4 * (doc - int(self._first_doc[shard]))
         row = int(np.fromfile(path, "<u4", count=1, offset=offset)[0])
         return f"{self._shards[shard]['source']}:{row}"
@@ -192,11 +195,15 @@ class TokenStore:
 
     def split(self, name: str) -> Split:
         """Returns the split "train" or "val"; its index is read once."""
+        if name not in self._splits:
+            self._splits[name] = self.part(name, range(len(self.manifest["pieces"])))
+        return self._splits[name]
+
+    def part(self, name: str, shards: range) -> Split:
+        """Returns some shards of a split; reads their index."""
         if name not in SPLITS:
             raise ValueError(f"split {name!r}: there are {SPLITS}")
-        if name not in self._splits:
-            self._splits[name] = Split(self.path, name, self.manifest["pieces"])
-        return self._splits[name]
+        return Split(self.path, name, {i: self.manifest["pieces"][i] for i in shards})
 
     def verify(self, split: str | None = None) -> int:
         """Reads every file, or those of one split; returns their number.

@@ -1,9 +1,8 @@
 """Verifies a token store while training begins: reading it all would delay the first step."""
 
 import logging
-import threading
-from concurrent import futures
 
+from data_pipeline import background
 from data_pipeline.token_store import TokenStore
 
 _log = logging.getLogger(__name__)
@@ -13,17 +12,8 @@ class Verification:
     """Runs `TokenStore.verify` once, in a thread, from construction on."""
 
     def __init__(self, store: TokenStore):
-        self._future: futures.Future[int] = futures.Future()
         self._path = store.path
-
-        def verify() -> None:
-            try:
-                self._future.set_result(store.verify())
-            except BaseException as error:
-                self._future.set_exception(error)
-
-        # A daemon: an executor's thread would delay the end of a run that is stopped.
-        threading.Thread(target=verify, name="verify-store", daemon=True).start()
+        self._future = background.start("verify-store", store.verify)
 
     def check(self) -> None:
         """Raises DataError if the store has been found to be damaged; does not wait."""

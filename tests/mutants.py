@@ -269,14 +269,26 @@ TABLE: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("data_pipeline/packing.py", "tests/data_pipeline/test_packing.py"): [
         ('position, side="right"', 'position, side="left"'),
         (
-            "permutation(self.documents.n_docs, self._seed, 2 * number)",
-            "permutation(self.documents.n_docs, self._seed, 0)",
+            "permutation(self._documents.n_docs, self._seed, key)",
+            "permutation(self._documents.n_docs, self._seed, 0)",
         ),
-        ("random_words(1, self._seed, 2 * number + 1)", "random_words(1, self._seed, 1)"),
+        ("random_words(1, self._seed, key + 1)", "random_words(1, self._seed, 1)"),
         ("index - np.maximum.accumulate(index * starts[:-1])", "index"),
         ("n_targets = min(self._block_size, size)", "n_targets = min(self._block_size, size - 1)"),
         ("step = round(n * (math.sqrt(5) - 1) / 2)", "step = 1"),
         ("min(position + self._block_size + 1, ", "min(position + self._block_size, "),
+    ],
+    ("data_pipeline/grouped_rows.py", "tests/data_pipeline/test_grouped_rows.py"): [
+        ("row -= ends[place] - n_rows", "row -= ends[place]"),
+        ("if row >= n_rows // 2:", "if False:"),
+        ("while len(self._opened) > 1:", "while len(self._opened) > 2:"),
+        ("epoch + (place + 1 == len(order))", "epoch"),
+        ("stream=self._stream + group", "stream=self._stream"),
+        ("epoch * n_rows + row", "row"),
+    ],
+    ("data_pipeline/subset.py", "tests/data_pipeline/test_subset.py"): [
+        ("return [*chosen, part] if left else chosen", "return [*chosen, part]"),
+        ("permutation(len(groups), 0, 0)", "np.arange(len(groups))"),
     ],
     ("data_pipeline/loader.py", "tests/data_pipeline/test_loader.py"): [
         ("host * per_host", "host * batch_size"),

@@ -9,7 +9,6 @@ deleted, and the one before it is used.
 import dataclasses
 import logging
 import shutil
-import threading
 import time
 from collections.abc import Callable
 from concurrent import futures
@@ -21,6 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.errors import UserError
+from data_pipeline import background
 from data_pipeline.progress import format_seconds
 from data_pipeline.token_store import TokenStore
 from gptjax.checkpoint import shards, storage
@@ -134,20 +134,13 @@ class Checkpoints:
             "progress": dataclasses.asdict(progress),
             **self._identity,
         }
-        future: futures.Future[float] = futures.Future()
 
-        def write() -> None:
-            try:
-                self._write(copy, meta)
-            except BaseException as error:
-                future.set_exception(error)
-            else:
-                future.set_result(time.monotonic() - started)
+        def write() -> float:
+            self._write(copy, meta)
+            return time.monotonic() - started
 
-        # Not an executor: Python waits for its threads at exit. A daemon can be cut off, for half a
-        # checkpoint has no name.
-        threading.Thread(target=write, name=f"save-{step}", daemon=True).start()
-        return future
+        # It can be cut off by the end of the program: half a checkpoint has no name.
+        return background.start(f"save-{step}", write)
 
     def _prepare(self) -> int:
         self.before_save()

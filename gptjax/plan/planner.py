@@ -14,7 +14,7 @@ from configs import base
 from configs.errors import DataError
 from configs.rtx4070 import EXPECTED_TOKENS
 from data_pipeline.prepare import locate
-from data_pipeline.subset import training_documents
+from data_pipeline.subset import training_groups
 from data_pipeline.token_store import TokenStore
 from gptjax.common.workdir import read_metrics
 from gptjax.model import GPTConfig, attention, count_params, flops_per_token
@@ -247,8 +247,9 @@ def find_data(config: ConfigDict) -> Data:
 
 def stored(config: ConfigDict, store: TokenStore) -> Data:
     """Returns the tokens of a store that `config` uses."""
-    train = training_documents(store, config.data.max_train_tokens)
-    return Data(train.n_tokens, store.split("val").n_tokens, "in the store")
+    train = training_groups(store, config.data.max_train_tokens)
+    n_train = sum(group.n_tokens for group in train)
+    return Data(n_train, store.manifest["splits"]["val"]["tokens"], "in the store")
 
 
 def _split(config: ConfigDict, tokens: int, origin: str) -> Data:

@@ -13,7 +13,7 @@ import optax
 from ml_collections import ConfigDict
 
 from configs.errors import UserError
-from data_pipeline.packing import PackedRows
+from data_pipeline.packing import Rows
 from data_pipeline.progress import ProgressBar, format_seconds
 from gptjax.checkpoint import RunProgress
 from gptjax.metrics import Clock, MetricsWriter, Window
@@ -43,13 +43,13 @@ class TrainingLog:
         self,
         config: ConfigDict,
         model_config: GPTConfig,
-        rows: PackedRows,
+        rows: Rows,
         state: TrainState,
         progress: RunProgress,
     ):
         step = int(state.step)
         self._train = config.train
-        self._rows_per_epoch = rows.rows_per_epoch
+        self._rows = rows
         self._tokens_seen = progress.tokens_seen
         self.clock = Clock(progress.trained_seconds)
         peak = peak_flops(jax.devices()[0])
@@ -99,7 +99,7 @@ class TrainingLog:
             **self.window.scalars(),
             "optim/skipped_steps": self.skipped.total,
             "data/tokens_seen": self._tokens_seen,
-            "data/epoch": rows_seen / self._rows_per_epoch,
+            "data/epoch": max(self._rows.epochs(rows_seen).values()),
         }
         self._seconds_per_step = self.window.seconds_per_step
         self.writer.write(step, values)
@@ -158,7 +158,7 @@ class TrainingLog:
 class SkippedSteps:
     """The skipped steps of a run, over all restarts; too many in a row end it."""
 
-    def __init__(self, train: ConfigDict, rows: PackedRows, writer: MetricsWriter, opt_state: Any):
+    def __init__(self, train: ConfigDict, rows: Rows, writer: MetricsWriter, opt_state: Any):
         self.total = int(optax.tree.get(opt_state, "skipped"))
         self.in_a_row = int(optax.tree.get(opt_state, "in_a_row"))
         self._train = train

@@ -7,7 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from data_pipeline.loader import BatchIterator
-from data_pipeline.subset import evaluation_rows
+from data_pipeline.subset import validation_rows
 from data_pipeline.token_store import TokenStore
 from gptjax.metrics import average
 from gptjax.step import StepFunctions, place_batch
@@ -21,7 +21,7 @@ class Validation:
 
         A smaller split is read once: the rows past its end are masked out.
         """
-        rows = evaluation_rows(config, store.split("val"), bos_id=store.tokenizer.bos_id)
+        rows = validation_rows(config, store)
         batch_size = config.train.batch_size
         self.n_batches = min(config.eval.eval_iters, -(-rows.rows_per_epoch // batch_size))
         self.n_rows = min(self.n_batches * batch_size, rows.rows_per_epoch)  # over all hosts

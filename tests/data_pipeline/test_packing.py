@@ -4,62 +4,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive_packer import BOS, FakeSplit, naive_epoch
 
 from data_pipeline.packing import PackedRows, golden_step, permutation
 
-BOS = 1
 
-
-class FakeSplit:
-    """Documents in memory; every token but BOS is unique, so that each can be followed."""
-
-    def __init__(self, lengths):
-        tokens = iter(range(2, 60_000))
-        self.docs = [
-            np.array([BOS, *(next(tokens) for _ in range(n - 1))], np.uint16) for n in lengths
-        ]
-        self.doc_lengths = np.array(lengths, np.int32)
-        self.n_docs = len(lengths)
-        self.n_tokens = int(sum(lengths))
-
-    def read(self, doc, start, stop):
-        assert 0 <= start <= stop <= len(self.docs[doc])
-        return self.docs[doc][start:stop]
-
-
-def packed_rows(lengths, block_size, seed=7):
+def packed_rows(lengths, block_size, seed=7, stream=0):
     split = FakeSplit(lengths)
-    return split, PackedRows(split, block_size=block_size, seed=seed, bos_id=BOS, segments=True)
-
-
-def naive_epoch(split, block_size, seed, epoch):
-    """All rows of an epoch, by brute force: (inputs, targets, mask, segment_ids, positions)."""
-    order = permutation(split.n_docs, seed, 2 * epoch)
-    line = [int(t) for d in order for t in split.docs[d]]
-    document = [i for i, d in enumerate(order) for _ in split.docs[d]]
-    targets = [*line[1:], BOS]
-    rows = []
-    for start in range(0, len(line), block_size):
-        n = min(block_size, len(line) - start)
-        segment_ids, positions = [], []
-        for i in range(start, start + n):
-            new = i == start or document[i] != document[i - 1]
-            segment_ids.append((segment_ids[-1] if segment_ids else 0) + new)
-            positions.append(0 if new else positions[-1] + 1)
-        empty = [0] * (block_size - n)
-        padding = [BOS] * (block_size - n)
-        rows.append(
-            (
-                line[start : start + n] + padding,
-                targets[start : start + n] + padding,
-                [True] * n + [False] * (block_size - n),
-                segment_ids + empty,
-                positions + empty,
-            )
-        )
-    (word,) = np.random.Philox(key=np.array([seed, 2 * epoch + 1], np.uint64)).random_raw(1)
-    step = golden_step(len(rows))
-    return [rows[(int(word) + i * step) % len(rows)] for i in range(len(rows))]
+    packing = {"block_size": block_size, "bos_id": BOS, "segments": True}
+    return split, PackedRows(split, seed=seed, stream=stream, **packing)
 
 
 SHAPES = [
@@ -72,11 +25,12 @@ SHAPES = [
 ]
 
 
+@pytest.mark.parametrize("stream", [0, 5])
 @pytest.mark.parametrize(("lengths", "block_size"), SHAPES)
-def test_rows_equal_the_naive_packer(lengths, block_size):
-    split, rows = packed_rows(lengths, block_size)
+def test_rows_equal_the_naive_packer(lengths, block_size, stream):
+    split, rows = packed_rows(lengths, block_size, stream=stream)
     for epoch in range(3):
-        expected = naive_epoch(split, block_size, 7, epoch)
+        expected = naive_epoch(split, block_size, 7, epoch, stream)
         assert len(expected) == rows.rows_per_epoch
         for i, row in enumerate(expected):
             actual = rows[epoch * rows.rows_per_epoch + i]
