@@ -15,6 +15,7 @@ import numpy as np
 from configs.errors import DataError
 from configs.read import mismatch, parse_json
 from configs.validate import MAX_VOCAB_SIZE
+from data_pipeline.token_ids import token_dtype
 
 BOS = "<|endoftext|>"  # GPT-2 has it between documents
 _SCHEMA = {
@@ -91,6 +92,7 @@ class ByteLevel:
             for token in self.tokens
         ]
         self.vocab_size = len(self.tokens)
+        self._dtype = token_dtype(self.vocab_size)
         self.bos_id = ids[BOS]
         self.hash = hashlib.sha256(
             json.dumps([self.tokens, self.merges, sorted(self.specials)]).encode()
@@ -120,7 +122,7 @@ class ByteLevel:
         return problems
 
     def encode(self, texts: Iterable[str]) -> Iterator[bytes]:
-        """Yields the ids of a text in slices, as little-endian uint16.
+        """Yields the ids of a text in slices, as bytes.
 
         They are the ids of the whole text, except that a slice without a place to split it, such
         as a quarter of a megabyte without any space, is encoded by itself.
@@ -134,7 +136,7 @@ class ByteLevel:
         yield self._ids(rest)
 
     def _ids(self, text: str) -> bytes:
-        return np.array(self._bpe.encode(text, add_special_tokens=False).ids, "<u2").tobytes()
+        return np.array(self._bpe.encode(text, add_special_tokens=False).ids, self._dtype).tobytes()
 
 
 def _make_bpe(vocab: dict[str, int], merges: list[Any], name: str) -> Any:

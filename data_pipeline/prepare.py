@@ -222,7 +222,7 @@ def _make(
             **content,
             "tokenizer": {"hash": tokenizer.hash, "vocab_size": tokenizer.vocab_size},
             "published": {name: known for name, known in published.items() if known},
-            **_join(work, shards, plan),
+            **_join(work, shards, plan, tokenizer.dtype),
         }
         token_store.write_manifest(work, manifest)
     shutil.rmtree(work / "parts", ignore_errors=True)  # not needed once the manifest is written
@@ -265,7 +265,7 @@ def _train_tokenizer(
 
 
 def _join(
-    work: Path, shards: Sequence[ShardInfo], plan: Sequence[Sequence[encode.Part]]
+    work: Path, shards: Sequence[ShardInfo], plan: Sequence[Sequence[encode.Part]], dtype: np.dtype
 ) -> dict[str, Any]:
     """Joins the parts of each shard; returns the entries of the manifest about the content."""
     skipped = collections.Counter(null_text=0, null_id=0, empty_text=0, invalid_utf8=0)
@@ -285,7 +285,7 @@ def _join(
 
     joined, files = [], [work / token_store.TOKENIZER]
     for i, (shard, parts) in enumerate(zip(shards, plan, strict=True)):
-        counts = encode.join_parts(parts, work, i, val_hashes=val_hashes)
+        counts = encode.join_parts(parts, work, i, val_hashes=val_hashes, dtype=dtype)
         skipped["duplicate_of_val"] += counts.pop("duplicate_of_val")
         joined.append({"source": shard.path.name, **counts})
         files += token_store.shard_files(work, i)
