@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
 
     config.tokenizer = config_dict.create(
         vocab_size=32_768,  # SentencePiece BPE pieces, specials and 256 bytes included; over 65,536, a token takes 4 bytes instead of 2
-        file="",  # a workdir's tokenizer.model, or a GPT-2's tokenizer.json, to use instead of training one; "": train
+        file="",  # a workdir's tokenizer.model, or a tokenizer.json of a byte-level BPE (GPT-2, Llama 3, Qwen), to use instead of training one; "": train
         sample_bytes=100_000_000,  # text the tokenizer is trained on, spread evenly over the shard
     )
 

@@ -32,7 +32,7 @@ from data_pipeline.tokenizer import Tokenizer
 FORMAT = 2  # raise it when files or their meaning change: older stores are then prepared again
 SPLITS = ("train", "val")
 MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer.model"  # a SentencePiece model, or the tokenizer.json of an imported GPT-2
+TOKENIZER = "tokenizer.model"  # a SentencePiece model, or a byte-level tokenizer.json
 KINDS = ("tokens", "lengths", "rows")  # of files of a split of a shard
 _KEYS = frozenset(  # of a manifest
     """

@@ -1,4 +1,4 @@
-"""A lossless tokenizer: decode(encode(x)) == x for any Unicode text. SentencePiece BPE, or GPT-2's.
+"""A lossless tokenizer, SentencePiece or byte-level BPE: decode(encode(x)) == x for Unicode text.
 
 For SentencePiece, text is split into words (a newline, or spaces followed by other characters), and
 each word is encoded once, then cached. BPE pieces never cross the start of a word, so the ids are
@@ -21,8 +21,8 @@ import sentencepiece as spm
 from configs.errors import DataError
 from configs.read import MIB, read_bytes
 from configs.validate import MAX_VOCAB_SIZE
+from data_pipeline.byte_level import ByteLevel
 from data_pipeline.files import write_atomically
-from data_pipeline.gpt2_tokenizer import ByteLevel
 from data_pipeline.token_ids import token_dtype
 
 MAX_FILE = 64 * MIB  # bytes of a tokenizer: 200,000 tokens take 30
@@ -72,7 +72,7 @@ class Tokenizer:
     """Converts text to ids and back; text never becomes BOS or another special token."""
 
     def __init__(self, model: bytes, name: str = "tokenizer") -> None:
-        """Takes a SentencePiece model of `train_tokenizer`, or the tokenizer.json of a GPT-2.
+        """Takes a SentencePiece model of `train_tokenizer`, or a byte-level tokenizer.json.
 
         Raises:
           DataError: `model` is neither; the message begins with `name`.
@@ -92,7 +92,7 @@ class Tokenizer:
         return cls(read_bytes(Path(path), MAX_FILE), str(path))
 
     def pieces(self) -> list[Piece]:
-        """Returns the vocabulary of a SentencePiece model, by id; TypeError for a GPT-2's."""
+        """Returns the vocabulary of a SentencePiece model, by id; TypeError for another."""
         if not isinstance(self._encoder, SentencePiece):
             raise TypeError("a byte-level tokenizer has merges, and no pieces with scores")
         return self._encoder.pieces

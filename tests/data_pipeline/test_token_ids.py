@@ -8,7 +8,7 @@ import pytest
 from test_prepare import make_config, write_shard
 
 from configs import debug
-from data_pipeline import gpt2_tokenizer, prepare
+from data_pipeline import byte_level, prepare
 from data_pipeline.token_ids import token_dtype
 from data_pipeline.token_store import TokenStore, file_record, write_manifest
 from data_pipeline.tokenizer import Tokenizer, train_tokenizer
@@ -36,11 +36,11 @@ def sentencepiece_model(folder):
 def byte_level_json(_):
     """GPT-2's tokenizer.json with all pairs of bytes, and some of three."""
     pytest.importorskip("tokenizers", reason="needs the extra `export`")
-    characters = list(gpt2_tokenizer.BYTES)
+    characters = list(byte_level.BYTES)
     pairs = list(itertools.product(characters, characters))
     pairs += [("".join(pairs[i]), characters[0]) for i in range(WIDE - len(pairs))]
     vocab = {token: i for i, token in enumerate([*characters, *map("".join, pairs)])}
-    return gpt2_tokenizer.make_json(vocab | {gpt2_tokenizer.BOS: len(vocab)}, map(" ".join, pairs))
+    return byte_level.make_json(vocab | {byte_level.BOS: len(vocab)}, map(" ".join, pairs))
 
 
 @pytest.mark.parametrize("make", [sentencepiece_model, byte_level_json])
