@@ -14,7 +14,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -22,6 +22,7 @@ import numpy as np
 
 from configs.errors import DataError
 from configs.read import MIB, read_json
+from data_pipeline import duplicates
 from data_pipeline.files import fsync, new_files
 from data_pipeline.parquet import Damage, read_row_group
 from data_pipeline.parquet_footer import ShardInfo
@@ -143,26 +144,45 @@ def discard_damaged(folder: Path) -> None:
 
 
 def join_parts(
-    parts: Sequence[Part], folder: Path, shard: int, *, val_hashes: Set[int], dtype: np.dtype
+    parts: Sequence[Part],
+    folder: Path,
+    shard: int,
+    *,
+    val_hashes: np.ndarray,
+    repeats: np.ndarray | None,
+    dtype: np.dtype,
 ) -> dict[str, Any]:
     """Joins all parts of a shard, in order, into its files in the store.
 
     Training documents whose text is also in val are dropped: they would bias the validation loss.
 
-    `val_hashes` is the `text_hash` of every validation document of all shards, `dtype` that of
-    tokens. Returns the shard's entry of the manifest: counts by split, the number of dropped
-    documents, and a hash of the source's usable texts.
+    Args:
+      parts: all of them have been encoded.
+      folder: of the store.
+      shard: its number in the store.
+      val_hashes: uint64, sorted: the `text_hash` of every validation document of all shards.
+      repeats: bool [documents of the shard], those to drop besides; None: none.
+      dtype: of tokens.
+
+    Returns:
+      The shard's entry of the manifest: counts by split, the numbers of dropped documents, and a
+      hash of the source's usable texts.
     """
     counts: dict[str, collections.Counter[str]] = {s: collections.Counter() for s in SPLITS}
-    left_out = 0
+    dropped = collections.Counter(duplicate_of_val=0)
+    first = 0
     content = hashlib.sha256()
     with new_files(shard_files(folder, shard)) as files:
         for part in parts:
             documents, _ = read_part(part.path)
             content.update(documents[["row", "text_hash"]].tobytes())
-            in_val = [text_hash in val_hashes for text_hash in documents["text_hash"].tolist()]
-            keep = documents["val"] | ~np.array(in_val, bool)
-            left_out += int((~keep).sum())
+            keep = documents["val"] | ~duplicates.contains(val_hashes, documents["text_hash"])
+            dropped["duplicate_of_val"] += int((~keep).sum())
+            if repeats is not None:
+                again = keep & repeats[first : first + len(documents)]
+                dropped["duplicate"] += int(again.sum())
+                keep &= ~again
+            first += len(documents)
             for split in SPLITS:
                 mine = documents["val"] == (split == "val")
                 kept = documents[mine & keep]
@@ -184,7 +204,7 @@ def join_parts(
     fsync(folder)
     return {
         **{split: dict(counts[split]) for split in SPLITS},
-        "duplicate_of_val": left_out,
+        "dropped": dict(dropped),
         "content_sha256": content.hexdigest(),
     }
 

@@ -52,8 +52,13 @@ def made(tmp_path_factory):
                     naive[split].append((tokens, n_bytes, f"{shard}.parquet:{row}"))
                     row += 2
                 part_files["counts.json"].write(b"{}")
-        counts = encode.join_parts(paths, folder, shard, val_hashes=set(), dtype=tokenizer.dtype)
-        assert counts.pop("duplicate_of_val") == 0 and len(counts["content_sha256"]) == 64
+        none = np.zeros(0, "<u8")
+        counts = encode.join_parts(
+            paths, folder, shard, val_hashes=none, repeats=None, dtype=tokenizer.dtype
+        )
+        assert (
+            counts.pop("dropped") == {"duplicate_of_val": 0} and len(counts["content_sha256"]) == 64
+        )
         shards.append({"source": f"{shard}.parquet", **counts})
         files += token_store.shard_files(folder, shard)
     manifest = {
