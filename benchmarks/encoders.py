@@ -25,7 +25,7 @@ import sentencepiece as spm
 
 from benchmarks import ports
 from benchmarks.measure import alternate, show, use_one_core
-from data_pipeline.gpt2_tokenizer import BOS, BYTES
+from data_pipeline.byte_level import BOS, BYTES
 from data_pipeline.tokenizer import SPACE, Tokenizer, train_tokenizer
 from gptjax.compat.hf_tokenizer import tokenizer_json
 

@@ -25,14 +25,15 @@ def get_config() -> ConfigDict:
         val_fraction=0.005,  # share of documents, chosen by a hash of `id`, never trained on
         max_train_tokens=0,  # train on this many tokens only, of documents that are the same for every seed; the val split stays whole; 0: all
         document_mask=False,  # True: a token attends only inside its own document
+        drop_duplicates=False,  # True: of documents of equal text, only the first is used (of the val split: there); False: they are counted
         on_corrupt="stop",  # damaged row group: stop, or keep_before (the documents before the damage; the rest is lost, and listed)
         prepare_workers=0,  # processes that tokenise; 0: one per CPU core
         prefetch_batches=2,  # batches read ahead, on the host and again on the device
     )
 
     config.tokenizer = config_dict.create(
-        vocab_size=32_768,  # SentencePiece BPE pieces, specials and 256 bytes included; at most 65,536 (uint16)
-        file="",  # a workdir's tokenizer.model, or a GPT-2's tokenizer.json, to use instead of training one; "": train
+        vocab_size=32_768,  # SentencePiece BPE pieces, specials and 256 bytes included; over 65,536, a token takes 4 bytes instead of 2
+        file="",  # a workdir's tokenizer.model, or a tokenizer.json of a byte-level BPE (GPT-2, Llama 3, Qwen), to use instead of training one; "": train
         sample_bytes=100_000_000,  # text the tokenizer is trained on, spread evenly over the shard
     )
 

@@ -23,6 +23,7 @@ MAX_CONFIG = MIB  # bytes
 RECIPE = frozenset(
     """
     seed deterministic data.val_fraction data.max_train_tokens data.document_mask data.on_corrupt
+    data.drop_duplicates
     tokenizer.vocab_size tokenizer.sample_bytes
     model.block_size model.n_layer model.n_head model.n_kv_head model.n_embd model.norm
     model.position model.rope_theta model.qk_norm model.mlp model.mlp_dim model.tie_embeddings

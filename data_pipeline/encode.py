@@ -1,7 +1,7 @@
 """Encodes shards in parts, the unit of parallel, resumable work, and joins these into the store.
 
 A part is a few encoded row groups of a parquet file: a pure function of the file and the tokenizer.
-On disk it is a folder: `documents` (DOCUMENT records), `train` and `val` (uint16 tokens) and
+On disk it is a folder: `documents` (DOCUMENT records), `train` and `val` (tokens) and
 `counts.json` (skipped rows, damage). The parts of a shard are joined into its files in the token
 store, in memory that does not grow with the number of tokens.
 """
@@ -14,7 +14,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -22,6 +22,7 @@ import numpy as np
 
 from configs.errors import DataError
 from configs.read import MIB, read_json
+from data_pipeline import duplicates
 from data_pipeline.files import fsync, new_files
 from data_pipeline.sources.parquet import Damage, read_row_group
 from data_pipeline.sources.parquet_footer import ShardInfo
@@ -81,7 +82,7 @@ def is_val(document_id: str, val_fraction: float) -> bool:
 def encode_part(part: Part) -> int:
     """Encodes one part into its folder; returns its bytes of UTF-8."""
     tokenizer = _load_tokenizer(part.tokenizer)
-    bos = tokenizer.bos_id.to_bytes(2, "little")
+    bos = np.array(tokenizer.bos_id, tokenizer.dtype).tobytes()
     skipped: collections.Counter[str] = collections.Counter()
     damaged: list[Damage] | None = [] if part.keep_before else None
     n_bytes = 0
@@ -94,8 +95,8 @@ def encode_part(part: Part) -> int:
                 digest = hashlib.blake2b(utf8, digest_size=8).digest()
                 text_hash = int.from_bytes(digest, "little")
                 gpt2_tokens = -1 if document.token_count is None else document.token_count
-                row = first_row + document.row
-                record = (row, val, size // 2, len(utf8), text_hash, gpt2_tokens)
+                row, n_tokens = first_row + document.row, size // tokenizer.dtype.itemsize
+                record = (row, val, n_tokens, len(utf8), text_hash, gpt2_tokens)
                 files["documents"].write(np.array(record, DOCUMENT).tobytes())
                 n_bytes += len(utf8)
         counts = {"skipped": skipped, "damaged": [d._asdict() for d in damaged or ()]}
@@ -143,26 +144,45 @@ def discard_damaged(folder: Path) -> None:
 
 
 def join_parts(
-    parts: Sequence[Part], folder: Path, shard: int, *, val_hashes: Set[int]
+    parts: Sequence[Part],
+    folder: Path,
+    shard: int,
+    *,
+    val_hashes: np.ndarray,
+    repeats: np.ndarray | None,
+    dtype: np.dtype,
 ) -> dict[str, Any]:
     """Joins all parts of a shard, in order, into its files in the store.
 
     Training documents whose text is also in val are dropped: they would bias the validation loss.
 
-    `val_hashes` is the `text_hash` of every validation document of all shards. Returns the shard's
-    entry of the manifest: counts by split, the number of dropped documents, and a hash of the
-    source's usable texts.
+    Args:
+      parts: all of them have been encoded.
+      folder: of the store.
+      shard: its number in the store.
+      val_hashes: uint64, sorted: the `text_hash` of every validation document of all shards.
+      repeats: bool [documents of the shard], those to drop besides; None: none.
+      dtype: of tokens.
+
+    Returns:
+      The shard's entry of the manifest: counts by split, the numbers of dropped documents, and a
+      hash of the source's usable texts.
     """
     counts: dict[str, collections.Counter[str]] = {s: collections.Counter() for s in SPLITS}
-    left_out = 0
+    dropped = collections.Counter(duplicate_of_val=0)
+    first = 0
     content = hashlib.sha256()
     with new_files(shard_files(folder, shard)) as files:
         for part in parts:
             documents, _ = read_part(part.path)
             content.update(documents[["row", "text_hash"]].tobytes())
-            in_val = [text_hash in val_hashes for text_hash in documents["text_hash"].tolist()]
-            keep = documents["val"] | ~np.array(in_val, bool)
-            left_out += int((~keep).sum())
+            keep = documents["val"] | ~duplicates.contains(val_hashes, documents["text_hash"])
+            dropped["duplicate_of_val"] += int((~keep).sum())
+            if repeats is not None:
+                again = keep & repeats[first : first + len(documents)]
+                dropped["duplicate"] += int(again.sum())
+                keep &= ~again
+            first += len(documents)
             for split in SPLITS:
                 mine = documents["val"] == (split == "val")
                 kept = documents[mine & keep]
@@ -179,21 +199,22 @@ def join_parts(
                 )
                 lengths.write(kept["tokens"].tobytes())
                 rows.write(kept["row"].tobytes())
-                _copy_kept(part.path / split, tokens, documents["tokens"][mine], keep[mine])
+                sizes = documents["tokens"][mine] * np.int64(dtype.itemsize)
+                _copy_kept(part.path / split, tokens, sizes, keep[mine])
     fsync(folder)
     return {
         **{split: dict(counts[split]) for split in SPLITS},
-        "duplicate_of_val": left_out,
+        "dropped": dict(dropped),
         "content_sha256": content.hexdigest(),
     }
 
 
-def _copy_kept(source: Path, target: BinaryIO, lengths: np.ndarray, keep: np.ndarray) -> None:
-    """Copies the tokens of the documents i with keep[i], run by run."""
-    starts = np.cumsum(np.append(0, lengths))
-    if source.stat().st_size < 2 * starts[-1]:
+def _copy_kept(source: Path, target: BinaryIO, sizes: np.ndarray, keep: np.ndarray) -> None:
+    """Copies the documents i, of sizes[i] bytes, with keep[i], run by run."""
+    starts = np.cumsum(np.append(0, sizes))
+    if source.stat().st_size < starts[-1]:
         raise DataError(f"{source}: the part is shorter than its index says.")
     runs = np.flatnonzero(np.diff(keep, prepend=False, append=False)).reshape(-1, 2)
     for first, last in runs:
-        offset, size = 2 * int(starts[first]), int(starts[last] - starts[first])
-        target.write(np.memmap(source, "<u2", "r", offset, size).data)  # mapped: it can be large
+        offset, size = int(starts[first]), int(starts[last] - starts[first])
+        target.write(np.memmap(source, "u1", "r", offset, size).data)  # mapped: it can be large

@@ -7,7 +7,8 @@ but for a run of several processes, which needs it beforehand, where all of them
 Parts of the files (a few row groups each) are encoded by several processes, then joined. A killed
 preparation resumes after the last finished part when it is started again; the store is the same.
 
-A store depends on data.source, data.val_fraction, data.on_corrupt and the keys of `tokenizer`;
+A store depends on data.source, data.val_fraction, data.drop_duplicates, data.on_corrupt and the
+keys of `tokenizer`;
 data.cache_dir and data.prepare_workers set where it is and how fast it is made.
 
 Memory: up to 400 MB for each process, as long as no row group has two documents of 50 MB; 1.5 GB
@@ -32,7 +33,7 @@ from ml_collections import ConfigDict
 from configs import cli
 from configs.errors import DataError
 from configs.validate import leaves, raise_problems, range_problems
-from data_pipeline import encode, statistics, token_store, tokenizer_sample, worker_pool
+from data_pipeline import duplicates, encode, statistics, token_store, tokenizer_sample, worker_pool
 from data_pipeline.files import differences, fsync, hash_json, write_atomically
 from data_pipeline.lock import FileLock
 from data_pipeline.sources import parquet_footer
@@ -155,6 +156,8 @@ def _settings(config: ConfigDict) -> dict[str, Any]:
     data, tokenizer = config.data, config.tokenizer
     raise_problems(range_problems(leaves(data, "data.") | leaves(tokenizer, "tokenizer.")))
     settings = {"on_corrupt": data.on_corrupt, "val_fraction": float(data.val_fraction)}
+    if data.drop_duplicates:  # most stores are older than this key
+        settings["drop_duplicates"] = True
     if not tokenizer.file:
         return settings | {key: tokenizer[key] for key in ("vocab_size", "sample_bytes")}
     if not Path(tokenizer.file).is_file():
@@ -216,7 +219,7 @@ def _make(
             **content,
             "tokenizer": {"hash": tokenizer.hash, "vocab_size": tokenizer.vocab_size},
             "published": {name: known for name, known in published.items() if known},
-            **_join(work, shards, plan),
+            **_join(work, shards, plan, tokenizer.dtype, config.data.drop_duplicates),
         }
         token_store.write_manifest(work, manifest)
     shutil.rmtree(work / "parts", ignore_errors=True)  # not needed once the manifest is written
@@ -259,34 +262,44 @@ def _train_tokenizer(
 
 
 def _join(
-    work: Path, shards: Sequence[ShardInfo], plan: Sequence[Sequence[encode.Part]]
+    work: Path,
+    shards: Sequence[ShardInfo],
+    plan: Sequence[Sequence[encode.Part]],
+    dtype: np.dtype,
+    drop: bool,
 ) -> dict[str, Any]:
     """Joins the parts of each shard; returns the entries of the manifest about the content."""
     skipped = collections.Counter(null_text=0, null_id=0, empty_text=0, invalid_utf8=0)
     damaged: list[dict[str, Any]] = []
-    val_hashes: set[int] = set()
-    n_documents = 0
-    every_part = list(itertools.chain(*plan))
-    for part in every_part:
-        documents, counts = encode.read_part(part.path)
-        skipped.update(counts["skipped"])
-        damaged += ({"file": part.shard.name, **damage} for damage in counts["damaged"])
-        val_hashes.update(documents["text_hash"][documents["val"]].tolist())
-        n_documents += len(documents)
+    ends = [0]  # of each shard's documents
 
-    def all_hashes() -> Iterator[np.ndarray]:
-        return (encode.read_part(part.path)[0]["text_hash"] for part in every_part)
+    def documents() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for parts in plan:
+            ends.append(ends[-1])
+            for part in parts:
+                documents, counts = encode.read_part(part.path)
+                skipped.update(counts["skipped"])
+                damaged.extend({"file": part.shard.name, **d} for d in counts["damaged"])
+                ends[-1] += len(documents)
+                yield documents["text_hash"], documents["val"]
 
+    n_rows = sum(shard.n_documents for shard in shards)
+    found = duplicates.find(documents(), n_rows, work)
     joined, files = [], [work / token_store.TOKENIZER]
     for i, (shard, parts) in enumerate(zip(shards, plan, strict=True)):
-        counts = encode.join_parts(parts, work, i, val_hashes=val_hashes)
-        skipped["duplicate_of_val"] += counts.pop("duplicate_of_val")
+        counts = encode.join_parts(
+            *(parts, work, i),
+            val_hashes=found.val_hashes,
+            repeats=found.repeats[ends[i] : ends[i + 1]] if drop else None,
+            dtype=dtype,
+        )
+        skipped.update(counts.pop("dropped"))
         joined.append({"source": shard.path.name, **counts})
         files += token_store.shard_files(work, i)
     return {
         "splits": {split: statistics.split_statistics(work, joined, split) for split in SPLITS},
-        "usable_documents": n_documents,
-        "exact_duplicates": n_documents - statistics.count_distinct(all_hashes, n_documents),
+        "usable_documents": ends[-1],
+        "exact_duplicates": ends[-1] - found.n_distinct,
         "skipped": dict(skipped),
         "damaged": damaged,
         "pieces": joined,

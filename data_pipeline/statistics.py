@@ -1,7 +1,7 @@
 """Statistics of a store, for its manifest and its summary."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,6 @@ from configs.errors import DataError
 from data_pipeline.token_store import TokenStore, shard_file
 
 PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
-DISTINCT_AT_ONCE = 1 << 24  # hashes in memory: 128 MB, and as much again to sort them
-
-
-def count_distinct(hashes: Callable[[], Iterable[np.ndarray]], n: int) -> int:
-    """Counts the distinct values of about `n` 64-bit hashes; reads them several times if many."""
-    passes = n // DISTINCT_AT_ONCE + 1
-    return sum(
-        len(np.unique(np.concatenate([h[h % passes == k] for h in hashes()])))
-        for k in range(passes)
-    )
 
 
 def split_statistics(

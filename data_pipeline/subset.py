@@ -31,7 +31,7 @@ class Subset:
         self._split, self._documents = split, order
 
     def read(self, doc: int, start: int, stop: int) -> np.ndarray:
-        """Returns uint16 tokens [start:stop); IndexError where they do not exist."""
+        """Returns tokens [start:stop); IndexError where they do not exist."""
         if not (0 <= doc < self.n_docs and 0 <= start <= stop <= self.doc_lengths[doc]):
             raise IndexError(f"tokens {start}:{stop} of document {doc} of a subset")
         return self._split.read(int(self._documents[doc]), start, stop)

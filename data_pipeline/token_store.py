@@ -1,8 +1,9 @@
-"""The token store on disk: a folder of flat uint16 token files with document lengths.
+"""The token store on disk: a folder of flat token files with document lengths.
 
     manifest.json          sources, settings, counts, sha256 of each file and its own; written last
     tokenizer.model
-    00000-train.tokens     <u2: BOS, tokens of a document, BOS, tokens of the next, ...
+    00000-train.tokens     <u2, or <u4 where the vocabulary exceeds 65,536: BOS, tokens of a
+                           document, BOS, tokens of the next, ...
     00000-train.lengths    <i4: tokens of each document, BOS included
     00000-train.rows       <u4: row of each document in its parquet file
     00000-val.*            the same; 00001-* where there are several parquet files
@@ -25,14 +26,14 @@ import numpy as np
 from configs.errors import DataError
 from configs.read import MIB, mismatch, read_json
 from data_pipeline.files import hash_json, write_atomically
+from data_pipeline.token_ids import token_dtype
 from data_pipeline.tokenizer import Tokenizer
 
 FORMAT = 2  # raise it when files or their meaning change: older stores are then prepared again
 SPLITS = ("train", "val")
 MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer.model"  # a SentencePiece model, or the tokenizer.json of an imported GPT-2
+TOKENIZER = "tokenizer.model"  # a SentencePiece model, or a byte-level tokenizer.json
 KINDS = ("tokens", "lengths", "rows")  # of files of a split of a shard
-_COUNTED = (("tokens", "tokens", 2), ("lengths", "documents", 4))  # kind, unit, bytes of each
 _KEYS = frozenset(  # of a manifest
     """
     format sources settings tokenizer published splits usable_documents exact_duplicates skipped
@@ -78,7 +79,9 @@ def _unusable(folder: Path, problem: str, file: str = "") -> DataError:
 class Split:
     """One split of some shards. Documents count from 0 in the order of the parquet files."""
 
-    def __init__(self, folder: Path, name: str, shards: Mapping[int, Mapping[str, Any]]) -> None:
+    def __init__(
+        self, folder: Path, name: str, shards: Mapping[int, Mapping[str, Any]], dtype: np.dtype
+    ) -> None:
         """Reads the document index (12 bytes a document); tokens stay on disk.
 
         `shards` are entries of the manifest by their number.
@@ -86,8 +89,8 @@ class Split:
         Raises:
           DataError: an index disagrees with the manifest.
         """
-        self._folder, self._name, self._shards = folder, name, list(shards.values())
-        self._numbers = list(shards)
+        self._folder, self._name, self._dtype = folder, name, dtype
+        self._numbers, self._shards = list(shards), list(shards.values())
         counts = [shard[name] for shard in self._shards]
         self.n_docs: int = sum(c["documents"] for c in counts)
         self.n_tokens: int = sum(c["tokens"] for c in counts)  # BOS included
@@ -113,7 +116,7 @@ class Split:
         return int(np.searchsorted(self._first_doc, doc, side="right")) - 1
 
     def read(self, doc: int, start: int, stop: int) -> np.ndarray:
-        """Returns uint16 tokens [start:stop), a view of the memory map; IndexError outside it."""
+        """Returns tokens [start:stop), a view of the memory map; IndexError outside it."""
         shard, length = self._shard_of(doc), self.doc_lengths[doc]
         if not 0 <= start <= stop <= length:
             raise IndexError(f"tokens {start}:{stop} of document {doc}, which has {length}")
@@ -123,7 +126,7 @@ class Split:
     def _map(self, shard: int) -> np.ndarray:
         path = shard_file(self._folder, self._numbers[shard], self._name, "tokens")
         # A plain ndarray over the map: slicing np.memmap itself costs several times as much.
-        return np.asarray(np.memmap(path, "<u2", mode="r"))
+        return np.asarray(np.memmap(path, self._dtype, mode="r"))
 
     def doc_id(self, doc: int) -> str:
         """Returns the source of a document as `file.parquet:row`; rows count from 0."""
@@ -147,6 +150,7 @@ class TokenStore:
             "content": [shard["content_sha256"] for shard in manifest["pieces"]],
         }
         self.hash: str = hash_json({**self.identity, "files": manifest["files"]})
+        self.dtype = token_dtype(manifest["tokenizer"]["vocab_size"])
         self._splits: dict[str, Split] = {}
 
     @classmethod
@@ -159,15 +163,18 @@ class TokenStore:
         folder = Path(path)
         manifest = _read_manifest(folder)
         needed = [TOKENIZER]
+        dtype = token_dtype(manifest["tokenizer"]["vocab_size"])
+        # Of each kind of file: what it counts, and bytes of one.
+        counted = {"tokens": ("tokens", dtype.itemsize), "lengths": ("documents", 4)}
         for i, shard in enumerate(manifest["pieces"]):
             needed += [file.name for file in shard_files(folder, i)]
             if missing := [name for name in needed if name not in manifest["files"]]:
                 raise _unusable(folder, f"the manifest is damaged (it lacks {missing})", MANIFEST)
-            for split, (kind, unit, size) in itertools.product(SPLITS, _COUNTED):
+            for split, (kind, (unit, size)) in itertools.product(SPLITS, counted.items()):
                 name = shard_file(folder, i, split, kind).name
                 if manifest["files"][name]["size_bytes"] != size * shard[split][unit]:
-                    counted = f"its {shard[split][unit]} {unit} do not fit the size of {name}"
-                    raise _unusable(folder, f"the manifest is damaged: {counted}", MANIFEST)
+                    problem = f"its {shard[split][unit]} {unit} do not fit the size of {name}"
+                    raise _unusable(folder, f"the manifest is damaged: {problem}", MANIFEST)
         for name in dict.fromkeys([*manifest["files"], *needed]):
             expected = manifest["files"][name]
             path = folder / name
@@ -203,7 +210,8 @@ class TokenStore:
         """Returns some shards of a split; reads their index."""
         if name not in SPLITS:
             raise ValueError(f"split {name!r}: there are {SPLITS}")
-        return Split(self.path, name, {i: self.manifest["pieces"][i] for i in shards})
+        pieces = {i: self.manifest["pieces"][i] for i in shards}
+        return Split(self.path, name, pieces, self.dtype)
 
     def verify(self, split: str | None = None) -> int:
         """Reads every file, or those of one split; returns their number.
@@ -215,7 +223,7 @@ class TokenStore:
         names = [name for name in self.manifest["files"] if not split or f"-{split}." in name]
         for name in names:
             try:
-                digest, highest = _scan(self.path / name)
+                digest, highest = _scan(self.path / name, self.dtype)
             except OSError as e:
                 raise _unusable(self.path, f"it cannot be read ({e.strerror})", name) from e
             if digest != self.manifest["files"][name]["sha256"]:
@@ -253,21 +261,21 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def file_record(path: Path) -> dict[str, Any]:
     """Returns size and sha256 of a file, as the manifest holds them."""
-    return {"size_bytes": path.stat().st_size, "sha256": _scan(path)[0]}
+    return {"size_bytes": path.stat().st_size, "sha256": _scan(path, np.dtype("u1"))[0]}
 
 
-def _scan(path: Path) -> tuple[str, int]:
-    """Returns the sha256 of a file and the highest of its uint16 numbers.
+def _scan(path: Path, dtype: np.dtype) -> tuple[str, int]:
+    """Returns the sha256 of a file and the highest of its numbers.
 
     Python's lock is free while a block is read, hashed and compared: other threads keep running.
     """
     digest, highest = hashlib.sha256(), 0
     data = memoryview(bytearray(_BUFFER))
-    numbers = np.frombuffer(data, "<u2")
+    numbers = np.frombuffer(data, dtype)
     with path.open("rb") as f:
         while n := f.readinto(data):
             digest.update(data[:n])
-            highest = max(highest, int(numbers[: n // 2].max(initial=0)))
+            highest = max(highest, int(numbers[: n // dtype.itemsize].max(initial=0)))
     return digest.hexdigest(), highest
 
 

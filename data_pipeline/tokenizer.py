@@ -1,4 +1,4 @@
-"""A lossless tokenizer: decode(encode(x)) == x for any Unicode text. SentencePiece BPE, or GPT-2's.
+"""A lossless tokenizer, SentencePiece or byte-level BPE: decode(encode(x)) == x for Unicode text.
 
 For SentencePiece, text is split into words (a newline, or spaces followed by other characters), and
 each word is encoded once, then cached. BPE pieces never cross the start of a word, so the ids are
@@ -21,10 +21,11 @@ import sentencepiece as spm
 from configs.errors import DataError
 from configs.read import MIB, read_bytes
 from configs.validate import MAX_VOCAB_SIZE
+from data_pipeline.byte_level import ByteLevel
 from data_pipeline.files import write_atomically
-from data_pipeline.gpt2_tokenizer import ByteLevel
+from data_pipeline.token_ids import token_dtype
 
-MAX_FILE = 32 * MIB  # bytes of a tokenizer
+MAX_FILE = 64 * MIB  # bytes of a tokenizer: 200,000 tokens take 30
 MAX_WORD = 256  # characters; longer words are split, which bounds time and memory on hostile text
 MAX_SLICE = 1 << 18  # bytes encoded at a time, to bound the memory of a 50 MB document
 
@@ -71,7 +72,7 @@ class Tokenizer:
     """Converts text to ids and back; text never becomes BOS or another special token."""
 
     def __init__(self, model: bytes, name: str = "tokenizer") -> None:
-        """Takes a SentencePiece model of `train_tokenizer`, or the tokenizer.json of a GPT-2.
+        """Takes a SentencePiece model of `train_tokenizer`, or a byte-level tokenizer.json.
 
         Raises:
           DataError: `model` is neither; the message begins with `name`.
@@ -79,6 +80,7 @@ class Tokenizer:
         self.byte_level = ByteLevel(model, name) if model[:1] == b"{" else None
         self._encoder = self.byte_level or SentencePiece(model, name)
         self.vocab_size: int = self._encoder.vocab_size
+        self.dtype = token_dtype(self.vocab_size)  # of ids in the bytes that encode_utf8 yields
         self.bos_id: int = self._encoder.bos_id
         self.hash: str = self._encoder.hash
         self._table: list[bytes] = self._encoder.table
@@ -90,19 +92,19 @@ class Tokenizer:
         return cls(read_bytes(Path(path), MAX_FILE), str(path))
 
     def pieces(self) -> list[Piece]:
-        """Returns the vocabulary of a SentencePiece model, by id; TypeError for a GPT-2's."""
+        """Returns the vocabulary of a SentencePiece model, by id; TypeError for another."""
         if not isinstance(self._encoder, SentencePiece):
             raise TypeError("a byte-level tokenizer has merges, and no pieces with scores")
         return self._encoder.pieces
 
     def encode_utf8(self, utf8: bytes | memoryview) -> Iterator[bytes]:
-        """Yields slices of a text's ids, without BOS, as little-endian uint16, as in the store."""
+        """Yields slices of a text's ids, without BOS, as bytes of `dtype`, as in the store."""
         return self._encoder.encode(slices(utf8))
 
     def encode(self, text: str) -> np.ndarray:
         """Returns the ids of `text` [n], int32, no BOS; UnicodeEncodeError: a lone surrogate."""
         ids = b"".join(self.encode_utf8(text.encode()))
-        return np.frombuffer(ids, "<u2").astype(np.int32)
+        return np.frombuffer(ids, self.dtype).astype(np.int32)
 
     def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
         """Returns the UTF-8 of `ids`, without specials; it can end within a character.
@@ -155,10 +157,10 @@ class SentencePiece:
         self.hash = self._hash()
         byte_ids = [self._sp.piece_to_id(f"<0x{b:02X}>") for b in SPACE.encode()]
         self._cache = _WordCache(self._sp)
-        self._cache[SPACE] = np.array(byte_ids, "<u2").tobytes()
+        self._cache[SPACE] = np.array(byte_ids, self._cache.dtype).tobytes()
 
     def encode(self, texts: Iterable[str]) -> Iterator[bytes]:
-        """Yields the ids of each slice of a text, as uint16."""
+        """Yields the ids of each slice of a text, as bytes."""
         for text in texts:
             yield b"".join(map(self._cache.__getitem__, WORD.findall(text)))
 
@@ -202,14 +204,15 @@ class SentencePiece:
 
 
 class _WordCache(dict[str, bytes]):
-    """Word -> its ids as uint16 bytes; a limited cache."""
+    """Word -> its ids as bytes; a limited cache."""
 
     def __init__(self, sp: spm.SentencePieceProcessor) -> None:
         super().__init__()
         self._sp = sp
+        self.dtype = token_dtype(sp.vocab_size())
 
     def __missing__(self, word: str) -> bytes:
-        ids = np.array(self._sp.encode(word.encode()), "<u2").tobytes()
+        ids = np.array(self._sp.encode(word.encode()), self.dtype).tobytes()
         if len(word) <= _CACHE_WORD_CHARS and len(self) < _CACHE_WORDS:
             self[word] = ids
         return ids

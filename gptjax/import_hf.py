@@ -20,7 +20,7 @@ from configs import base, cli
 from configs.errors import UserError
 from configs.read import MIB, read_bytes, read_json
 from configs.validate import leaves, model_problems, raise_problems, range_problems
-from data_pipeline import gpt2_tokenizer
+from data_pipeline import byte_level
 from data_pipeline.files import write_atomically
 from data_pipeline.token_store import TOKENIZER
 from data_pipeline.tokenizer import MAX_FILE, Tokenizer
@@ -77,7 +77,7 @@ def _tokenizer(source: Path) -> bytes:
         if (source / vocab).is_file() and (source / merges).is_file():
             lines = read_bytes(source / merges, MAX_FILE).decode(errors="replace").split("\n")
             ids = read_json(source / vocab, MAX_FILE, {str: int})
-            return gpt2_tokenizer.make_json(ids, lines)
+            return byte_level.make_json(ids, lines)
     raise UserError(f"{source} has no tokenizer.json, and no vocab.json and merges.txt.")
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs import debug
-from data_pipeline import gpt2_tokenizer
+from data_pipeline import byte_level
 from gptjax.evaluate.__main__ import save
 from gptjax.export import export_hf
 from gptjax.inference import load_run
@@ -86,13 +86,11 @@ class Sources:
         shutil.copy(run / "config.json", folder / "config")
         (folder / "tokenizer").mkdir()
         shutil.copy(run / "tokenizer.model", folder / "tokenizer")
-        vocab = {c: i for i, c in enumerate(sorted(gpt2_tokenizer.BYTES))}
+        vocab = {c: i for i, c in enumerate(sorted(byte_level.BYTES))}
         merges = ["t h", "th e", "a n"]
         vocab |= {m.replace(" ", ""): 256 + i for i, m in enumerate(merges)}
-        vocab |= {gpt2_tokenizer.BOS: 259}
-        (folder / "tokenizer" / "tokenizer.json").write_bytes(
-            gpt2_tokenizer.make_json(vocab, merges)
-        )
+        vocab |= {byte_level.BOS: 259}
+        (folder / "tokenizer" / "tokenizer.json").write_bytes(byte_level.make_json(vocab, merges))
         (folder / "parquet").mkdir()
         write_parquet(folder / "parquet" / "a.parquet", compression="zstd")
         (folder / "eval").mkdir()

@@ -2,7 +2,8 @@
 
 llama.cpp's tokenizer "llama" merges by score, as SentencePiece does, and gives our ids with two
 exceptions: it stores a space as U+2581 and so reads a real U+2581 as a space, and it does not split
-words of over 256 characters. An imported GPT-2 uses its "gpt2", which reads the list of merges.
+words of over 256 characters. A tokenizer.json uses its "gpt2", which reads the list of merges; it
+must split text into words in a way that llama.cpp knows.
 """
 
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from configs.errors import UserError
+from data_pipeline.byte_level import ByteLevel
 from data_pipeline.tokenizer import SPACE, Tokenizer
 from gptjax.common.extras import imports_of_extra
 from gptjax.compat import hf_weights
@@ -17,6 +20,22 @@ from gptjax.compat.hf_architectures import QWEN3
 from gptjax.model import GPTConfig, Params
 from gptjax.model.gpt import LAYER_NORM_EPS
 from gptjax.model.layers import RMS_NORM_EPS
+
+# Of Llama 3, Qwen 2 and GPT-4o: the regular expression and ignore_merges -> llama.cpp's name.
+_ENDINGS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_LETTERS = _ENDINGS + r"|[^\r\n\p{L}\p{N}]?\p{L}+"
+_SPACES = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORDS = {
+    (_LETTERS + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _SPACES, True): "llama-bpe",
+    (_LETTERS + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _SPACES, False): "qwen2",
+    (
+        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_ENDINGS}?|"
+        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_ENDINGS}?|"
+        r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _SPACES,
+        False,
+    ): "gpt-4o",
+}
 
 
 def tensors(model_config: GPTConfig, params: Params, vocab_size: int) -> dict[str, np.ndarray]:
@@ -65,6 +84,21 @@ def write(
     writer.close()
 
 
+def _words_of(byte_level: ByteLevel) -> str:
+    """Returns llama.cpp's name of how a tokenizer splits text into words."""
+    *splits, last = byte_level.splits
+    if not splits:
+        return "gpt-2"
+    patterns = [split.get("pattern", {}).get("Regex") for split in splits]
+    key = (*patterns, byte_level.ignores_merges)
+    if key not in _WORDS or last.get("use_regex", True):
+        raise UserError(
+            "llama.cpp knows no such tokenizer: it splits text into words by "
+            f"{' and '.join(map(str, patterns))}. Export it with --format=hf."
+        )
+    return _WORDS[key]
+
+
 def _add_tokenizer(writer: Any, tokenizer: Tokenizer, types: Any) -> None:
     byte_level = tokenizer.byte_level
     if byte_level is None:
@@ -78,10 +112,12 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, types: Any) -> None:
         writer.add_add_space_prefix(False)
     else:
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("gpt-2")
+        writer.add_tokenizer_pre(_words_of(byte_level))
         writer.add_token_list(byte_level.tokens)
-        kinds = (i in byte_level.specials for i in range(tokenizer.vocab_size))
-        writer.add_token_types([types.CONTROL if special else types.NORMAL for special in kinds])
+        kinds = [types.NORMAL if utf8 else types.UNUSED for utf8 in byte_level.table]
+        for i in byte_level.specials:
+            kinds[i] = types.CONTROL
+        writer.add_token_types(kinds)
         writer.add_token_merges([" ".join(pair) for pair in byte_level.merges])
     writer.add_bos_token_id(tokenizer.bos_id)
     writer.add_eos_token_id(tokenizer.bos_id)  # BOS separates documents, so it also ends a text

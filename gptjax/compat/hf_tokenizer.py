@@ -10,7 +10,6 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from data_pipeline.gpt2_tokenizer import BOS
 from data_pipeline.tokenizer import WORD, Piece, Tokenizer
 
 
@@ -37,7 +36,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
     Pieces have plain spaces, so that U+2581 becomes bytes like any character without a piece. BOS
     and unk are in the vocabulary but not among `added_tokens`, which would match in texts. The
-    tokenizer of an imported GPT-2 is returned unchanged.
+    tokenizer.json of an imported model, or of tokenizer.file, is returned unchanged.
     """
     if tokenizer.byte_level is not None:
         return tokenizer.byte_level.json
@@ -83,7 +82,8 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def tokenizer_config(tokenizer: Tokenizer, block_size: int) -> dict[str, Any]:
     """Returns the content of tokenizer_config.json, with which `transformers` loads the above."""
-    bos = BOS if tokenizer.byte_level else tokenizer.pieces()[tokenizer.bos_id].text
+    byte_level = tokenizer.byte_level
+    bos = byte_level.bos if byte_level else tokenizer.pieces()[tokenizer.bos_id].text
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": bos,

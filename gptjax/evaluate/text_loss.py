@@ -26,18 +26,18 @@ from gptjax.metrics import aggregate
 
 
 class Texts:
-    """Documents in memory, 2 bytes a token; see `packing.Documents`."""
+    """Documents in memory, 2 or 4 bytes a token; see `packing.Documents`."""
 
     def __init__(self, texts: Iterable[bytes | memoryview], tokenizer: Tokenizer):
         """Encodes texts in UTF-8."""
-        tokens = (np.frombuffer(b"".join(tokenizer.encode_utf8(x)), "<u2") for x in texts)
+        tokens = (np.frombuffer(b"".join(tokenizer.encode_utf8(x)), tokenizer.dtype) for x in texts)
         self._documents = [np.insert(ids, 0, tokenizer.bos_id) for ids in tokens]
         self.n_docs = len(self._documents)
         self.doc_lengths = np.array([d.size for d in self._documents], np.int32)
         self.n_tokens = int(self.doc_lengths.sum(dtype=np.int64))
 
     def read(self, doc: int, start: int, stop: int) -> np.ndarray:
-        """Returns tokens [start:stop) of document `doc`, uint16."""
+        """Returns tokens [start:stop) of document `doc`."""
         return self._documents[doc][start:stop]
 
     def doc_id(self, doc: int) -> str:

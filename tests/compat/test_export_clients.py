@@ -20,7 +20,7 @@ from test_hf_qwen3 import as_imported, make_workdir, random_params
 from configs import base
 from configs import workdir as workdir_config
 from configs.errors import DataError, UserError
-from data_pipeline import gpt2_tokenizer
+from data_pipeline import byte_level
 from data_pipeline.sources import parquet
 from data_pipeline.token_store import TOKENIZER
 from data_pipeline.tokenizer import MAX_SLICE, SPACE, WORD, Tokenizer
@@ -338,7 +338,7 @@ def test_gpt2s_ids_of_fuzzed_text(imported):
     ranks = {token: i for i, token in enumerate(ours._table) if token}
     words = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
     theirs = tiktoken.Encoding(
-        "gpt2", pat_str=words, mergeable_ranks=ranks, special_tokens={gpt2_tokenizer.BOS: 50256}
+        "gpt2", pat_str=words, mergeable_ranks=ranks, special_tokens={byte_level.BOS: 50256}
     )
     assert (ours.bos_id, ours.vocab_size, ours.token_bytes[50256]) == (50256, 50257, 0)
     docs = documents(30)

@@ -19,7 +19,7 @@ import pytest
 from configs import base
 from configs.errors import DataError, UserError
 from configs.validate import leaves
-from data_pipeline import encode, prepare, statistics, tokenizer_sample, worker_pool
+from data_pipeline import duplicates, encode, prepare, statistics, tokenizer_sample, worker_pool
 from data_pipeline.token_store import TokenStore, write_manifest
 
 ROOT = Path(__file__).parents[2]
@@ -146,6 +146,39 @@ def test_store_equals_a_naive_reference(made):
     train, val = ({r["text"] for _, r in expected[s]} for s in ("train", "val"))
     assert not train & val
     store.verify()
+
+
+@pytest.mark.parametrize("at_once", [duplicates.AT_ONCE, 5])
+def test_duplicates_are_dropped_across_files_and_buckets(shard, tmp_path, monkeypatch, at_once):
+    """The first of each text stays, in its split; val goes before train."""
+    monkeypatch.setattr(duplicates, "AT_ONCE", at_once)
+    rows = make_rows()
+    (tmp_path / "shards").mkdir()
+    for i, cut in enumerate((slice(90), slice(90, 200), slice(200, None))):
+        write_shard(tmp_path / "shards" / f"{i}.parquet", rows[cut])
+    config = make_config(tmp_path / "shards", tmp_path)
+    kept = TokenStore.open(prepare.prepare(config))
+    config.data.drop_duplicates = True
+    store = TokenStore.open(prepare.prepare(config))
+    assert store.path.name != kept.path.name
+    assert store.manifest["settings"] == kept.manifest["settings"] | {"drop_duplicates": True}
+    is_val = [encode.is_val(row["id"], VAL_FRACTION) for row in rows]
+    seen, expected = set(), {"train": [], "val": []}
+    for val in (True, False):
+        for i, row in enumerate(rows):
+            if row["text"] and is_val[i] == val and row["text"] not in seen:
+                seen.add(row["text"])
+                expected["val" if val else "train"].append(i)
+    for name, numbers in expected.items():
+        split = store.split(name)
+        places = [split.doc_id(doc).split(".parquet:") for doc in range(split.n_docs)]
+        assert [int(row) + (0, 90, 200)[int(file)] for file, row in places] == numbers
+    skipped = dict(store.manifest["skipped"])
+    dropped = skipped.pop("duplicate")
+    assert skipped == kept.manifest["skipped"]
+    assert dropped + skipped["duplicate_of_val"] == store.manifest["exact_duplicates"]
+    assert store.manifest["exact_duplicates"] == kept.manifest["exact_duplicates"] > dropped > 0
+    assert f"{dropped} duplicate" in statistics.summary(store)
 
 
 def test_folder_holds_the_store_and_nothing_else(made):

@@ -52,8 +52,13 @@ def made(tmp_path_factory):
                     naive[split].append((tokens, n_bytes, f"{shard}.parquet:{row}"))
                     row += 2
                 part_files["counts.json"].write(b"{}")
-        counts = encode.join_parts(paths, folder, shard, val_hashes=set())
-        assert counts.pop("duplicate_of_val") == 0 and len(counts["content_sha256"]) == 64
+        none = np.zeros(0, "<u8")
+        counts = encode.join_parts(
+            paths, folder, shard, val_hashes=none, repeats=None, dtype=tokenizer.dtype
+        )
+        assert (
+            counts.pop("dropped") == {"duplicate_of_val": 0} and len(counts["content_sha256"]) == 64
+        )
         shards.append({"source": f"{shard}.parquet", **counts})
         files += token_store.shard_files(folder, shard)
     manifest = {
@@ -301,7 +306,7 @@ def copy_kept(tmp_path, documents, keep):
     lengths = np.array([len(d) for d in documents], "<i4")
     mask = np.array([c == "1" for c in keep], bool)
     with (tmp_path / "out").open("wb") as target:
-        encode._copy_kept(tmp_path / "in", target, lengths, mask)
+        encode._copy_kept(tmp_path / "in", target, 2 * lengths, mask)
     return np.fromfile(tmp_path / "out", "<u2").tolist()
 
 

@@ -52,7 +52,7 @@ def test_a_file_is_read_to_its_end(tmp_path, size):
     data[size // 2 * 2 - 1 : size // 2 * 2] = b"\x07"[: size // 2]  # the last number
     path = tmp_path / "file"
     path.write_bytes(data)
-    digest, highest = token_store._scan(path)
+    digest, highest = token_store._scan(path, np.dtype("<u2"))
     assert digest == hashlib.sha256(data).hexdigest()
     assert highest == max(np.frombuffer(data[: size // 2 * 2], "<u2").tolist(), default=0)
 
