@@ -4,6 +4,8 @@ It is taken from the starts of evenly spaced row groups ("places"). The footers 
 much each gives, so any number of processes may count their words, in any order.
 """
 
+import bisect
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,17 +33,30 @@ def plan_sample(
     shards: Sequence[ShardInfo], n_bytes: int, val_fraction: float, keep_before: bool = False
 ) -> list[Place]:
     """Divides `n_bytes` evenly over places; what a small row group lacks, larger ones give."""
-    groups = [(s.path, i, size) for s in shards for i, size in enumerate(s.text_bytes)]
-    n = min(len(groups), MAX_PLACES)
-    chosen = [groups[k * len(groups) // n] for k in range(n)]
-    budgets, left = [0] * n, n_bytes
-    for done, k in enumerate(sorted(range(n), key=lambda k: chosen[k][2])):  # small ones first
-        budgets[k] = left // (n - done)
-        left -= min(chosen[k][2], budgets[k])
+    chosen = choose([shard.n_row_groups for shard in shards])
+    budgets = divide([shards[shard].text_bytes[i] for shard, i in chosen], n_bytes)
     return [
-        Place(path, i, budget, val_fraction, keep_before)
-        for (path, i, _), budget in zip(chosen, budgets, strict=True)
+        Place(shards[shard].path, i, budget, val_fraction, keep_before)
+        for (shard, i), budget in zip(chosen, budgets, strict=True)
     ]
+
+
+def choose(n_groups: Sequence[int]) -> list[tuple[int, int]]:
+    """Returns (shard, row group) of at most MAX_PLACES evenly spaced ones, given their numbers."""
+    ends = list(itertools.accumulate(n_groups))
+    n = min(ends[-1], MAX_PLACES)
+    numbers = [k * ends[-1] // n for k in range(n)]
+    shards = [bisect.bisect(ends, number) for number in numbers]
+    return [(s, k - ends[s] + n_groups[s]) for s, k in zip(shards, numbers, strict=True)]
+
+
+def divide(sizes: Sequence[int], n_bytes: int) -> list[int]:
+    """Divides `n_bytes` evenly over places of these sizes: what one lacks, larger ones give."""
+    budgets, left = [0] * len(sizes), n_bytes
+    for done, k in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):  # small ones first
+        budgets[k] = left // (len(sizes) - done)
+        left -= min(sizes[k], budgets[k])
+    return budgets
 
 
 def texts(place: Place) -> Iterator[str]:

@@ -59,7 +59,6 @@ SHARDED = {
     (rtx4070_110m, "step", 2, 4, False): 1908,
     (rtx4070_110m, "layer", 12, 4, False): 4982,
     (rtx4070_110m, "layer", 2, 4, False): 1235,
-    (rtx4070_110m, "layer", 1, 4, False): 866,
     (rtx4070_110m, "layer", 2, 4, True): 1319,
     (rtx4070_best, "step", 8, 4, False): 6215,
 }
