@@ -37,6 +37,8 @@ from data_pipeline.folders import Folder, is_address, open_folder
 from data_pipeline.progress import BatchProgress
 from data_pipeline.ray_pool import RayPool
 from data_pipeline.shard_tasks import Encoding, Sample, Task, result_name
+from data_pipeline.sources.documents import FileState
+from data_pipeline.sources.find import Unit, columns_of, list_units
 from data_pipeline.tokenizer import Tokenizer, train_from_counts
 
 log = logging.getLogger(__name__)
@@ -58,28 +60,27 @@ def is_wanted(config: ConfigDict) -> bool:
     return config.data.engine == "ray" or is_address(config.data.cache_dir)
 
 
-def prepare(
-    config: ConfigDict, settings: dict[str, Any], sources: Sequence[Path], name_of: NameOf | None
-) -> Path | None:
+def prepare(config: ConfigDict, settings: dict[str, Any], name_of: NameOf | None) -> Path | None:
     """Returns the folder of a store, or of its mirror on this disk; makes it if needed.
 
     Args:
       config: of the run.
-      settings: what the content depends on besides the sources.
-      sources: the files, in order.
+      settings: what the content depends on besides the source.
       name_of: gives the name of the store from the identities of its files; None: it is not made,
         and where there is none, None is returned.
 
     Raises:
-      DataError, UserError: see `Making.make`; the engine cannot be used.
+      DataError: see `Making.make`; there is no source.
+      UserError: the engine or the place of stores cannot be used.
     """
     data = config.data
-    making = Making(config, settings, sources)
+    units = list_units(data)
+    making = Making(config, settings, units)
     name = making.finished()
     if name is None:
         if name_of is None:
             return None
-        n_parts = worker_pool.PARTS_TO_PAY * len(sources)  # a process is worth it for each file
+        n_parts = worker_pool.PARTS_TO_PAY * len(units)  # a process is worth it for each file
         on_ray = data.engine == "ray"
         with RayPool() if on_ray else worker_pool.Pool(data.prepare_workers, n_parts) as pool:
             name = making.make(pool, name_of)
@@ -93,19 +94,20 @@ def prepare(
 class Making:
     """A store that is being made: what is done, and where."""
 
-    def __init__(self, config: ConfigDict, settings: dict[str, Any], sources: Sequence[Path]):
+    def __init__(self, config: ConfigDict, settings: dict[str, Any], units: Sequence[Unit]):
         """Reads no source."""
         self._config, self._settings = config, settings
-        listing = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in sources]
+        listing = [[name, *map(str, FileState.of(path))] for u in units for name, path in u.files]
         self._key = hash_json([token_store.FORMAT, settings, listing])[:12]
         self._cache = str(config.data.cache_dir).rstrip("/")
         self._top = open_folder(self._cache)
         place = f"{self._cache}/.work-{self._key}"
         self._work = open_folder(place)
+        columns, inspected = columns_of(config.data), f"{config.data.local_dir}/inspected"
         keep_before = config.data.on_corrupt == "keep_before"
         self._tasks = [
-            Task(i, str(path), place, settings["val_fraction"], keep_before)
-            for i, path in enumerate(sources)
+            Task(i, unit, columns, inspected, place, settings["val_fraction"], keep_before)
+            for i, unit in enumerate(units)
         ]
 
     def finished(self) -> str | None:

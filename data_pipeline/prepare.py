@@ -1,18 +1,18 @@
-"""Prepares parquet files for training, once: tokenizer, tokens, split and statistics.
+"""Prepares a source for training, once: tokenizer, tokens, split and statistics.
 
     python -m data_pipeline.prepare --config=configs/quickstart.py
 
 It prints a summary of the store; training finds the store by itself, and prepares it if needed,
 but for a run of several processes, which needs it beforehand, where all of them can read it.
-Parts of the files (a few row groups each) are encoded by several processes, then joined. A killed
+Parts of the files (a few chunks each) are encoded by several processes, then joined. A killed
 preparation resumes after the last finished part when it is started again; the store is the same.
 
-A store depends on data.source, data.val_fraction, data.drop_duplicates, data.on_corrupt and the
-keys of `tokenizer`;
-data.cache_dir and data.prepare_workers set where it is and how fast it is made.
+A store depends on data.source and how it is read (data.text_column, data.id_column,
+data.separator, data.on_corrupt), data.val_fraction, data.drop_duplicates and the keys of
+`tokenizer`; data.cache_dir and data.prepare_workers set where it is and how fast it is made.
 
-Memory: up to 400 MB for each process, as long as no row group has two documents of 50 MB; 1.5 GB
-for the main one. Disk: the store (about 0.7 times the parquet file) twice, until the parts are
+Memory: up to 400 MB for each process, as long as no chunk has two documents of 50 MB; 1.5 GB for
+the main one. Disk: the store (about 0.7 times a parquet file) twice, until the parts are
 joined.
 """
 
@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import cli
+from configs import base, cli
 from configs.errors import DataError
 from configs.validate import leaves, raise_problems, range_problems
 from data_pipeline import (
@@ -47,9 +47,9 @@ from data_pipeline import (
 from data_pipeline.files import differences, fsync, hash_json, write_atomically
 from data_pipeline.folders import is_address
 from data_pipeline.lock import FileLock
-from data_pipeline.sources import parquet_footer
+from data_pipeline.sources.documents import SourceFile
+from data_pipeline.sources.find import open_source
 from data_pipeline.sources.known_files import identify
-from data_pipeline.sources.parquet_footer import ShardInfo
 from data_pipeline.statistics import summary
 from data_pipeline.token_store import TokenStore
 from data_pipeline.tokenizer import Tokenizer, train_from_counts
@@ -59,6 +59,7 @@ log = logging.getLogger(__name__)
 # Raise it when the same source and settings would give different tokens or splits.
 PREPARATION_VERSION = 2
 _UNFINISHED = ".partial"  # suffix of a store that is being made
+_COLUMNS = ("text_column", "id_column", "separator")  # keys of data: how a source is read
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -86,7 +87,7 @@ def prepare(config: ConfigDict) -> Path:
             raise DataError(
                 f"{store.parent}: the disk is full ({e.strerror}; "
                 f"{shutil.disk_usage(folder).free:,} bytes are free). Preparing needs about 1.5 "
-                "times the size of the parquet files. Free some space, or put the store elsewhere "
+                "times the size of the source. Free some space, or put the store elsewhere "
                 "with --config.data.cache_dir=..., and run again: finished parts are kept."
             ) from e
     _warn_of_damage(TokenStore.open(store))
@@ -119,9 +120,8 @@ def _missing(store: Path | str) -> DataError:
 
 def _by_shard(config: ConfigDict, *, may_make: bool) -> Path:
     data, settings = config.data, _settings(config)
-    sources = parquet_footer.find_shards(data.source)
     name_of = functools.partial(_name, settings)
-    store = by_shard.prepare(config, settings, sources, name_of if may_make else None)
+    store = by_shard.prepare(config, settings, name_of if may_make else None)
     if store is None:
         raise _missing(data.cache_dir)
     _warn_of_damage(TokenStore.open(store))
@@ -155,7 +155,7 @@ def _warn_of_damage(store: TokenStore) -> None:
         )
 
 
-def locate(config: ConfigDict) -> tuple[Path, list[ShardInfo]]:
+def locate(config: ConfigDict) -> tuple[Path, list[SourceFile]]:
     """Returns the (perhaps future) folder of the store of `config`, and its source files.
 
     Raises:
@@ -163,8 +163,8 @@ def locate(config: ConfigDict) -> tuple[Path, list[ShardInfo]]:
       UserError: a setting is unusable.
     """
     settings = _settings(config)
-    shards = parquet_footer.inspect_all(parquet_footer.find_shards(config.data.source))
-    name = _name(settings, [shard.identity() for shard in shards])
+    shards = open_source(config.data)
+    name = _name(settings, [shard.identity for shard in shards])
     return Path(config.data.cache_dir) / name, shards
 
 
@@ -176,10 +176,10 @@ def _name(settings: dict[str, Any], sources: Sequence[dict[str, Any]]) -> str:
     return f"{Path(sources[0]['file']).stem}{more}-{hash_json(identity)[:12]}"
 
 
-def _describe(config: ConfigDict) -> tuple[Path, dict[str, Any], list[ShardInfo]]:
+def _describe(config: ConfigDict) -> tuple[Path, dict[str, Any], list[SourceFile]]:
     """Returns the folder of the store of `config`, what its manifest must say, and its source."""
     store, shards = locate(config)
-    content = {"sources": [shard.identity() for shard in shards], "settings": _settings(config)}
+    content = {"sources": [shard.identity for shard in shards], "settings": _settings(config)}
     return store, content, shards
 
 
@@ -190,6 +190,8 @@ def _settings(config: ConfigDict) -> dict[str, Any]:
     settings = {"on_corrupt": data.on_corrupt, "val_fraction": float(data.val_fraction)}
     if data.drop_duplicates:  # most stores are older than this key
         settings["drop_duplicates"] = True
+    defaults = base.get_config().data  # without them, as in stores from before there were others
+    settings |= {key: data[key] for key in _COLUMNS if data[key] != defaults[key]}
     if not tokenizer.file:
         return settings | {key: tokenizer[key] for key in ("vocab_size", "sample_bytes")}
     if not Path(tokenizer.file).is_file():
@@ -214,13 +216,13 @@ def _is_complete(store: Path, content: dict[str, Any]) -> bool:
 
 
 def _make(
-    store: Path, shards: Sequence[ShardInfo], content: dict[str, Any], config: ConfigDict
+    store: Path, shards: Sequence[SourceFile], content: dict[str, Any], config: ConfigDict
 ) -> None:
     """Makes the store in a folder `<store>.partial`, which is renamed at the very end."""
     work = store.with_name(f"{store.name}{_UNFINISHED}")
     if not (work / token_store.MANIFEST).exists():
         (work / "parts").mkdir(parents=True, exist_ok=True)
-        published = {shard.path.name: identify(shard.path) for shard in shards}
+        published = {shard.name: identify(shard.path) for shard in shards}
         for leftover in (*work.glob(".*.tmp"), *work.glob("parts/.*.tmp")):
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -260,23 +262,20 @@ def _make(
     log.info("the token store is ready: %s", store)
 
 
-def _check_unchanged(shards: Sequence[ShardInfo], work: Path) -> None:
-    for shard in shards:
-        with contextlib.suppress(DataError, OSError):
-            if parquet_footer.inspect(shard.path) == shard:
-                continue
+def _check_unchanged(shards: Sequence[SourceFile], work: Path) -> None:
+    for path in filter(None, (shard.changed() for shard in shards)):
         shutil.rmtree(work)  # parts of two different files cannot be mixed
         raise DataError(
-            f"{shard.path}: the file changed while it was read, so the prepared parts were "
-            "discarded. Wait until nothing writes to it (a download?) and run again."
+            f"{path}: the file changed while it was read, so the prepared parts were discarded. "
+            "Wait until nothing writes to it (a download?) and run again."
         )
 
 
 def _train_tokenizer(
-    path: Path, shards: Sequence[ShardInfo], config: ConfigDict, pool: worker_pool.Pool
+    path: Path, shards: Sequence[SourceFile], config: ConfigDict, pool: worker_pool.Pool
 ) -> None:
     start = time.monotonic()
-    total = sum(sum(shard.text_bytes) for shard in shards)
+    total = sum(shard.text_bytes for shard in shards)
     vocab_size, sample_bytes = config.tokenizer.vocab_size, config.tokenizer.sample_bytes
     log.info(
         "training the tokenizer (%d pieces) on %.1f MB of %.1f MB of text, spread evenly",
@@ -295,7 +294,7 @@ def _train_tokenizer(
 
 def _join(
     work: Path,
-    shards: Sequence[ShardInfo],
+    shards: Sequence[SourceFile],
     plan: Sequence[Sequence[encode.Part]],
     dtype: np.dtype,
     drop: bool,
@@ -314,7 +313,7 @@ def _join(
     found = duplicates.find(hashes(), sum(shard.n_documents for shard in shards), work)
     entries = (
         join.join_shard(
-            *(parts, work, i, shard.path.name),
+            *(parts, work, i, shard.name),
             val_hashes=found.val_hashes,
             repeats=found.repeats[ends[i] : ends[i + 1]] if drop else None,
             dtype=dtype,

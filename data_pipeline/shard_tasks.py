@@ -20,10 +20,9 @@ import numpy as np
 from configs.errors import DataError
 from data_pipeline import encode, join, token_store, tokenizer_sample
 from data_pipeline.folders import open_folder
-from data_pipeline.sources import parquet_footer
+from data_pipeline.sources.documents import Columns, Damage, SourceFile
+from data_pipeline.sources.find import Unit, open_unit
 from data_pipeline.sources.known_files import identify
-from data_pipeline.sources.parquet import Damage, read_row_group
-from data_pipeline.sources.parquet_footer import ShardInfo
 from data_pipeline.tokenizer import Tokenizer
 
 SURVEYS, SHARDS = "surveys", "shards"  # folders of the work
@@ -33,10 +32,12 @@ _SCRATCH = "gptjax-shard-"
 
 
 class Task(NamedTuple):
-    """A source file, and how it is read."""
+    """A file of the source, or small ones together, and how it is read."""
 
     number: int  # of the shard in the store
-    source: str
+    unit: Unit
+    columns: Columns
+    inspected: str  # folder of what is found in text files, on the disk of the task
     work: str  # place of the folder of the work
     val_fraction: float
     keep_before: bool  # of damage: see data.on_corrupt
@@ -76,20 +77,20 @@ def survey(task: Task) -> None:
         n_usable = 0
         damaged: list[Damage] | None = [] if task.keep_before else None
         with (disk / "hashes").open("wb") as f:
-            for i in range(shard.n_row_groups):
-                for document in read_row_group(shard.path, i, damaged=damaged):
+            for chunk in shard.chunks:
+                for document in chunk.read(damaged=damaged):
                     text_hash = encode.hash_text(document.utf8)
                     record = (text_hash, encode.is_val(document.id, task.val_fraction))
                     f.write(np.array(record, HASH).tobytes())
                     n_usable += 1
-        _check_unchanged(task, shard.identity())
+        _check_unchanged(task, shard, shard.identity)
         work.upload(disk / "hashes", hashes_name(task.number))
         result = {
-            "identity": shard.identity(),
+            "identity": shard.identity,
             "published": identify(shard.path),
             "rows": shard.n_documents,
             "usable": n_usable,
-            "text_bytes": list(shard.text_bytes),  # of each chunk
+            "text_bytes": [chunk.text_bytes for chunk in shard.chunks],
         }
     work.write(result_name(SURVEYS, task.number), json.dumps(result).encode())
 
@@ -100,7 +101,7 @@ def count_words(sample: Sample) -> Counter[str]:
     shard = _open(task)
     words: Counter[str] = Counter()
     for i, n_bytes in sample.places:
-        place = (shard.path, i, n_bytes, task.val_fraction, task.keep_before)
+        place = (shard.chunks[i], n_bytes, task.val_fraction, task.keep_before)
         words.update(tokenizer_sample.count_place(tokenizer_sample.Place(*place)))
     return words
 
@@ -121,10 +122,10 @@ def encode_shard(item: Encoding) -> None:
         parts = encode.plan_parts(shard, disk / "part", *how)
         for part in parts:
             encode.encode_part(part)
-        _check_unchanged(task, item.identity)
+        _check_unchanged(task, shard, item.identity)
         (disk / "store").mkdir()
         entry = join.join_shard(
-            *(parts, disk / "store", task.number, shard.path.name),
+            *(parts, disk / "store", task.number, shard.name),
             val_hashes=np.fromfile(disk / VAL_HASHES, "<u8"),
             repeats=repeats,
             dtype=Tokenizer.load(disk / token_store.TOKENIZER).dtype,
@@ -134,14 +135,15 @@ def encode_shard(item: Encoding) -> None:
     work.write(result_name(SHARDS, task.number), json.dumps(entry).encode())
 
 
-def _open(task: Task) -> ShardInfo:
-    return parquet_footer.inspect(task.source)
+def _open(task: Task) -> SourceFile:
+    cache = Path(task.inspected)
+    return open_unit(task.unit, task.columns, cache, keep_before=task.keep_before)
 
 
-def _check_unchanged(task: Task, identity: dict[str, Any]) -> None:
-    if _open(task).identity() != identity:
+def _check_unchanged(task: Task, shard: SourceFile, identity: dict[str, Any]) -> None:
+    if shard.identity != identity or shard.changed():
         raise DataError(
-            f"{task.source}: the file changed while the store was made. Wait until nothing writes "
+            f"{shard.path}: the file changed while the store was made. Wait until nothing writes "
             f"to it, remove {task.work} and run again."
         )
 

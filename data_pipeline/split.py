@@ -45,7 +45,7 @@ class Present:
 
 
 class Split:
-    """One split of some shards. Documents count from 0 in the order of the parquet files."""
+    """One split of some shards. Documents count from 0 in the order of the source files."""
 
     def __init__(
         self, files: Files, name: str, shards: Mapping[int, Mapping[str, Any]], dtype: np.dtype
@@ -100,7 +100,7 @@ class Split:
         return np.asarray(np.memmap(path, self._dtype, mode="r"))
 
     def doc_id(self, doc: int) -> str:
-        """Returns the source of a document as `file.parquet:row`; rows count from 0."""
+        """Returns the source of a document as `file:row`; rows count from 0."""
         shard = self._shard_of(doc)
         path = self._files.path(shard_name(self._numbers[shard], self._name, "rows"))
         offset = 4 * (doc - int(self._first_doc[shard]))

@@ -12,6 +12,8 @@ from test_prepare import contents, make_config, make_rows, write_shard
 
 from configs.errors import DataError, UserError
 from data_pipeline import by_shard, encode, folders, mirror, prepare, shard_tasks, worker_pool
+from data_pipeline.sources import find, text_files
+from data_pipeline.sources.documents import Columns
 from data_pipeline.token_store import TokenStore
 
 
@@ -195,6 +197,29 @@ def test_damage_is_reported_as_on_one_machine(tmp_path, ray):
     assert TokenStore.open(stores[1]).manifest["damaged"]
 
 
+def test_text_of_every_kind_is_as_on_one_machine(tmp_path, monkeypatch, ray):
+    """Text files of one document each share a shard; ids are names in the source."""
+    monkeypatch.setattr(text_files, "GROUP_BYTES", 2000)
+    monkeypatch.setattr(text_files, "GROUP_FILES", 20)
+    source = tmp_path / "source"
+    (source / "more").mkdir(parents=True)
+    texts = [row["text"] for row in make_rows() if row["text"]]
+    for i, text in enumerate(texts[:90]):
+        (source / "more" / f"{i:03d}.txt").write_text(text)
+    lines = [json.dumps({"text": text, "name": f"n{i}"}) + "\n" for i, text in enumerate(texts)]
+    for i, part in enumerate((lines[:100], lines[100:])):
+        (source / f"{i}.jsonl").write_text("".join(part))
+    stores = []
+    for engine in ("local", "ray"):
+        config = configured(f"{source}/**", tmp_path, tmp_path / engine, engine)
+        stores.append(prepare.prepare(config))
+    assert stores[0].name == stores[1].name and contents(stores[0]) == contents(stores[1])
+    pieces = TokenStore.open(stores[1]).manifest["pieces"]
+    names = [piece["source"] for piece in pieces]
+    assert names[:2] == ["0.jsonl", "1.jsonl"] and len(names) > 5
+    assert all(name.startswith("more/") and "+" in name for name in names[2:-1])
+
+
 @pytest.fixture
 def mirrored(shards, made, tmp_path, ray):
     """A mirror that has nothing yet, and the sizes of the store's files."""
@@ -274,7 +299,8 @@ def test_scratch_folders_of_killed_processes_are_removed(tmp_path, monkeypatch):
 
 
 def test_hashes_are_those_of_the_parts(shards, tmp_path):
-    task = shard_tasks.Task(2, str(shards / "c.parquet"), str(tmp_path), 0.2, False)
+    unit = find.Unit("parquet", (("c.parquet", shards / "c.parquet"),))
+    task = shard_tasks.Task(2, unit, Columns(), str(tmp_path), str(tmp_path), 0.2, False)
     shard_tasks.survey(task)
     hashes = np.fromfile(tmp_path / shard_tasks.hashes_name(2), shard_tasks.HASH)
     rows = [row for row in make_rows()[200:] if row["text"]]
