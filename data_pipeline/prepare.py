@@ -60,7 +60,7 @@ def prepare(config: ConfigDict) -> Path:
         is damaged. Finished parts are kept, and used by the next call.
       UserError: a setting is unusable.
     """
-    store, content, shards = _describe(config)
+    store, content, shards = _describe(config, download=True)
     if not _is_complete(store, content):
         try:
             store.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def require(config: ConfigDict) -> Path:
       DataError: as `prepare`; the store is not there.
       UserError: as `prepare`.
     """
-    store, content, _ = _describe(config)
+    store, content, _ = _describe(config, download=False)
     if not _is_complete(store, content):
         raise DataError(
             f"{store}: there is no token store, and several processes do not make one. Prepare it "
@@ -125,15 +125,15 @@ def _warn_of_damage(store: TokenStore) -> None:
         )
 
 
-def locate(config: ConfigDict) -> tuple[Path, list[SourceFile]]:
+def locate(config: ConfigDict, *, download: bool = True) -> tuple[Path, list[SourceFile]]:
     """Returns the (perhaps future) folder of the store of `config`, and its source files.
 
     Raises:
-      DataError: the source is unusable.
+      DataError: the source is unusable; or it is elsewhere, and `download` is False.
       UserError: a setting is unusable.
     """
     settings = _settings(config)
-    shards = open_source(config.data)
+    shards = open_source(config.data, download=download)
     identity = {
         "format": token_store.FORMAT,
         "recipe": PREPARATION_VERSION,
@@ -145,9 +145,11 @@ def locate(config: ConfigDict) -> tuple[Path, list[SourceFile]]:
     return Path(config.data.cache_dir) / name, shards
 
 
-def _describe(config: ConfigDict) -> tuple[Path, dict[str, Any], list[SourceFile]]:
+def _describe(
+    config: ConfigDict, *, download: bool
+) -> tuple[Path, dict[str, Any], list[SourceFile]]:
     """Returns the folder of the store of `config`, what its manifest must say, and its source."""
-    store, shards = locate(config)
+    store, shards = locate(config, download=download)
     content = {"sources": [shard.identity for shard in shards], "settings": _settings(config)}
     return store, content, shards
 
