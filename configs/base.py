@@ -20,13 +20,16 @@ def get_config() -> ConfigDict:
     config.init_from = ""  # workdir whose parameters a new run starts with (its tokenizer: tokenizer.file); "": drawn at random
 
     config.data = config_dict.create(
-        source="data/fineweb_one_shard",  # a parquet file, or a folder: all *.parquet files in it are used, in the order of their names
+        source="data/fineweb_one_shard",  # a file, a folder (all files in it, in the order of their names) or a glob: parquet, .jsonl, .txt; also .gz, .zst; here, or at hf://, s3://, gs://, https://
+        text_column="text",  # column of parquet, or key of JSON lines, with the text
+        id_column="auto",  # that with the id: a name; "": file name and row number; auto: `id`, and where a parquet file or a line has none, as with ""
+        separator="",  # what is between the documents of a .txt file, for example "\\n\\n" (\\n: end of a line); "": a file is a document
         cache_dir="data/stores",  # prepared token stores, one folder per (source, settings)
         val_fraction=0.005,  # share of documents, chosen by a hash of `id`, never trained on
         max_train_tokens=0,  # train on this many tokens only, of documents that are the same for every seed; the val split stays whole; 0: all
         document_mask=False,  # True: a token attends only inside its own document
         drop_duplicates=False,  # True: of documents of equal text, only the first is used (of the val split: there); False: they are counted
-        on_corrupt="stop",  # damaged row group: stop, or keep_before (the documents before the damage; the rest is lost, and listed)
+        on_corrupt="stop",  # damage: stop, or keep_before: of a row group or a compressed file the documents before it, of JSON lines and texts all but the damaged; what is lost is listed
         prepare_workers=0,  # processes that tokenise; 0: one per CPU core
         prefetch_batches=2,  # batches read ahead, on the host and again on the device
     )

@@ -85,6 +85,7 @@ CONSTRAINTS: dict[str, tuple[str, Callable[[Any], bool]]] = (
         key: ("must hold texts", lambda texts: all(isinstance(text, str) for text in texts))
         for key in _TEXTS.split()
     }
+    | {"data.text_column": ("must not be empty", bool)}
 )
 
 

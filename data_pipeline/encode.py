@@ -1,6 +1,6 @@
 """Encodes shards in parts, the unit of parallel, resumable work, and joins these into the store.
 
-A part is a few encoded row groups of a parquet file: a pure function of the file and the tokenizer.
+A part is a few encoded chunks of a source file: a pure function of the file and the tokenizer.
 On disk it is a folder: `documents` (DOCUMENT records), `train` and `val` (tokens) and
 `counts.json` (skipped rows, damage). The parts of a shard are joined into its files in the token
 store, in memory that does not grow with the number of tokens.
@@ -24,8 +24,7 @@ from configs.errors import DataError
 from configs.read import MIB, read_json
 from data_pipeline import duplicates
 from data_pipeline.files import fsync, new_files
-from data_pipeline.sources.parquet import Damage, read_row_group
-from data_pipeline.sources.parquet_footer import ShardInfo
+from data_pipeline.sources.documents import Chunk, Damage, SourceFile
 from data_pipeline.token_store import KINDS, SPLITS, shard_file, shard_files
 from data_pipeline.tokenizer import Tokenizer
 
@@ -33,7 +32,7 @@ PART_BYTES = 4_000_000  # text in a part: about a second of work, the most an in
 _MAX_COUNTS = 16 * MIB  # bytes: a line for each damaged row group
 DOCUMENT = np.dtype(  # of a part, 33 bytes
     [
-        ("row", "<u4"),  # in the parquet file
+        ("row", "<u4"),  # in the file
         ("val", "?"),
         ("tokens", "<i4"),  # BOS included
         ("bytes", "<i8"),  # of UTF-8 text
@@ -47,27 +46,26 @@ class Part(NamedTuple):
     """The argument of `encode_part`."""
 
     path: Path  # folder to write
-    shard: Path
-    row_groups: tuple[tuple[int, int], ...]  # (row group, its first row in the shard)
+    shard: str  # name of the source file
+    chunks: tuple[Chunk, ...]
     n_documents: int  # rows
     tokenizer: Path
     val_fraction: float
-    keep_before: bool = False  # skip what follows damage in a row group, instead of failing
+    keep_before: bool = False  # skip what is damaged, instead of failing
 
 
 def plan_parts(
-    shard: ShardInfo, prefix: Path, tokenizer: Path, val_fraction: float, keep_before: bool = False
+    shard: SourceFile, prefix: Path, tokenizer: Path, val_fraction: float, keep_before: bool = False
 ) -> list[Part]:
-    """Cuts a shard into parts of about PART_BYTES, at row groups; depends on the shard alone."""
-    first_rows = [0, *itertools.accumulate(shard.row_group_sizes)]
+    """Cuts a shard into parts of about PART_BYTES, at chunks; depends on the shard alone."""
     parts: list[Part] = []
     start = size = 0
-    for i, n_bytes in enumerate(shard.text_bytes, 1):
-        size += n_bytes
-        if size >= PART_BYTES or i == shard.n_row_groups:
+    for i, chunk in enumerate(shard.chunks, 1):
+        size += chunk.text_bytes
+        if size >= PART_BYTES or i == len(shard.chunks):
             path = prefix.with_name(f"{prefix.name}-{len(parts):06d}")
-            groups = tuple(enumerate(first_rows[start:i], start))
-            source = (shard.path, groups, first_rows[i] - first_rows[start])
+            chunks = shard.chunks[start:i]
+            source = (shard.name, chunks, sum(chunk.rows for chunk in chunks))
             parts.append(Part(path, *source, tokenizer, val_fraction, keep_before))
             start, size = i, 0
     return parts
@@ -87,15 +85,15 @@ def encode_part(part: Part) -> int:
     damaged: list[Damage] | None = [] if part.keep_before else None
     n_bytes = 0
     with new_part(part.path) as files:
-        for i, first_row in part.row_groups:
-            for document in read_row_group(part.shard, i, skipped=skipped, damaged=damaged):
+        for chunk in part.chunks:
+            for document in chunk.read(skipped=skipped, damaged=damaged):
                 utf8, val = document.utf8, is_val(document.id, part.val_fraction)
                 tokens = itertools.chain((bos,), tokenizer.encode_utf8(utf8))
                 size = sum(map(files[SPLITS[val]].write, tokens))
                 digest = hashlib.blake2b(utf8, digest_size=8).digest()
                 text_hash = int.from_bytes(digest, "little")
                 gpt2_tokens = -1 if document.token_count is None else document.token_count
-                row, n_tokens = first_row + document.row, size // tokenizer.dtype.itemsize
+                row, n_tokens = chunk.first_row + document.row, size // tokenizer.dtype.itemsize
                 record = (row, val, n_tokens, len(utf8), text_hash, gpt2_tokens)
                 files["documents"].write(np.array(record, DOCUMENT).tobytes())
                 n_bytes += len(utf8)

@@ -1,18 +1,18 @@
-"""Prepares parquet files for training, once: tokenizer, tokens, split and statistics.
+"""Prepares a source for training, once: tokenizer, tokens, split and statistics.
 
     python -m data_pipeline.prepare --config=configs/quickstart.py
 
 It prints a summary of the store; training finds the store by itself, and prepares it if needed,
 but for a run of several processes, which needs it beforehand, where all of them can read it.
-Parts of the files (a few row groups each) are encoded by several processes, then joined. A killed
+Parts of the files (a few chunks each) are encoded by several processes, then joined. A killed
 preparation resumes after the last finished part when it is started again; the store is the same.
 
-A store depends on data.source, data.val_fraction, data.drop_duplicates, data.on_corrupt and the
-keys of `tokenizer`;
-data.cache_dir and data.prepare_workers set where it is and how fast it is made.
+A store depends on data.source and how it is read (data.text_column, data.id_column,
+data.separator, data.on_corrupt), data.val_fraction, data.drop_duplicates and the keys of
+`tokenizer`; data.cache_dir and data.prepare_workers set where it is and how fast it is made.
 
-Memory: up to 400 MB for each process, as long as no row group has two documents of 50 MB; 1.5 GB
-for the main one. Disk: the store (about 0.7 times the parquet file) twice, until the parts are
+Memory: up to 400 MB for each process, as long as no chunk has two documents of 50 MB; 1.5 GB for
+the main one. Disk: the store (about 0.7 times a parquet file) twice, until the parts are
 joined.
 """
 
@@ -30,15 +30,15 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import cli
+from configs import base, cli
 from configs.errors import DataError
 from configs.validate import leaves, raise_problems, range_problems
 from data_pipeline import duplicates, encode, statistics, token_store, tokenizer_sample, worker_pool
 from data_pipeline.files import differences, fsync, hash_json, write_atomically
 from data_pipeline.lock import FileLock
-from data_pipeline.sources import parquet_footer
+from data_pipeline.sources.documents import SourceFile
+from data_pipeline.sources.find import open_source
 from data_pipeline.sources.known_files import identify
-from data_pipeline.sources.parquet_footer import ShardInfo
 from data_pipeline.statistics import summary
 from data_pipeline.token_store import SPLITS, TokenStore
 from data_pipeline.tokenizer import Tokenizer, train_from_counts
@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 # Raise it when the same source and settings would give different tokens or splits.
 PREPARATION_VERSION = 2
 _UNFINISHED = ".partial"  # suffix of a store that is being made
+_COLUMNS = ("text_column", "id_column", "separator")  # keys of data: how a source is read
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -59,7 +60,7 @@ def prepare(config: ConfigDict) -> Path:
         is damaged. Finished parts are kept, and used by the next call.
       UserError: a setting is unusable.
     """
-    store, content, shards = _describe(config)
+    store, content, shards = _describe(config, download=True)
     if not _is_complete(store, content):
         try:
             store.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +74,7 @@ def prepare(config: ConfigDict) -> Path:
             raise DataError(
                 f"{store.parent}: the disk is full ({e.strerror}; "
                 f"{shutil.disk_usage(folder).free:,} bytes are free). Preparing needs about 1.5 "
-                "times the size of the parquet files. Free some space, or put the store elsewhere "
+                "times the size of the source. Free some space, or put the store elsewhere "
                 "with --config.data.cache_dir=..., and run again: finished parts are kept."
             ) from e
     _warn_of_damage(TokenStore.open(store))
@@ -87,7 +88,7 @@ def require(config: ConfigDict) -> Path:
       DataError: as `prepare`; the store is not there.
       UserError: as `prepare`.
     """
-    store, content, _ = _describe(config)
+    store, content, _ = _describe(config, download=False)
     if not _is_complete(store, content):
         raise DataError(
             f"{store}: there is no token store, and several processes do not make one. Prepare it "
@@ -124,19 +125,19 @@ def _warn_of_damage(store: TokenStore) -> None:
         )
 
 
-def locate(config: ConfigDict) -> tuple[Path, list[ShardInfo]]:
+def locate(config: ConfigDict, *, download: bool = True) -> tuple[Path, list[SourceFile]]:
     """Returns the (perhaps future) folder of the store of `config`, and its source files.
 
     Raises:
-      DataError: the source is unusable.
+      DataError: the source is unusable; or it is elsewhere, and `download` is False.
       UserError: a setting is unusable.
     """
     settings = _settings(config)
-    shards = parquet_footer.inspect_all(parquet_footer.find_shards(config.data.source))
+    shards = open_source(config.data, download=download)
     identity = {
         "format": token_store.FORMAT,
         "recipe": PREPARATION_VERSION,
-        "sources": [shard.identity() for shard in shards],
+        "sources": [shard.identity for shard in shards],
         **settings,
     }
     more = f"+{len(shards) - 1}" if len(shards) > 1 else ""
@@ -144,10 +145,12 @@ def locate(config: ConfigDict) -> tuple[Path, list[ShardInfo]]:
     return Path(config.data.cache_dir) / name, shards
 
 
-def _describe(config: ConfigDict) -> tuple[Path, dict[str, Any], list[ShardInfo]]:
+def _describe(
+    config: ConfigDict, *, download: bool
+) -> tuple[Path, dict[str, Any], list[SourceFile]]:
     """Returns the folder of the store of `config`, what its manifest must say, and its source."""
-    store, shards = locate(config)
-    content = {"sources": [shard.identity() for shard in shards], "settings": _settings(config)}
+    store, shards = locate(config, download=download)
+    content = {"sources": [shard.identity for shard in shards], "settings": _settings(config)}
     return store, content, shards
 
 
@@ -158,6 +161,8 @@ def _settings(config: ConfigDict) -> dict[str, Any]:
     settings = {"on_corrupt": data.on_corrupt, "val_fraction": float(data.val_fraction)}
     if data.drop_duplicates:  # most stores are older than this key
         settings["drop_duplicates"] = True
+    defaults = base.get_config().data  # without them, as in stores from before there were others
+    settings |= {key: data[key] for key in _COLUMNS if data[key] != defaults[key]}
     if not tokenizer.file:
         return settings | {key: tokenizer[key] for key in ("vocab_size", "sample_bytes")}
     if not Path(tokenizer.file).is_file():
@@ -182,13 +187,13 @@ def _is_complete(store: Path, content: dict[str, Any]) -> bool:
 
 
 def _make(
-    store: Path, shards: Sequence[ShardInfo], content: dict[str, Any], config: ConfigDict
+    store: Path, shards: Sequence[SourceFile], content: dict[str, Any], config: ConfigDict
 ) -> None:
     """Makes the store in a folder `<store>.partial`, which is renamed at the very end."""
     work = store.with_name(f"{store.name}{_UNFINISHED}")
     if not (work / token_store.MANIFEST).exists():
         (work / "parts").mkdir(parents=True, exist_ok=True)
-        published = {shard.path.name: identify(shard.path) for shard in shards}
+        published = {shard.name: identify(shard.path) for shard in shards}
         for leftover in (*work.glob(".*.tmp"), *work.glob("parts/.*.tmp")):
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -228,23 +233,20 @@ def _make(
     log.info("the token store is ready: %s", store)
 
 
-def _check_unchanged(shards: Sequence[ShardInfo], work: Path) -> None:
-    for shard in shards:
-        with contextlib.suppress(DataError, OSError):
-            if parquet_footer.inspect(shard.path) == shard:
-                continue
+def _check_unchanged(shards: Sequence[SourceFile], work: Path) -> None:
+    for path in filter(None, (shard.changed() for shard in shards)):
         shutil.rmtree(work)  # parts of two different files cannot be mixed
         raise DataError(
-            f"{shard.path}: the file changed while it was read, so the prepared parts were "
-            "discarded. Wait until nothing writes to it (a download?) and run again."
+            f"{path}: the file changed while it was read, so the prepared parts were discarded. "
+            "Wait until nothing writes to it (a download?) and run again."
         )
 
 
 def _train_tokenizer(
-    path: Path, shards: Sequence[ShardInfo], config: ConfigDict, pool: worker_pool.Pool
+    path: Path, shards: Sequence[SourceFile], config: ConfigDict, pool: worker_pool.Pool
 ) -> None:
     start = time.monotonic()
-    total = sum(sum(shard.text_bytes) for shard in shards)
+    total = sum(shard.text_bytes for shard in shards)
     vocab_size, sample_bytes = config.tokenizer.vocab_size, config.tokenizer.sample_bytes
     log.info(
         "training the tokenizer (%d pieces) on %.1f MB of %.1f MB of text, spread evenly",
@@ -263,7 +265,7 @@ def _train_tokenizer(
 
 def _join(
     work: Path,
-    shards: Sequence[ShardInfo],
+    shards: Sequence[SourceFile],
     plan: Sequence[Sequence[encode.Part]],
     dtype: np.dtype,
     drop: bool,
@@ -279,7 +281,7 @@ def _join(
             for part in parts:
                 documents, counts = encode.read_part(part.path)
                 skipped.update(counts["skipped"])
-                damaged.extend({"file": part.shard.name, **d} for d in counts["damaged"])
+                damaged.extend({"file": part.shard, **d} for d in counts["damaged"])
                 ends[-1] += len(documents)
                 yield documents["text_hash"], documents["val"]
 
@@ -294,7 +296,7 @@ def _join(
             dtype=dtype,
         )
         skipped.update(counts.pop("dropped"))
-        joined.append({"source": shard.path.name, **counts})
+        joined.append({"source": shard.name, **counts})
         files += token_store.shard_files(work, i)
     return {
         "splits": {split: statistics.split_statistics(work, joined, split) for split in SPLITS},

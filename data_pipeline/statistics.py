@@ -43,12 +43,18 @@ def split_statistics(
 
 
 def damage(manifest: Mapping[str, Any]) -> list[str]:
-    """Returns a line for each damaged row group whose documents the store lacks."""
+    """Returns a line for each damaged place of the source whose documents the store lacks."""
     return [
-        f"{d['file']}: row group {d['row_group']}, column {d['column']}: {d['documents_lost']:,} "
-        f"documents lost, {d['documents_kept']:,} before them kept ({d['reason']})"
+        f"{d['file']}: {_place(d)}: {d['documents_lost']:,} documents lost, "
+        f"{d['documents_kept']:,} beside them kept ({d['reason']})"
         for d in manifest["damaged"]
     ]
+
+
+def _place(damage: Mapping[str, Any]) -> str:
+    if "place" in damage:
+        return str(damage["place"])
+    return f"row group {damage['row_group']}, column {damage['column']}"  # of an older store
 
 
 def summary(store: TokenStore) -> str:
@@ -60,7 +66,7 @@ def summary(store: TokenStore) -> str:
     for source in sources[:8]:
         lines.append(
             f"source     {source['file']}: {source['documents']:,} documents, "
-            f"{source['size_bytes']:,} bytes, {source['row_groups']:,} row groups"
+            f"{source['size_bytes']:,} bytes"
         )
         if known := published.get(source["file"]):
             lines.append(f"           is {known} (size and sha256)")

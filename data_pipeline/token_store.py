@@ -5,10 +5,10 @@
     00000-train.tokens     <u2, or <u4 where the vocabulary exceeds 65,536: BOS, tokens of a
                            document, BOS, tokens of the next, ...
     00000-train.lengths    <i4: tokens of each document, BOS included
-    00000-train.rows       <u4: row of each document in its parquet file
-    00000-val.*            the same; 00001-* where there are several parquet files
+    00000-train.rows       <u4: row of each document in its source file
+    00000-val.*            the same; 00001-* where there are several files
 
-Each parquet file becomes one shard of the store, which data_pipeline.encode writes. The manifest
+Each source file becomes one shard of the store, which data_pipeline.encode writes. The manifest
 lists the shards under the key "pieces", which stays: another name would be another format.
 """
 
@@ -50,18 +50,14 @@ _SPLIT = {
     "gpt2_tokens": (int, None),
     "length_percentiles": {str: int},
 }
+_DAMAGE = {"file": str, "reason": str, "documents_kept": int, "documents_lost": int}
 _SCHEMA = {
-    "sources": [{"file": str, "documents": int, "size_bytes": int, "row_groups": int}],
+    "sources": [{"file": str, "documents": int, "size_bytes": int}],
     "settings": dict,
     "tokenizer": {"hash": str, "vocab_size": int},
     "splits": dict.fromkeys(SPLITS, _SPLIT),
     "pieces": [{"source": str, "content_sha256": str, **dict.fromkeys(SPLITS, _COUNTS)}],
-    "damaged": [
-        {
-            **dict.fromkeys(("file", "column", "reason"), str),
-            **dict.fromkeys(("row_group", "documents_kept", "documents_lost"), int),
-        }
-    ],
+    "damaged": [({"place": str, **_DAMAGE}, {"row_group": int, "column": str, **_DAMAGE})],
     "skipped": {str: int},
     "exact_duplicates": int,
     "files": {str: {"size_bytes": int, "sha256": str}},
@@ -77,7 +73,7 @@ def _unusable(folder: Path, problem: str, file: str = "") -> DataError:
 
 
 class Split:
-    """One split of some shards. Documents count from 0 in the order of the parquet files."""
+    """One split of some shards. Documents count from 0 in the order of the source files."""
 
     def __init__(
         self, folder: Path, name: str, shards: Mapping[int, Mapping[str, Any]], dtype: np.dtype
@@ -129,7 +125,7 @@ class Split:
         return np.asarray(np.memmap(path, self._dtype, mode="r"))
 
     def doc_id(self, doc: int) -> str:
-        """Returns the source of a document as `file.parquet:row`; rows count from 0."""
+        """Returns the source of a document as `file:row`; rows count from 0."""
         shard = self._shard_of(doc)
         path = shard_file(self._folder, self._numbers[shard], self._name, "rows")
         offset = 4 * (doc - int(self._first_doc[shard]))

@@ -16,11 +16,10 @@ from benchmarks.hostile.changes import Kind, Make, put, special, text
 from benchmarks.hostile.sources import Sources
 from data_pipeline import statistics
 from data_pipeline.prepare import locate
-from data_pipeline.sources import parquet
 from data_pipeline.token_store import TokenStore
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.evaluate import benchmarks
-from gptjax.evaluate.text_loss import read_parquet
+from gptjax.evaluate.text_loss import read_texts
 
 # ---- store
 
@@ -72,9 +71,9 @@ def _use_parquet(folder: Path, sources: Sources) -> Any:
     _, shards = locate(config)
     count = 0
     for shard in shards:
-        for i in range(shard.n_row_groups):
-            count += sum(1 for _ in parquet.read_row_group(shard.path, i))
-        for _ in read_parquet(shard.path, 5):
+        for chunk in shard.chunks:
+            count += sum(1 for _ in chunk.read())
+        for _ in read_texts(shard.path, 5):
             pass
     return count
 

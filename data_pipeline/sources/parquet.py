@@ -1,17 +1,25 @@
-"""Streams the documents of FineWeb parquet files, row group by row group, in bounded memory."""
+"""Streams the documents of parquet files, row group by row group, in bounded memory."""
 
 import contextlib
+import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs.errors import DataError
-from data_pipeline.sources.parquet_footer import UNREADABLE, first_line, open_file
+from data_pipeline.sources.documents import Columns, Damage, Document, FileState, SourceFile
+from data_pipeline.sources.parquet_footer import (
+    UNREADABLE,
+    ShardInfo,
+    first_line,
+    inspect,
+    inspect_all,
+    open_file,
+)
 
 BATCH = 1  # documents decoded at a time: one can be 50 MB, and more are hardly faster
 DICTIONARY_BATCH = 64  # of dictionary columns, whose whole dictionary each batch decodes
@@ -20,35 +28,67 @@ DICTIONARY_BATCH = 64  # of dictionary columns, whose whole dictionary each batc
 pa.set_memory_pool(pa.system_memory_pool())
 
 _INVALID = memoryview(b"\xff")
+_NO_ID = memoryview(b"")
 
 
-class Document(NamedTuple):
-    """One usable row of a shard."""
+@dataclasses.dataclass(frozen=True)
+class RowGroup:
+    """A row group as a `Chunk`."""
 
-    row: int  # index in its row group, skipped rows included
-    id: str
-    utf8: memoryview  # of the text: valid and never empty; a view, because it can be 50 MB
-    token_count: int | None  # GPT-2 tokens, where the file has FineWeb's column
+    path: Path  # of a file that passed `inspect`
+    name: str  # of the file in the source
+    index: int
+    first_row: int
+    rows: int
+    text_bytes: int
+    columns: tuple[str, str]  # of the text and of the id
 
-    @property
-    def text(self) -> str:
-        """The text as str: up to four times the memory of its UTF-8."""
-        return str(self.utf8, "utf-8")
+    def read(
+        self, *, skipped: Counter[str] | None = None, damaged: list[Damage] | None = None
+    ) -> Iterator[Document]:
+        """See `Chunk.read`."""
+        documents = read_row_group(
+            self.path, self.index, self.columns, skipped=skipped, damaged=damaged
+        )
+        if self.columns[1]:
+            return documents
+        return (d._replace(id=f"{self.name}:{self.first_row + d.row}") for d in documents)
 
 
-class Damage(NamedTuple):
-    """The loss of documents in a damaged row group."""
+@dataclasses.dataclass(frozen=True)
+class ParquetFile(SourceFile):
+    """A parquet file as a `SourceFile`."""
 
-    row_group: int
-    column: str
-    documents_kept: int  # rows before the damage
-    documents_lost: int  # the other rows, according to the footer
-    reason: str
+    info: ShardInfo
+
+    def changed(self) -> Path | None:
+        """See `SourceFile.changed`; compares the footer, too."""
+        columns = Columns(self.info.text_column, self.info.id_column)
+        with contextlib.suppress(DataError, OSError):
+            if inspect(self.path, columns) == self.info:
+                return None
+        return self.path
+
+
+def open_all(named: Mapping[str, Path], columns: Columns) -> list[SourceFile]:
+    """Returns the files of a source, by name, with their footers checked."""
+    infos = inspect_all(list(named.values()), columns)
+    return [_open(name, info) for name, info in zip(named, infos, strict=True)]
+
+
+def _open(name: str, info: ShardInfo) -> ParquetFile:
+    first_rows = itertools.accumulate(info.row_group_sizes, initial=0)
+    sizes = zip(first_rows, info.row_group_sizes, info.text_bytes, strict=False)
+    columns = (info.text_column, info.id_column)
+    chunks = tuple(RowGroup(info.path, name, i, *size, columns) for i, size in enumerate(sizes))
+    state = FileState(info.path, info.size_bytes, info.mtime_ns)
+    return ParquetFile(name, (state,), chunks, info.identity() | {"file": name}, info)
 
 
 def read_row_group(
     path: str | Path,
     i: int,
+    columns: tuple[str, str] = ("text", "id"),
     *,
     skipped: Counter[str] | None = None,
     damaged: list[Damage] | None = None,
@@ -58,6 +98,7 @@ def read_row_group(
     Args:
       path: a file that passed `inspect`.
       i: row group, from 0.
+      columns: of the text and of the id; without the latter, ids are "".
       skipped: counts unusable rows by reason: null_text, empty_text, invalid_utf8, null_id.
       damaged: if given, damage ends the row group and is appended here instead of raised.
 
@@ -68,13 +109,18 @@ def read_row_group(
     stat = path.stat()
     skipped = Counter() if skipped is None else skipped
     file = open_file(path, stat.st_size, stat.st_mtime_ns)
-    schema, columns = file.schema_arrow, ["id", "text"]
-    if "token_count" in schema.names and pa.types.is_integer(schema.field("token_count").type):
-        columns.append("token_count")
+    text_column, id_column = columns
+    schema, counted = file.schema_arrow, "token_count"
+    names = list(dict.fromkeys(filter(None, (id_column, text_column))))
+    if has_counts := counted in schema.names and pa.types.is_integer(schema.field(counted).type):
+        names.append(counted)
     row = -1
-    for batch in _batches(file, path, i, columns, damaged):
-        ids, texts = (_utf8(batch.column(j)) for j in (0, 1))
-        counts = batch.column(2).to_pylist() if len(columns) == 3 else itertools.repeat(None)
+    for batch in _batches(file, path, i, names, damaged):
+        texts = _utf8(batch.column(text_column))
+        ids = _utf8(batch.column(id_column)) if id_column else itertools.repeat(_NO_ID)
+        counts: Iterable[int | None] = itertools.repeat(None)
+        if has_counts:
+            counts = batch.column(counted).to_pylist()
         for utf8_id, utf8_text, token_count in zip(ids, texts, counts, strict=False):
             row += 1
             if utf8_text is None:
@@ -117,7 +163,8 @@ def _batches(
             f"group ({expected:,} documents) is damaged ({reason}). Download the file again; or "
             "skip the rest of damaged row groups with --config.data.on_corrupt=keep_before"
         ) from error
-    damaged.append(Damage(i, column, rows, expected - rows, reason))
+    place = f"row group {i}, column {column}"
+    damaged.append(Damage(place, rows, expected - rows, reason))
 
 
 def _iterate(file: pq.ParquetFile, i: int, columns: list[str]) -> Iterator[pa.RecordBatch]:

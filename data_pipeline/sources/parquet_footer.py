@@ -1,9 +1,8 @@
-"""Finds parquet files and checks their footers, which say what the file holds and where."""
+"""Checks the footers of parquet files, which say what the file holds and where."""
 
 import dataclasses
 import functools
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,24 +12,12 @@ import pyarrow.parquet as pq
 
 from configs.errors import DataError
 from data_pipeline import child
-from data_pipeline.sources.known_files import FINEWEB, expected_size
+from data_pipeline.sources.documents import AUTO, MAX_DOCUMENT, MAX_ROWS, Columns
+from data_pipeline.sources.known_files import expected_size
 
 MAGIC = b"PAR1"  # the first and the last four bytes of every parquet file
 UNREADABLE = (pa.ArrowException, OSError, ValueError)  # what pyarrow raises
-_MAX_DOCUMENT = 1 << 27  # bytes, on average: reading one takes four times that
-_MAX_ROWS = 1 << 28  # of a file: their lengths, kept in memory, are then 3 GB
 _MAX_FOOTER = 1 << 27  # bytes: 100,000 row groups
-
-_DOWNLOAD = (
-    "Download one file of FineWeb, https://huggingface.co/datasets/HuggingFaceFW/fineweb (for "
-    f"example {FINEWEB.path}, {FINEWEB.size_bytes / 1e9:.1f} GB, or one of sample/10BT), save it "
-    "as data/fineweb_one_shard/000_00000.parquet, or name another file or folder with "
-    "--config.data.source=..."
-)
-
-
-class NoSource(DataError):
-    """There is no parquet file at data.source."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +29,9 @@ class ShardInfo:
     mtime_ns: int
     footer_sha256: str  # covers size, offset and statistics of every column chunk
     row_group_sizes: tuple[int, ...]  # documents in each row group
-    text_bytes: tuple[int, ...]  # uncompressed size of `text` in each row group (an estimate)
+    text_bytes: tuple[int, ...]  # uncompressed size of the texts of each row group (an estimate)
+    text_column: str
+    id_column: str  # "": rows are named by their numbers
 
     @property
     def n_documents(self) -> int:
@@ -65,19 +54,6 @@ class ShardInfo:
         }
 
 
-def find_shards(source: str | Path) -> list[Path]:
-    """Returns the parquet files of `source` (a file or a folder) by name; NoSource: none."""
-    path = Path(source)
-    if os.path.isfile(path):  # False where a disk is gone, which Path's may raise
-        return [path]
-    if not os.path.exists(path):
-        raise NoSource(f"data.source: there is no file or folder {path}. {_DOWNLOAD}")
-    shards = sorted(p for p in path.glob("[!.]*.parquet") if p.is_file())
-    if not shards:
-        raise NoSource(f"data.source: the folder {path} holds no *.parquet file. {_DOWNLOAD}")
-    return shards
-
-
 class _Footer(NamedTuple):
     """A footer to read: the first three fields are of its file."""
 
@@ -85,21 +61,26 @@ class _Footer(NamedTuple):
     mtime_ns: int
     size: int
     sha256: str
+    columns: Columns
 
 
-_seen: dict[tuple[int, str], ShardInfo] = {}  # what footers say, by size of the file and sha256
+# What footers say, by size of the file, sha256 and columns.
+_seen: dict[tuple[int, str, Columns], ShardInfo] = {}
 
 
-def inspect(path: str | Path) -> ShardInfo:
-    """Checks, from its footer alone, that a file is complete and has the columns `id` and `text`.
+def inspect(path: str | Path, columns: Columns = Columns()) -> ShardInfo:  # noqa: B008
+    """Checks, from its footer alone, that a file is complete and has the columns.
 
     Raises:
       DataError: truncated or damaged file, no rows, or a column missing or of a wrong type.
     """
-    return inspect_all([Path(path)])[0]
+    return inspect_all([Path(path)], columns)[0]
 
 
-def inspect_all(paths: Sequence[Path]) -> list[ShardInfo]:
+def inspect_all(
+    paths: Sequence[Path],
+    columns: Columns = Columns(),  # noqa: B008
+) -> list[ShardInfo]:
     """Does the same for several files; footers not seen before are read in a child process.
 
     There is no other protection from files on which pyarrow ends the process, such as one with an
@@ -109,7 +90,7 @@ def inspect_all(paths: Sequence[Path]) -> list[ShardInfo]:
     for path in paths:
         stat = path.stat()
         sha256 = _check_frame(path, stat.st_size)
-        footers.append(_Footer(path, stat.st_mtime_ns, stat.st_size, sha256))
+        footers.append(_Footer(path, stat.st_mtime_ns, stat.st_size, sha256, columns))
     new = {footer[2:]: footer for footer in footers if footer[2:] not in _seen}
     _seen.update(zip(new, _in_child(list(new.values())), strict=True))
     return [
@@ -131,19 +112,20 @@ def _in_child(footers: list[_Footer]) -> list[ShardInfo]:
 
 
 def _read_footers(footers: list[_Footer]) -> list[ShardInfo]:
-    return [_read_footer(*footer) for footer in footers]
+    return [_read_footer(footer) for footer in footers]
 
 
-def _read_footer(path: Path, mtime_ns: int, size: int, sha256: str) -> ShardInfo:
+def _read_footer(footer: _Footer) -> ShardInfo:
     try:
-        return _checked_footer(path, mtime_ns, size, sha256)
+        return _checked_footer(footer)
     except DataError:
         raise
     except (*UNREADABLE, LookupError) as e:
-        raise _damaged_footer(path, e) from e
+        raise _damaged_footer(footer.path, e) from e
 
 
-def _checked_footer(path: Path, mtime_ns: int, size: int, sha256: str) -> ShardInfo:
+def _checked_footer(footer: _Footer) -> ShardInfo:
+    path, mtime_ns, size, sha256, columns = footer
     file = open_file(path, size, mtime_ns)
     metadata = file.metadata
     if metadata.num_rows == 0:
@@ -151,31 +133,37 @@ def _checked_footer(path: Path, mtime_ns: int, size: int, sha256: str) -> ShardI
             f"{path}: the file is a valid parquet file with zero rows; there is nothing to train "
             "on. Name another file with --config.data.source=..."
         )
-    for name in ("id", "text"):
-        _check_string_column(path, file.schema_arrow, name)
+    schema, id_column = file.schema_arrow, columns.id
+    if id_column == AUTO:
+        has_id = schema.names.count("id") == 1 and _is_string(schema.field("id").type)
+        id_column = "id" if has_id else ""
+    for key, name in (("text_column", columns.text), ("id_column", id_column)):
+        if name or key == "text_column":
+            _check_string_column(path, schema, key, name)
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     rows = [group.num_rows for group in groups]
     if min(rows, default=-1) < 0 or sum(rows) != metadata.num_rows:
         raise ValueError(f"its row groups have {rows[:8]} rows, and the file {metadata.num_rows}")
-    if metadata.num_rows > min(_MAX_ROWS, 8 * size):
+    if metadata.num_rows > min(MAX_ROWS, 8 * size):
         raise DataError(
             f"{path}: the footer is damaged: it claims {metadata.num_rows:,} rows in {size:,} "
-            f"bytes (at most {_MAX_ROWS:,} can be used). Download the file again."
+            f"bytes (at most {MAX_ROWS:,} can be used). Download the file again."
         )
-    columns = [metadata.row_group(0).column(j).path_in_schema for j in range(metadata.num_columns)]
-    texts = [group.column(columns.index("text")) for group in groups]
+    names = [metadata.row_group(0).column(j).path_in_schema for j in range(metadata.num_columns)]
+    texts = [group.column(names.index(columns.text)) for group in groups]
     for i, chunk in enumerate(texts):
         start = min(o for o in (chunk.dictionary_page_offset, chunk.data_page_offset) if o)
         if start < 0 or min(chunk.total_compressed_size, chunk.total_uncompressed_size) < 0:
             raise ValueError(f"row group {i} has a negative size")
-        if chunk.total_uncompressed_size > _MAX_DOCUMENT * max(1, rows[i]):
+        place = f"{path}: row group {i}, column {columns.text!r}"
+        if chunk.total_uncompressed_size > MAX_DOCUMENT * max(1, rows[i]):
             raise DataError(
-                f"{path}: row group {i}, column 'text': {chunk.total_uncompressed_size:,} bytes in "
-                f"{rows[i]:,} documents, over {_MAX_DOCUMENT:,} each: split them into several."
+                f"{place}: {chunk.total_uncompressed_size:,} bytes in "
+                f"{rows[i]:,} documents, over {MAX_DOCUMENT:,} each: split them into several."
             )
         if start + chunk.total_compressed_size > size:
             raise DataError(
-                f"{path}: row group {i}, column 'text': should end at byte "
+                f"{place}: should end at byte "
                 f"{start + chunk.total_compressed_size:,}, but the file has {size:,} "
                 f"bytes. Part of the file is missing: download it again.{expected_size(path)}"
             )
@@ -186,6 +174,8 @@ def _checked_footer(path: Path, mtime_ns: int, size: int, sha256: str) -> ShardI
         footer_sha256=sha256,
         row_group_sizes=tuple(rows),
         text_bytes=tuple(chunk.total_uncompressed_size for chunk in texts),
+        text_column=columns.text,
+        id_column=id_column,
     )
 
 
@@ -217,20 +207,26 @@ def _check_frame(path: Path, size: int) -> str:
         return hashlib.sha256(f.read(footer_bytes)).hexdigest()
 
 
-def _check_string_column(path: Path, schema: pa.Schema, name: str) -> None:
+def _check_string_column(path: Path, schema: pa.Schema, key: str, name: str) -> None:
+    """Checks the column `name`, which data.`key` names."""
     columns = ", ".join(f"{f.name}: {f.type}" for f in schema)
     if schema.names.count(name) != 1:
         raise DataError(
             f"{path}: the file has {schema.names.count(name)} columns named {name!r}, and one is "
-            f"needed (FineWeb has `text` and `id`). It has: {columns}. Is this the right file?"
+            f"needed. It has: {columns}. Name one with --config.data.{key}=..., or use another "
+            "file."
         )
     kind = schema.field(name).type
-    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_string(inner) or pa.types.is_large_string(inner)):
+    if not _is_string(kind):
         raise DataError(
             f"{path}: column {name!r} is of type {kind}, and string is needed. The file has: "
-            f"{columns}. Is this the right file?"
+            f"{columns}. Name another column with --config.data.{key}=..., or use another file."
         )
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(inner) or pa.types.is_large_string(inner))
 
 
 @functools.lru_cache(maxsize=1)  # parsing the footer of a 2 GB shard takes about 10 ms

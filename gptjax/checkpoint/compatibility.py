@@ -39,7 +39,8 @@ BATCH = frozenset(["train.batch_size", "train.gradient_accumulation_steps"])
 # They decide the token store, which is compared by its content.
 DATA = frozenset(
     """
-    data.source data.val_fraction data.drop_duplicates data.on_corrupt
+    data.source data.text_column data.id_column data.separator data.val_fraction
+    data.drop_duplicates data.on_corrupt
     tokenizer.vocab_size tokenizer.sample_bytes tokenizer.file
     """.split()
 )

@@ -20,7 +20,7 @@ from data_pipeline.files import write_atomically
 from gptjax.common.workdir import EVALUATIONS, MAX_EVALUATION, refuse_links
 from gptjax.evaluate import benchmarks
 from gptjax.evaluate.published import text_table
-from gptjax.evaluate.text_loss import Texts, evaluate_documents, read_parquet, validation_documents
+from gptjax.evaluate.text_loss import Texts, evaluate_documents, read_texts, validation_documents
 from gptjax.inference import load_run
 from gptjax.inference.scoring import Scorer
 from gptjax.model import count_params
@@ -68,11 +68,12 @@ def _main(_: list[str]) -> None:
         result = evaluate_documents(run, validation_documents(run, workdir, store), "val")
         print(_line("val", result), flush=True)
         save(path, {"val": result})
-    for text in map(Path, values.text):
-        documents = Texts(read_parquet(text, limit, f"reading {text.name}"), run.tokenizer)
-        result = evaluate_documents(run, documents, text.name)
-        print(_line(str(text), result), flush=True)
-        save(path, {"text": {str(text): result}})
+    for text in values.text:
+        name = Path(text).name
+        documents = Texts(read_texts(text, limit, f"reading {name}"), run.tokenizer)
+        result = evaluate_documents(run, documents, name)
+        print(_line(text, result), flush=True)
+        save(path, {"text": {text: result}})
     if files:
         scorer = Scorer(run.model_config, run.params)
         scores = benchmarks.Suite(run.tokenizer, files, limit).run(scorer, progress=True)
@@ -87,7 +88,9 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "store", None, "Token store of that split; default: the run's, in data/stores."
     )
-    flags.DEFINE_list("text", [], "Parquet files of other text, with columns text and id.")
+    flags.DEFINE_list(
+        "text", [], "Other text, as data.source names it: parquet, .jsonl, .txt; folders, globs."
+    )
     flags.DEFINE_list(
         "benchmarks",
         [],

@@ -1,4 +1,4 @@
-"""Loss and bits per byte over documents: the validation split, or a parquet file of other text."""
+"""Loss and bits per byte over documents: the validation split, or other text."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ from configs.errors import UserError
 from data_pipeline.packing import Documents, PackedRows, Row, permutation
 from data_pipeline.prepare import complete_stores
 from data_pipeline.progress import BatchProgress
-from data_pipeline.sources import parquet, parquet_footer
+from data_pipeline.sources.find import open_source
 from data_pipeline.subset import evaluation_rows
 from data_pipeline.token_store import TokenStore
 from data_pipeline.tokenizer import Tokenizer
@@ -45,32 +45,32 @@ class Texts:
         return f"text {doc}"
 
 
-def read_parquet(
-    path: Path, limit: int | None = None, name: str | None = None
-) -> Iterator[memoryview]:
-    """Yields the texts, in UTF-8, of a file with FineWeb's string columns `text` and `id`.
+def read_texts(
+    source: str | Path, limit: int | None = None, name: str | None = None
+) -> Iterator[bytes | memoryview]:
+    """Yields the texts, in UTF-8, of what data.source can name, read with the default keys.
 
     With `limit`, a fixed random sample of its documents; with a `name`, progress is shown.
 
     Raises:
-        UserError: there is no such file, or it holds no text or cannot be used.
+        UserError: there is no such source, or it holds no text or cannot be used.
     """
-    if not path.is_file():
-        raise UserError(f"--text: there is no file {path}.")
-    info = parquet_footer.inspect(path)
-    drawn = set(permutation(info.n_documents, 0, 0)[:limit].tolist())
-    first, n_texts = 0, 0  # number of the row group's first row in the file
-    with BatchProgress(name, "documents", len(drawn), info.n_row_groups) as progress:
-        for i, size in enumerate(info.row_group_sizes):
-            wanted = drawn.intersection(range(first, first + size))
-            for document in parquet.read_row_group(path, i) if wanted else ():
+    data = base.get_config().data
+    data.source = str(source)
+    chunks = [chunk for file in open_source(data) for chunk in file.chunks]
+    drawn = set(permutation(sum(chunk.rows for chunk in chunks), 0, 0)[:limit].tolist())
+    first, n_texts = 0, 0  # number of the chunk's first row in the source
+    with BatchProgress(name, "documents", len(drawn), len(chunks)) as progress:
+        for chunk in chunks:
+            wanted = drawn.intersection(range(first, first + chunk.rows))
+            for document in chunk.read() if wanted else ():
                 if first + document.row in wanted:
                     n_texts += 1
                     yield document.utf8
-            first += size
+            first += chunk.rows
             progress.advance(len(wanted))
     if not n_texts:
-        raise UserError(f"--text: {path} holds no text.")
+        raise UserError(f"--text: {source} holds no text.")
 
 
 def evaluate_documents(
@@ -151,7 +151,7 @@ def validation_documents(run: LoadedModel, workdir: Path, folder: Path | None) -
         raise UserError(
             f"the validation split is not available: {error}\nName a token store (--store=FOLDER, "
             f"which data_pipeline.prepare prints) or evaluate without it: --noval, with other text "
-            f"(--text=FILE.parquet) or benchmarks (--benchmarks=FOLDER)."
+            f"(--text=FILE) or benchmarks (--benchmarks=FOLDER)."
         ) from error
     return store.split("val")
 

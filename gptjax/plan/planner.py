@@ -230,7 +230,7 @@ def _largest_compiled(
 def find_data(config: ConfigDict) -> Data:
     """Returns what is known of the data of `config` without preparing it."""
     try:
-        store_path, shards = locate(config)
+        store_path, shards = locate(config, download=False)
         if store_path.exists():
             return stored(config, TokenStore.open(store_path))
     except DataError as error:
@@ -240,8 +240,8 @@ def find_data(config: ConfigDict) -> Data:
         return _split(config, EXPECTED_TOKENS, origin)
     log2_pieces = math.log2(config.tokenizer.vocab_size)
     bytes_per_token = float(np.interp(log2_pieces, _LOG2_PIECES, _BYTES_PER_TOKEN))
-    tokens = sum(sum(shard.text_bytes) / bytes_per_token + shard.n_documents for shard in shards)
-    origin = f"estimated from the footer, at {bytes_per_token:.1f} bytes a token"
+    tokens = sum(shard.text_bytes / bytes_per_token + shard.n_documents for shard in shards)
+    origin = f"estimated from the size of the text, at {bytes_per_token:.1f} bytes a token"
     return _split(config, round(tokens), f"{origin}; exact once prepared")
 
 

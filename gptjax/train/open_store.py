@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from data_pipeline.prepare import prepare, prepared, require
-from data_pipeline.sources.parquet_footer import NoSource
+from data_pipeline.sources.find import NoSource
 from data_pipeline.token_store import TokenStore
 from gptjax.checkpoint import storage
 from gptjax.common.workdir import CHECKPOINTS

@@ -151,7 +151,7 @@ def test_help_has_the_default_constraint_and_comment_of_a_key(helps):
     text = " ".join(helps["gptjax.main"][1].split())
     for words in (
         "--config.optim.min_lr=6e-5 (must not be negative) floor, reached at lr_decay_iters",
-        '--config.data.on_corrupt="stop" (must be one of stop, keep_before) damaged row group',
+        '--config.data.on_corrupt="stop" (must be one of stop, keep_before) damage: stop, or',
         "--config.train.max_hours=None (must be positive) stop with a checkpoint",
     ):
         assert words in text

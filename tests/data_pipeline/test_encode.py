@@ -30,10 +30,11 @@ def test_a_document_of_50_mb_needs_less_than_400_mb(tmp_path):
 import pathlib, sys
 sys.path.insert(0, {str(ROOT)!r})
 from data_pipeline import encode
-from data_pipeline.sources import parquet_footer
+from data_pipeline.sources import parquet
+from data_pipeline.sources.documents import Columns
 folder = pathlib.Path({str(tmp_path)!r})
-info = parquet_footer.inspect(folder / "a.parquet")
-(part,) = encode.plan_parts(info, folder / "0", tokenizer=folder / "model", val_fraction=0.1)
+(file,) = parquet.open_all({{"a.parquet": folder / "a.parquet"}}, Columns())
+(part,) = encode.plan_parts(file, folder / "0", tokenizer=folder / "model", val_fraction=0.1)
 assert encode.encode_part(part) > 50_000_000
 print(pathlib.Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 """

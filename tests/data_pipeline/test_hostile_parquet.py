@@ -105,7 +105,7 @@ def test_a_text_beyond_all_memory_is_refused_before_it_is_read(tmp_path, monkeyp
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["x" * 10_000_000], "id": ["x"]}), path, compression="zstd")
     assert parquet_footer.inspect(path).text_bytes[0] > 10_000_000 > 100 * path.stat().st_size
-    monkeypatch.setattr(parquet_footer, "_MAX_DOCUMENT", 1 << 20)
+    monkeypatch.setattr(parquet_footer, "MAX_DOCUMENT", 1 << 20)
     monkeypatch.setattr(parquet_footer, "_seen", {})
     with pytest.raises(DataError, match="10,000,0.. bytes in 1 documents, over 1,048,576 each"):
         parquet_footer.inspect(path)

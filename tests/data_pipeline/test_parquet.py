@@ -1,4 +1,4 @@
-"""Finding, checking and reading parquet files: good ones, and each kind of bad one."""
+"""Checking and reading parquet files: good ones, and each kind of bad one."""
 
 import itertools
 import random
@@ -10,6 +10,7 @@ import pytest
 
 from configs.errors import DataError
 from data_pipeline.sources import parquet, parquet_footer
+from data_pipeline.sources.documents import Columns
 
 N = 250  # documents, in row groups of 100
 
@@ -115,28 +116,6 @@ def test_unusable_rows_are_skipped_and_counted(tmp_path):
     assert skipped == {"null_text": 1, "empty_text": 1, "invalid_utf8": 2, "null_id": 1}
 
 
-def test_find_shards(tmp_path, shard):
-    assert parquet_footer.find_shards(shard) == [shard]
-    assert parquet_footer.find_shards(str(tmp_path)) == [shard]
-    (tmp_path / "000_00001.parquet.part").touch()  # a download in progress
-    (tmp_path / ".hidden.parquet").touch()
-    (tmp_path / "folder.parquet").mkdir()
-    assert parquet_footer.find_shards(tmp_path) == [shard]
-    for name in ("b.parquet", "000_00001.parquet", "10.parquet", "9.parquet"):
-        (tmp_path / name).touch()
-    names = [path.name for path in parquet_footer.find_shards(tmp_path)]
-    assert names == [shard.name, "000_00001.parquet", "10.parquet", "9.parquet", "b.parquet"]
-
-
-@pytest.mark.parametrize("name", ["", "missing", "missing.parquet"])
-def test_no_shard_says_what_to_download(tmp_path, name):
-    with pytest.raises(
-        parquet_footer.NoSource, match="HuggingFaceFW/fineweb.*000_00000.parquet"
-    ) as e:
-        parquet_footer.find_shards(tmp_path / name)
-    assert str(tmp_path) in str(e.value)
-
-
 @pytest.mark.parametrize("keep", [0, 3, 11, 500, -1, -20])
 def test_truncated(shard, keep):
     data = shard.read_bytes()
@@ -211,7 +190,7 @@ def test_documents_before_a_damaged_page_are_yielded(tmp_path):
     skipped, damaged = Counter(), []
     kept = list(parquet.read_row_group(path, 0, skipped=skipped, damaged=damaged))
     assert [document.text for document in kept] == texts_before and not skipped
-    assert [d[:4] for d in damaged] == [(0, "'text'", n, N - n)]
+    assert [d[:3] for d in damaged] == [("row group 0, column 'text'", n, N - n)]
     assert "CRC" in damaged[0].reason
 
 
@@ -237,7 +216,7 @@ def test_flipped_bytes_are_reported_and_never_crash(tmp_path, checksum):
             assert read(path)  # the other mode agrees
         else:
             n_damaged += 1
-            with pytest.raises(DataError, match=rf"row group {damaged[0].row_group}, column '"):
+            with pytest.raises(DataError, match=damaged[0].place):
                 read(path)
             assert len(kept) + sum(d.documents_lost for d in damaged) == N
         if checksum:  # of columns that are read: others may be damaged
@@ -271,7 +250,7 @@ def test_a_row_group_that_ends_early_is_damaged(shard, monkeypatch):
         list(parquet.read_row_group(shard, 0))
     damaged = []
     assert len(list(parquet.read_row_group(shard, 0, damaged=damaged))) == 60
-    assert damaged[0][:4] == (0, "'id'", 60, 40)
+    assert damaged[0][:3] == ("row group 0, column 'id'", 60, 40)
 
 
 def test_one_document_is_decoded_at_a_time(tmp_path):
@@ -288,8 +267,9 @@ def test_one_document_is_decoded_at_a_time(tmp_path):
 def test_missing_column(tmp_path, name):
     path = tmp_path / "a.parquet"
     pq.write_table(table(**{name: None}), path)
-    with pytest.raises(DataError, match=f"0 columns named '{name}'.*It has: .*url: string"):
-        parquet_footer.inspect(path)
+    message = f"0 columns named '{name}'.*It has: .*url: string.*data.{name}_column"
+    with pytest.raises(DataError, match=message):
+        parquet_footer.inspect(path, Columns("text", "id"))
 
 
 @pytest.mark.parametrize("name", ["text", "id"])
@@ -300,7 +280,29 @@ def test_column_of_another_type(tmp_path, name, values):
     pq.write_table(table(**{name: array}), path)
     kind = str(array.type).partition("<")[0]
     with pytest.raises(DataError, match=f"column '{name}' is of type {kind}.*string is needed"):
-        parquet_footer.inspect(path)
+        parquet_footer.inspect(path, Columns("text", "id"))
+
+
+@pytest.mark.parametrize("ids", [None, pa.array(range(N))])
+def test_rows_without_an_id_are_named_by_file_and_number(tmp_path, ids):
+    path = tmp_path / "a.parquet"
+    pq.write_table(table(id=ids), path, row_group_size=100)
+    for columns in (Columns(), Columns(id="")):
+        (file,) = parquet.open_all({"b/a.parquet": path}, columns)
+        found = [document for chunk in file.chunks for document in chunk.read()]
+        assert [d.id for d in found] == [f"b/a.parquet:{i}" for i in range(N)]
+        assert [d.text for d in found] == table()["text"].to_pylist()
+
+
+def test_other_columns_can_be_the_text_and_the_id(tmp_path, shard):
+    path = tmp_path / "a.parquet"
+    pq.write_table(table().rename_columns({"id": "name", "text": "id", "url": "text"}), path)
+    (file,) = parquet.open_all({"a.parquet": path}, Columns("id", "name"))
+    found = [document for chunk in file.chunks for document in chunk.read()]
+    assert [(d.id, d.text) for d in found] == [(d.id, d.text) for d in read(shard)]
+    assert {d.id for d in parquet.read_row_group(path, 0, ("name", "name"))} == {
+        d.text for d in parquet.read_row_group(path, 0, ("name", ""))
+    }
 
 
 def test_zero_rows(tmp_path):

@@ -338,10 +338,9 @@ def test_keep_before_keeps_what_precedes_the_damage_and_reports_the_loss(
     assert contents(stores[0]) == contents(stores[1])
     store = TokenStore.open(stores[0])
     (damage,) = store.manifest["damaged"]
-    assert {k: damage[k] for k in ("file", "row_group", "column", "documents_lost")} == {
+    assert {k: damage[k] for k in ("file", "place", "documents_lost")} == {
         "file": "a.parquet",
-        "row_group": 1,
-        "column": "'text'",
+        "place": "row group 1, column 'text'",
         "documents_lost": 20,
     }
     with (

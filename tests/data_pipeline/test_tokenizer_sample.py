@@ -4,7 +4,12 @@ import numpy as np
 from test_prepare import write_shard
 
 from data_pipeline import encode, tokenizer_sample
-from data_pipeline.sources import parquet_footer
+from data_pipeline.sources.documents import Columns
+from data_pipeline.sources.parquet import open_all
+
+
+def open_file(path):
+    return open_all({path.name: path}, Columns())[0]
 
 
 def take_sample(shards, n_bytes, val_fraction=0.1):
@@ -14,7 +19,7 @@ def take_sample(shards, n_bytes, val_fraction=0.1):
 
 def test_sample_is_bounded_spread_out_and_free_of_validation_text(tmp_path):
     rows = [{"id": f"{i}", "text": f"{i:04d} {'x' * 95}", "token_count": 1} for i in range(2000)]
-    shard = parquet_footer.inspect(write_shard(tmp_path / "a.parquet", rows, 50))
+    shard = open_file(write_shard(tmp_path / "a.parquet", rows, 50))
     places = take_sample([shard], 20_000)
     assert places == take_sample([shard], 20_000)
     texts = [text for place in places for text in place]
@@ -31,9 +36,7 @@ def test_sample_takes_from_large_row_groups_what_small_ones_lack(tmp_path):
     texts = ["a" * 10] * 50 + ["é" * 2000, "b" * 4001] * 50
     rows = [{"id": f"{i}", "text": text, "token_count": 1} for i, text in enumerate(texts)]
     shards = [
-        parquet_footer.inspect(
-            write_shard(tmp_path / f"{name}.parquet", part, 50, use_dictionary=False)
-        )
+        open_file(write_shard(tmp_path / f"{name}.parquet", part, 50, use_dictionary=False))
         for name, part in (("a", rows[:50]), ("b", rows[50:]))
     ]
     places = take_sample(shards, 90_001, 0.0)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import gzip
 import json
 import math
 import shutil
@@ -22,7 +23,7 @@ from data_pipeline.token_store import TOKENIZER
 from gptjax.checkpoint import Checkpoints, RunProgress, storage
 from gptjax.common.workdir import save_config
 from gptjax.evaluate import __main__
-from gptjax.evaluate.text_loss import Texts, evaluate_documents, read_parquet, validation_documents
+from gptjax.evaluate.text_loss import Texts, evaluate_documents, read_texts, validation_documents
 from gptjax.inference.load import LoadedModel, load_run
 from gptjax.metrics.aggregate import ratio
 from gptjax.model import gpt
@@ -173,7 +174,7 @@ def write(path, texts, row_group_size=3, **columns):
 
 def test_text_of_a_file_is_read_whole(tmp_path, store):
     texts = ["One.", "Two\n\nlines, \u2581 and 漢字", None, "", "Four " * 50]
-    documents = Texts(read_parquet(write(tmp_path / "a.parquet", texts)), store.tokenizer)
+    documents = Texts(read_texts(write(tmp_path / "a.parquet", texts)), store.tokenizer)
     read = [documents.read(d, 0, documents.doc_lengths[d]) for d in range(documents.n_docs)]
     assert [ids[0] for ids in read] == [store.tokenizer.bos_id] * 3
     assert [store.tokenizer.decode(ids) for ids in read] == [texts[0], texts[1], texts[4]]
@@ -185,28 +186,44 @@ def test_the_same_documents_from_a_file_have_the_same_loss(tmp_path, run, store)
     texts = [
         store.tokenizer.decode(split.read(d, 0, split.doc_lengths[d])) for d in range(split.n_docs)
     ]
-    texts = Texts(read_parquet(write(tmp_path / "val.parquet", texts)), store.tokenizer)
+    texts = Texts(read_texts(write(tmp_path / "val.parquet", texts)), store.tokenizer)
     assert evaluate_documents(run, texts) == evaluate_documents(run, split)
 
 
 def test_a_limit_draws_documents_from_all_over_the_file(tmp_path, store):
     texts = [f"document {i}" for i in range(40)]
     path = write(tmp_path / "a.parquet", texts)
-    some, again = (Texts(read_parquet(path, 8), store.tokenizer) for _ in range(2))
+    some, again = (Texts(read_texts(path, 8), store.tokenizer) for _ in range(2))
     read = [store.tokenizer.decode(some.read(d, 0, some.doc_lengths[d])) for d in range(8)]
     assert some.n_docs == 8 and len(set(read)) == 8 and set(read) <= set(texts)
     assert read != texts[:8] and read == sorted(read, key=texts.index)
     assert np.array_equal(some.doc_lengths, again.doc_lengths)
 
 
+def test_other_kinds_of_sources_give_the_same_texts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # what a look through a file finds is kept in data/
+    texts = [f"document {i}\n" for i in range(40)]
+    (tmp_path / "texts").mkdir()
+    for i, text in enumerate(texts):
+        (tmp_path / "texts" / f"{i:02d}.txt").write_text(text)
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    path = write(tmp_path / "a.parquet", texts)
+    for limit in (None, 8):
+        expected = [bytes(text) for text in read_texts(path, limit)]
+        for source in ("texts", "a.jsonl.gz", "texts/*.txt"):
+            assert list(read_texts(source, limit)) == expected
+    assert len(expected) == 8
+
+
 def test_files_that_hold_no_text_are_refused(tmp_path, store):
     with pytest.raises(UserError, match="there is no file"):
-        list(read_parquet(tmp_path / "none.parquet"))
+        list(read_texts(tmp_path / "none.parquet"))
     with pytest.raises(UserError, match="holds no text"):
-        list(read_parquet(write(tmp_path / "empty.parquet", [None, ""])))
+        list(read_texts(write(tmp_path / "empty.parquet", [None, ""])))
     pq.write_table(pa.table({"words": ["a"]}), tmp_path / "other.parquet")
-    with pytest.raises(UserError, match="'id'"):
-        list(read_parquet(tmp_path / "other.parquet"))
+    with pytest.raises(UserError, match="'text'"):
+        list(read_texts(tmp_path / "other.parquet"))
 
 
 # --- the program ---
