@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.init_from = ""  # workdir whose parameters a new run starts with (its tokenizer: tokenizer.file); "": drawn at random
 
     config.data = config_dict.create(
-        source="data/fineweb_one_shard",  # a file, a folder (all files in it, in the order of their names) or a glob: parquet, .jsonl, .txt; also .gz, .zst
+        source="data/fineweb_one_shard",  # a file, a folder (all files in it, in the order of their names) or a glob: parquet, .jsonl, .txt; also .gz, .zst; here, or at hf://, s3://, gs://, https://
         text_column="text",  # column of parquet, or key of JSON lines, with the text
         id_column="auto",  # that with the id: a name; "": file name and row number; auto: `id`, and where a parquet file or a line has none, as with ""
         separator="",  # what is between the documents of a .txt file, for example "\\n\\n" (\\n: end of a line); "": a file is a document

@@ -38,6 +38,7 @@ from data_pipeline.progress import BatchProgress
 from data_pipeline.ray_pool import RayPool
 from data_pipeline.shard_tasks import Encoding, Sample, Task, result_name
 from data_pipeline.sources.documents import FileState
+from data_pipeline.sources.download import Remote
 from data_pipeline.sources.find import Unit, columns_of, list_units
 from data_pipeline.tokenizer import Tokenizer, train_from_counts
 
@@ -97,7 +98,7 @@ class Making:
     def __init__(self, config: ConfigDict, settings: dict[str, Any], units: Sequence[Unit]):
         """Reads no source."""
         self._config, self._settings = config, settings
-        listing = [[name, *map(str, FileState.of(path))] for u in units for name, path in u.files]
+        listing = [_version(name, file) for unit in units for name, file in unit.files]
         self._key = hash_json([token_store.FORMAT, settings, listing])[:12]
         self._cache = str(config.data.cache_dir).rstrip("/")
         self._top = open_folder(self._cache)
@@ -251,6 +252,13 @@ class Making:
             **join.content(entries, n_distinct, token_store.record(tokenizer)),
         }
         store.write(token_store.MANIFEST, token_store.manifest_bytes(manifest))
+
+
+def _version(name: str, file: Path | Remote) -> list[str]:
+    """Returns what tells a file of a source from others, and from other versions of it."""
+    if isinstance(file, Remote):
+        return [name, file.path, str(file.size), file.version]
+    return [name, *map(str, FileState.of(file))]
 
 
 def _task_of(item: Task | Encoding) -> Task:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from configs.errors import DataError, UserError
+from configs.extras import imports_of_extra
 from data_pipeline.files import fsync, write_atomically
 
 R = TypeVar("R")
@@ -62,12 +63,13 @@ def fsspec_of(address: str) -> tuple[Any, str]:
     Raises:
       UserError: the package for such addresses is missing.
     """
-    try:
+    with imports_of_extra("remote"):
         import fsspec
 
-        system, path = fsspec.core.url_to_fs(address)
-    except (ImportError, ValueError) as e:
-        raise UserError(f"{address}: this address cannot be used: {e}") from e
+        try:
+            system, path = fsspec.core.url_to_fs(address)
+        except ValueError as e:
+            raise UserError(f"{address}: this address cannot be used: {e}") from e
     return system, path
 
 

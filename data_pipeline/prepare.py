@@ -73,7 +73,7 @@ def prepare(config: ConfigDict) -> Path:
     """
     if by_shard.is_wanted(config):
         return _by_shard(config, may_make=True)
-    store, content, shards = _describe(config)
+    store, content, shards = _describe(config, download=True)
     if not _is_complete(store, content):
         try:
             store.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def require(config: ConfigDict) -> Path:
     """
     if by_shard.is_wanted(config):
         return _by_shard(config, may_make=False)
-    store, content, _ = _describe(config)
+    store, content, _ = _describe(config, download=False)
     if not _is_complete(store, content):
         raise _missing(store)
     _warn_of_damage(TokenStore.open(store))
@@ -155,15 +155,15 @@ def _warn_of_damage(store: TokenStore) -> None:
         )
 
 
-def locate(config: ConfigDict) -> tuple[Path, list[SourceFile]]:
+def locate(config: ConfigDict, *, download: bool = True) -> tuple[Path, list[SourceFile]]:
     """Returns the (perhaps future) folder of the store of `config`, and its source files.
 
     Raises:
-      DataError: the source is unusable.
+      DataError: the source is unusable; or it is elsewhere, and `download` is False.
       UserError: a setting is unusable.
     """
     settings = _settings(config)
-    shards = open_source(config.data)
+    shards = open_source(config.data, download=download)
     name = _name(settings, [shard.identity for shard in shards])
     return Path(config.data.cache_dir) / name, shards
 
@@ -176,9 +176,11 @@ def _name(settings: dict[str, Any], sources: Sequence[dict[str, Any]]) -> str:
     return f"{Path(sources[0]['file']).stem}{more}-{hash_json(identity)[:12]}"
 
 
-def _describe(config: ConfigDict) -> tuple[Path, dict[str, Any], list[SourceFile]]:
+def _describe(
+    config: ConfigDict, *, download: bool
+) -> tuple[Path, dict[str, Any], list[SourceFile]]:
     """Returns the folder of the store of `config`, what its manifest must say, and its source."""
-    store, shards = locate(config)
+    store, shards = locate(config, download=download)
     content = {"sources": [shard.identity for shard in shards], "settings": _settings(config)}
     return store, content, shards
 

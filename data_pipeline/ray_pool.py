@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from configs.errors import DataError, UserError
+from configs.errors import DataError
+from configs.extras import imports_of_extra
 
 RETRIES = 20  # of a task whose node or process was lost; errors of the function are not retried
 PER_CPU = 4  # tasks submitted and not finished: enough that none waits for the driver
@@ -23,13 +24,8 @@ class RayPool:
     def __init__(self) -> None:
         """Joins the cluster; UserError: the package ray is missing."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        try:
+        with imports_of_extra("ray"):
             import ray
-        except ImportError as e:
-            raise UserError(
-                "data.engine = ray needs the package ray: install the extra "
-                "(pip install 'gptjax[ray]')."
-            ) from e
         self._ray: Any = ray
         self._joined = not ray.is_initialized()
         if self._joined:  # the checkout is at the same path everywhere

@@ -73,7 +73,7 @@ def survey(task: Task) -> None:
     """Inspects a file and hashes its texts."""
     work = open_folder(task.work)
     with scratch() as disk:
-        shard = _open(task)
+        shard = _open(task, disk)
         n_usable = 0
         damaged: list[Damage] | None = [] if task.keep_before else None
         with (disk / "hashes").open("wb") as f:
@@ -98,11 +98,12 @@ def survey(task: Task) -> None:
 def count_words(sample: Sample) -> Counter[str]:
     """Counts the words of some places of a file."""
     task = sample.task
-    shard = _open(task)
     words: Counter[str] = Counter()
-    for i, n_bytes in sample.places:
-        place = (shard.chunks[i], n_bytes, task.val_fraction, task.keep_before)
-        words.update(tokenizer_sample.count_place(tokenizer_sample.Place(*place)))
+    with scratch() as disk:
+        shard = _open(task, disk)
+        for i, n_bytes in sample.places:
+            place = (shard.chunks[i], n_bytes, task.val_fraction, task.keep_before)
+            words.update(tokenizer_sample.count_place(tokenizer_sample.Place(*place)))
     return words
 
 
@@ -111,7 +112,7 @@ def encode_shard(item: Encoding) -> None:
     task = item.task
     work, store = open_folder(task.work), open_folder(item.store)
     with scratch() as disk:
-        shard = _open(task)
+        shard = _open(task, disk)
         work.download(token_store.TOKENIZER, disk / token_store.TOKENIZER)
         work.download(VAL_HASHES, disk / VAL_HASHES)
         repeats = None
@@ -135,9 +136,10 @@ def encode_shard(item: Encoding) -> None:
     work.write(result_name(SHARDS, task.number), json.dumps(entry).encode())
 
 
-def _open(task: Task) -> SourceFile:
-    cache = Path(task.inspected)
-    return open_unit(task.unit, task.columns, cache, keep_before=task.keep_before)
+def _open(task: Task, disk: Path) -> SourceFile:
+    """Returns the file of a task; one that is elsewhere is on `disk` then."""
+    places = Path(task.inspected), disk / "source"
+    return open_unit(task.unit, task.columns, *places, keep_before=task.keep_before)
 
 
 def _check_unchanged(task: Task, shard: SourceFile, identity: dict[str, Any]) -> None:

@@ -14,9 +14,9 @@ from absl import flags
 
 from configs import cli
 from configs.errors import UserError
+from configs.extras import imports_of_extra
 from data_pipeline.files import fsync, write_atomically
 from data_pipeline.token_store import TOKENIZER
-from gptjax.common.extras import imports_of_extra
 from gptjax.compat import gguf_file, hf_tokenizer, hf_weights
 from gptjax.inference import load_run
 

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from configs import cli
 from configs.errors import UserError
-from gptjax.common.extras import imports_of_extra
+from configs.extras import imports_of_extra
 from gptjax.main import define_flags
 
 _OWN = ("workers", "gpus", "cpus", "start_seconds")  # flags that gptjax.main does not have

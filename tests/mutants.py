@@ -229,7 +229,8 @@ TABLE: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("if notice := rewarm_notice(config.optim, max_iters):", 'if notice := "":'),
     ],
     ("gptjax/train/trainer.py", "tests/train/test_max_hours.py"): [
-        ("if self._at_end or self._out_of_time():", "if self._at_end:"),
+        ("if self._at_end or any_process(self._out_of_time()):", "if self._at_end:"),
+        ("any_process(self._out_of_time())", "self._out_of_time()"),
         ("self._stop.received) or self._out_of_time()", "self._stop.received)"),
     ],
     ("gptjax/train/training_log.py", "tests/train/test_max_hours.py"): [

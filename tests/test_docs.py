@@ -169,7 +169,8 @@ def test_blocks_say_how_they_are_run():
         assert block.language in ("console", "pycon"), f"{where}: only what is executed is fenced"
         assert block.flags <= FLAGS, where
     not_run = [c for b in BLOCKS if "network" in b.flags for c, _ in commands_of(b)]
-    assert [command.split()[0] for command in not_run] == ["hf", "mkdir"]  # the download alone
+    assert [command.split()[0] for command in not_run] == ["hf", "mkdir", "python", "python"]
+    assert all(re.match("hf|mkdir|.*source='?hf://", command) for command in not_run)  # downloads
 
 
 def test_the_shape_of_an_output():

@@ -1,14 +1,22 @@
 """What a source is to those who encode it: files of chunks, which yield documents."""
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from configs.errors import DataError
+
 MAX_DOCUMENT = 1 << 27  # bytes: reading one takes four times that
 MAX_ROWS = 1 << 28  # of a file: their lengths, kept in memory, are then 3 GB
 AUTO = "auto"  # of data.id_column
+MAGIC = re.compile(r"[*?\[]")  # of a glob
+
+
+class NoSource(DataError):
+    """There is nothing to read at data.source."""
 
 
 class Document(NamedTuple):

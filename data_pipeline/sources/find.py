@@ -4,14 +4,15 @@ import glob
 import logging
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from configs.errors import DataError
-from data_pipeline.sources import parquet, text_files
-from data_pipeline.sources.documents import Columns, FileState, SourceFile
+from data_pipeline.sources import parquet, remote, text_files
+from data_pipeline.sources.documents import MAGIC, Columns, NoSource, SourceFile
+from data_pipeline.sources.download import Remote, download_all
 from data_pipeline.sources.formats import Format, JsonLines, PlainText
 from data_pipeline.sources.known_files import FINEWEB
 
@@ -24,7 +25,6 @@ _KINDS = {  # by name
     _TEXT: re.compile(r"\.txt(\.gz|\.zst)?$"),
 }
 _DOUBTFUL = re.compile(r"\.(json|txt(\.gz|\.zst)?)$")  # beside others: README.txt, info.json
-_MAGIC = re.compile(r"[*?\[]")
 _KNOWN = "*.parquet, *.jsonl, *.json or *.txt file (the last three also .gz and .zst)"
 _DOWNLOAD = (
     f"To download one file of FineWeb, {FINEWEB.size_bytes / 1e9:.1f} GB, add "
@@ -34,25 +34,26 @@ _DOWNLOAD = (
 )
 
 
-class NoSource(DataError):
-    """There is nothing to read at data.source."""
-
-
-def open_source(data: ConfigDict) -> list[SourceFile]:
+def open_source(data: ConfigDict, *, download: bool = True) -> list[SourceFile]:
     """Returns the files of `data.source`, inspected; `data` is config.data.
 
     Raises:
-      NoSource: there are none.
-      DataError: one is unusable.
+      NoSource: there are none; or they are elsewhere, and `download` is False.
+      DataError: one is unusable, or cannot be downloaded.
     """
     columns = columns_of(data)
+    local = Path(data.local_dir if remote.is_remote(data.cache_dir) else data.cache_dir)
     of_kind: dict[str, dict[str, Path]] = {kind: {} for kind in _KINDS}
-    for name, path in find_files(data.source).items():
+    if remote.is_remote(data.source):
+        named = remote.fetch(data.source, local / "downloads", _data_files, download=download)
+    else:
+        named = find_files(data.source)
+    for name, path in named.items():
         of_kind[_kind(name) or _PARQUET][name] = path
     opened = parquet.open_all(of_kind[_PARQUET], columns)
     separator = columns.separator.encode()
     formats: dict[str, Format] = {_JSON: JsonLines(columns), _TEXT: PlainText(separator)}
-    cache, keep_before = Path(data.cache_dir) / "inspected", data.on_corrupt == "keep_before"
+    cache, keep_before = local / "inspected", data.on_corrupt == "keep_before"
     for kind, format in formats.items():
         opened += text_files.open_all(of_kind[kind], format, cache, keep_before=keep_before)
     return opened
@@ -64,29 +65,43 @@ def columns_of(data: ConfigDict) -> Columns:
 
 
 class Unit(NamedTuple):
-    """Files that become one shard of a store; none of them is open."""
+    """Files that become one shard of a store; none of them is open, or downloaded."""
 
     kind: str
-    files: tuple[tuple[str, Path], ...]  # name in the source, path
+    files: tuple[tuple[str, Path | Remote], ...]  # name in the source, where it is
 
 
 def list_units(data: ConfigDict) -> list[Unit]:
     """Returns the units of `data.source`, in the order of `open_source`; NoSource: none."""
-    of_kind: dict[str, list[tuple[str, Path]]] = {kind: [] for kind in _KINDS}
-    for name, path in find_files(data.source).items():
-        of_kind[_kind(name) or _PARQUET].append((name, path))
+    found: dict[str, Path | Remote]
+    if remote.is_remote(data.source):
+        found = {file.name: file for file in remote.list_files(data.source, _data_files)}
+    else:
+        found = {**find_files(data.source)}
+    of_kind: dict[str, list[tuple[str, Path | Remote]]] = {kind: [] for kind in _KINDS}
+    for name, file in found.items():
+        of_kind[_kind(name) or _PARQUET].append((name, file))
     units = []
     for kind, files in of_kind.items():
         groups = [slice(i, i + 1) for i in range(len(files))]
         if kind == _TEXT and not data.separator:
-            groups = list(text_files.groups_of([FileState.of(path) for _, path in files]))
+            sizes = [f.size if isinstance(f, Remote) else f.stat().st_size for _, f in files]
+            groups = list(text_files.groups_of(sizes))
         units += [Unit(kind, tuple(files[group])) for group in groups]
     return units
 
 
-def open_unit(unit: Unit, columns: Columns, cache: Path, *, keep_before: bool) -> SourceFile:
-    """Returns the files of a unit, inspected; what that finds in text is kept in `cache`."""
-    named = dict(unit.files)
+def open_unit(
+    unit: Unit, columns: Columns, cache: Path, downloads: Path, *, keep_before: bool
+) -> SourceFile:
+    """Returns the files of a unit, inspected; what that finds in text is kept in `cache`.
+
+    Remote ones are in `downloads` then; DataError where that fails.
+    """
+    if elsewhere := [file for _, file in unit.files if isinstance(file, Remote)]:
+        downloads.mkdir(parents=True, exist_ok=True)
+        download_all(elsewhere, downloads)
+    named = {n: downloads / n if isinstance(f, Remote) else f for n, f in unit.files}
     if unit.kind == _PARQUET:
         (opened,) = parquet.open_all(named, columns)
     else:
@@ -97,7 +112,7 @@ def open_unit(unit: Unit, columns: Columns, cache: Path, *, keep_before: bool) -
 
 
 def find_files(source: str | Path) -> dict[str, Path]:
-    """Returns the files of `source` by name, sorted; NoSource: there are none.
+    """Returns the files of a local `source` by name, sorted; NoSource: there are none.
 
     The name of a file is its path below the folder, or below the folder in which a glob begins to
     match. Files in a folder of others that may be no data, *.txt and *.json, are left out.
@@ -106,33 +121,40 @@ def find_files(source: str | Path) -> dict[str, Path]:
     if os.path.isfile(path):  # False where a disk is gone, which Path's may raise
         return {path.name: path}
     if os.path.isdir(path):
-        found = {p.name: p for p in path.glob("[!.]*") if _kind(p.name) and p.is_file()}
-        doubtful = sorted(filter(_DOUBTFUL.search, found))
-        if doubtful and len(doubtful) < len(found):
-            log.warning(
-                "%s: %s%s beside other files may be no data and are not used: for all files, "
-                "add --config.data.source='%s/*'",
-                *(path, doubtful[0], ", ..." if doubtful[1:] else "", path),
-            )
-            found = {name: p for name, p in found.items() if name not in doubtful}
+        found = {p.name: p for p in path.glob("[!.]*") if p.is_file()}
+        chosen = _data_files(found, is_folder=True)
         missing = f"the folder {path} holds no {_KNOWN}"
-    elif _MAGIC.search(str(source)):
+    elif MAGIC.search(str(source)):
         root = _root(str(source))
         matches = (Path(match) for match in glob.glob(str(source), recursive=True))
         found = {p.relative_to(root).as_posix(): p for p in matches if p.is_file()}
-        found = {name: p for name, p in found.items() if _kind(name)}
+        chosen = _data_files(found, is_folder=False)
         missing = f"{source} matches no {_KNOWN}"
     else:
-        found, missing = {}, f"there is no file or folder {path}"
-    if not found:
+        found, chosen, missing = {}, [], f"there is no file or folder {path}"
+    if not chosen:
         raise NoSource(f"data.source: {missing}. {_DOWNLOAD}")
-    return dict(sorted(found.items()))
+    return {name: found[name] for name in chosen}
+
+
+def _data_files(names: Iterable[str], *, is_folder: bool) -> list[str]:
+    """Returns those names, sorted, that are of data; of a folder, not the doubtful ones."""
+    known = sorted(name for name in names if _kind(name))
+    doubtful = [name for name in known if _DOUBTFUL.search(name)]
+    if not is_folder or len(doubtful) in (0, len(known)):
+        return known
+    log.warning(
+        "%s%s beside other files in data.source may be no data and is not used: "
+        "--config.data.source='FOLDER/*' takes all files",
+        *(doubtful[0], ", ..." if doubtful[1:] else ""),
+    )
+    return [name for name in known if name not in doubtful]
 
 
 def _root(pattern: str) -> Path:
     """Returns the folder in which a glob begins to match."""
     parts = PurePath(pattern).parts
-    n = next(i for i, part in enumerate(parts) if _MAGIC.search(part))
+    n = next(i for i, part in enumerate(parts) if MAGIC.search(part))
     return Path(*parts[:n])
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from configs.errors import UserError
+from configs.extras import imports_of_extra
 from data_pipeline.byte_level import ByteLevel
 from data_pipeline.tokenizer import SPACE, Tokenizer
-from gptjax.common.extras import imports_of_extra
 from gptjax.compat import hf_weights
 from gptjax.compat.hf_architectures import QWEN3
 from gptjax.model import GPTConfig, Params

@@ -230,7 +230,7 @@ def _largest_compiled(
 def find_data(config: ConfigDict) -> Data:
     """Returns what is known of the data of `config` without preparing it."""
     try:
-        store_path, shards = locate(config)
+        store_path, shards = locate(config, download=False)
         if store_path.exists():
             return stored(config, TokenStore.open(store_path))
     except DataError as error:

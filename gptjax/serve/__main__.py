@@ -12,7 +12,7 @@ from absl import flags
 
 from configs import base, cli
 from configs.errors import UserError
-from gptjax.common.extras import imports_of_extra
+from configs.extras import imports_of_extra
 from gptjax.inference import Sampler, load_run
 from gptjax.step.compilation_cache import keep_compiled
 

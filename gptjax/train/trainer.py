@@ -37,6 +37,7 @@ from gptjax.step import (
     place_batch,
     place_votes,
 )
+from gptjax.step.multihost import any_process
 from gptjax.train import callbacks
 from gptjax.train.callbacks import PeriodicCallback
 from gptjax.train.init_state import initial_state
@@ -159,7 +160,8 @@ class Trainer:
         in a row and where all were skipped, without saving; or if the last state cannot be saved.
         """
         train = self._config.train
-        if self._at_end or self._out_of_time():
+        # Clocks differ: some processes would leave, and the others wait in the first step.
+        if self._at_end or any_process(self._out_of_time()):
             reason = "" if self._at_end else f" in train.max_hours = {train.max_hours:g}"
             text = "Nothing left to train: %d of %d steps are done%s."
             _log.info(text, self.step, train.max_iters, reason)

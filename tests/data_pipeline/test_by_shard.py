@@ -220,6 +220,19 @@ def test_text_of_every_kind_is_as_on_one_machine(tmp_path, monkeypatch, ray):
     assert all(name.startswith("more/") and "+" in name for name in names[2:-1])
 
 
+def test_a_remote_source_is_downloaded_by_the_tasks(shards, made, tmp_path, ray):
+    """Nothing but the store stays on this machine; a file that changes there is noticed."""
+    system, root = folders.fsspec_of(f"memory://{tmp_path.name}-source")
+    for path in shards.iterdir():
+        system.pipe_file(f"{root}/{path.name}", path.read_bytes())
+    config = configured(f"memory:/{root}", tmp_path, tmp_path / "stores")
+    store = prepare.prepare(config)
+    assert contents(store) == contents(made)
+    assert not any(path.suffix == ".parquet" for path in tmp_path.rglob("*"))
+    system.pipe_file(f"{root}/a.parquet", (shards / "b.parquet").read_bytes())
+    assert prepare.prepare(config) != store
+
+
 @pytest.fixture
 def mirrored(shards, made, tmp_path, ray):
     """A mirror that has nothing yet, and the sizes of the store's files."""

@@ -21,7 +21,7 @@ N_SHARDS = 12
 
 def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"needs the package ray: .*gptjax\[ray\]"):
+    with pytest.raises(UserError, match=r"needs the package ray, .*gptjax\[ray\]"):
         ray_pool.RayPool()
 
 

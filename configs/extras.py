@@ -12,7 +12,9 @@ def imports_of_extra(extra: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise UserError(
-            f"this needs the package {(error.name or '').partition('.')[0]}, which is not "
-            f"installed: install the extra (pip install 'gptjax[{extra}]')."
-        ) from error
+        reason = str(error)
+        if error.name:
+            reason = (
+                f"this needs the package {error.name.partition('.')[0]}, which is not installed"
+            )
+        raise UserError(f"{reason}: install the extra (pip install 'gptjax[{extra}]').") from error
