@@ -24,7 +24,10 @@ def get_config() -> ConfigDict:
         text_column="text",  # column of parquet, or key of JSON lines, with the text
         id_column="auto",  # that with the id: a name; "": file name and row number; auto: `id`, and where a parquet file or a line has none, as with ""
         separator="",  # what is between the documents of a .txt file, for example "\\n\\n" (\\n: end of a line); "": a file is a document
-        cache_dir="data/stores",  # prepared token stores, one folder per (source, settings)
+        cache_dir="data/stores",  # prepared token stores, one folder per (source, settings); also s3://bucket/path, gs://...
+        local_dir="data/local",  # with a cache_dir that is an address: keeps the files of stores that are in use
+        cache_bytes=100_000_000_000,  # bytes in local_dir; at least two groups of shards, of about 16 GB each
+        engine="local",  # what prepares: local (processes of this machine), or ray (tasks of a Ray cluster; the extra `ray`)
         val_fraction=0.005,  # share of documents, chosen by a hash of `id`, never trained on
         max_train_tokens=0,  # train on this many tokens only, of documents that are the same for every seed; the val split stays whole; 0: all
         document_mask=False,  # True: a token attends only inside its own document

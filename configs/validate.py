@@ -22,7 +22,8 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         model.rope_theta train.batch_size train.gradient_accumulation_steps train.log_interval
         train.max_epochs train.max_consecutive_skips train.max_hours eval.eval_interval
         eval.eval_iters optim.learning_rate optim.muon_learning_rate optim.lr_decay_iters optim.eps
-        tokenizer.sample_bytes data.prefetch_batches checkpoint.keep_latest mesh.fsdp
+        tokenizer.sample_bytes data.prefetch_batches data.cache_bytes checkpoint.keep_latest
+        mesh.fsdp
         """,
     ),
     (
@@ -68,6 +69,7 @@ _CHOICES = {
     "model.position": ("learned", "rope"),
     "model.mlp": ("gelu", "swiglu", "relu2"),
     "data.on_corrupt": ("stop", "keep_before"),
+    "data.engine": ("local", "ray"),
     "optim.optimizer": ("adamw", "muon"),
     "optim.schedule": ("cosine", "wsd"),
     "optim.weight_decay_schedule": ("constant", "linear"),

@@ -77,6 +77,11 @@ def is_val(document_id: str, val_fraction: float) -> bool:
     return int.from_bytes(digest[:8], "big") / 2**64 < val_fraction
 
 
+def hash_text(utf8: bytes | memoryview) -> int:
+    """Returns a 64-bit hash of a text, to find equal ones."""
+    return int.from_bytes(hashlib.blake2b(utf8, digest_size=8).digest(), "little")
+
+
 def encode_part(part: Part) -> int:
     """Encodes one part into its folder; returns its bytes of UTF-8."""
     tokenizer = _load_tokenizer(part.tokenizer)
@@ -90,8 +95,7 @@ def encode_part(part: Part) -> int:
                 utf8, val = document.utf8, is_val(document.id, part.val_fraction)
                 tokens = itertools.chain((bos,), tokenizer.encode_utf8(utf8))
                 size = sum(map(files[SPLITS[val]].write, tokens))
-                digest = hashlib.blake2b(utf8, digest_size=8).digest()
-                text_hash = int.from_bytes(digest, "little")
+                text_hash = hash_text(utf8)
                 gpt2_tokens = -1 if document.token_count is None else document.token_count
                 row, n_tokens = chunk.first_row + document.row, size // tokenizer.dtype.itemsize
                 record = (row, val, n_tokens, len(utf8), text_hash, gpt2_tokens)

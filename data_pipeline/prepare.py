@@ -19,6 +19,7 @@ joined.
 import collections
 import contextlib
 import errno
+import functools
 import itertools
 import logging
 import shutil
@@ -33,14 +34,24 @@ from ml_collections import ConfigDict
 from configs import base, cli
 from configs.errors import DataError
 from configs.validate import leaves, raise_problems, range_problems
-from data_pipeline import duplicates, encode, statistics, token_store, tokenizer_sample, worker_pool
+from data_pipeline import (
+    by_shard,
+    duplicates,
+    encode,
+    join,
+    statistics,
+    token_store,
+    tokenizer_sample,
+    worker_pool,
+)
 from data_pipeline.files import differences, fsync, hash_json, write_atomically
+from data_pipeline.folders import is_address
 from data_pipeline.lock import FileLock
 from data_pipeline.sources.documents import SourceFile
 from data_pipeline.sources.find import open_source
 from data_pipeline.sources.known_files import identify
 from data_pipeline.statistics import summary
-from data_pipeline.token_store import SPLITS, TokenStore
+from data_pipeline.token_store import TokenStore
 from data_pipeline.tokenizer import Tokenizer, train_from_counts
 
 log = logging.getLogger(__name__)
@@ -60,6 +71,8 @@ def prepare(config: ConfigDict) -> Path:
         is damaged. Finished parts are kept, and used by the next call.
       UserError: a setting is unusable.
     """
+    if by_shard.is_wanted(config):
+        return _by_shard(config, may_make=True)
     store, content, shards = _describe(config, download=True)
     if not _is_complete(store, content):
         try:
@@ -88,20 +101,37 @@ def require(config: ConfigDict) -> Path:
       DataError: as `prepare`; the store is not there.
       UserError: as `prepare`.
     """
+    if by_shard.is_wanted(config):
+        return _by_shard(config, may_make=False)
     store, content, _ = _describe(config, download=False)
     if not _is_complete(store, content):
-        raise DataError(
-            f"{store}: there is no token store, and several processes do not make one. Prepare it "
-            f"once, where all can read it, before they start: python -m data_pipeline.prepare, "
-            f"with the --config and the --config.KEY=VALUE flags of this run."
-        )
+        raise _missing(store)
+    _warn_of_damage(TokenStore.open(store))
+    return store
+
+
+def _missing(store: Path | str) -> DataError:
+    return DataError(
+        f"{store}: there is no token store, and several processes do not make one. Prepare it "
+        f"once, where all can read it, before they start: python -m data_pipeline.prepare, "
+        f"with the --config and the --config.KEY=VALUE flags of this run."
+    )
+
+
+def _by_shard(config: ConfigDict, *, may_make: bool) -> Path:
+    data, settings = config.data, _settings(config)
+    name_of = functools.partial(_name, settings)
+    store = by_shard.prepare(config, settings, name_of if may_make else None)
+    if store is None:
+        raise _missing(data.cache_dir)
     _warn_of_damage(TokenStore.open(store))
     return store
 
 
 def prepared(config: ConfigDict, store_hash: str) -> TokenStore | None:
     """Returns the complete store of this hash and the settings of `config`; reads no source."""
-    for store in complete_stores(config.data.cache_dir):
+    data = config.data
+    for store in complete_stores(data.local_dir if is_address(data.cache_dir) else data.cache_dir):
         if store.hash == store_hash and store.manifest["settings"] == _settings(config):
             _warn_of_damage(store)
             return store
@@ -134,15 +164,16 @@ def locate(config: ConfigDict, *, download: bool = True) -> tuple[Path, list[Sou
     """
     settings = _settings(config)
     shards = open_source(config.data, download=download)
-    identity = {
-        "format": token_store.FORMAT,
-        "recipe": PREPARATION_VERSION,
-        "sources": [shard.identity for shard in shards],
-        **settings,
-    }
-    more = f"+{len(shards) - 1}" if len(shards) > 1 else ""
-    name = f"{shards[0].path.stem}{more}-{hash_json(identity)[:12]}"
+    name = _name(settings, [shard.identity for shard in shards])
     return Path(config.data.cache_dir) / name, shards
+
+
+def _name(settings: dict[str, Any], sources: Sequence[dict[str, Any]]) -> str:
+    """Returns the name of the store of these settings and identities of source files."""
+    versions = {"format": token_store.FORMAT, "recipe": PREPARATION_VERSION}
+    identity = {**versions, "sources": sources, **settings}
+    more = f"+{len(sources) - 1}" if len(sources) > 1 else ""
+    return f"{Path(sources[0]['file']).stem}{more}-{hash_json(identity)[:12]}"
 
 
 def _describe(
@@ -271,42 +302,28 @@ def _join(
     drop: bool,
 ) -> dict[str, Any]:
     """Joins the parts of each shard; returns the entries of the manifest about the content."""
-    skipped = collections.Counter(null_text=0, null_id=0, empty_text=0, invalid_utf8=0)
-    damaged: list[dict[str, Any]] = []
     ends = [0]  # of each shard's documents
 
-    def documents() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def hashes() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for parts in plan:
             ends.append(ends[-1])
             for part in parts:
-                documents, counts = encode.read_part(part.path)
-                skipped.update(counts["skipped"])
-                damaged.extend({"file": part.shard, **d} for d in counts["damaged"])
+                documents, _ = encode.read_part(part.path)
                 ends[-1] += len(documents)
                 yield documents["text_hash"], documents["val"]
 
-    n_rows = sum(shard.n_documents for shard in shards)
-    found = duplicates.find(documents(), n_rows, work)
-    joined, files = [], [work / token_store.TOKENIZER]
-    for i, (shard, parts) in enumerate(zip(shards, plan, strict=True)):
-        counts = encode.join_parts(
-            *(parts, work, i),
+    found = duplicates.find(hashes(), sum(shard.n_documents for shard in shards), work)
+    entries = (
+        join.join_shard(
+            *(parts, work, i, shard.name),
             val_hashes=found.val_hashes,
             repeats=found.repeats[ends[i] : ends[i + 1]] if drop else None,
             dtype=dtype,
         )
-        skipped.update(counts.pop("dropped"))
-        joined.append({"source": shard.name, **counts})
-        files += token_store.shard_files(work, i)
-    return {
-        "splits": {split: statistics.split_statistics(work, joined, split) for split in SPLITS},
-        "usable_documents": ends[-1],
-        "exact_duplicates": ends[-1] - found.n_distinct,
-        "skipped": dict(skipped),
-        "damaged": damaged,
-        "pieces": joined,
-        "files": {path.name: token_store.file_record(path) for path in files},
-    }
+        for i, (shard, parts) in enumerate(zip(shards, plan, strict=True))
+    )
+    tokenizer = token_store.file_record(work / token_store.TOKENIZER)
+    return join.content(entries, found.n_distinct, tokenizer)
 
 
 def main(config: ConfigDict) -> None:

@@ -2,21 +2,23 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from configs.errors import DataError
-from data_pipeline.token_store import TokenStore, shard_file
+from data_pipeline.token_store import TokenStore
 
 PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 
 
 def split_statistics(
-    folder: Path, shards: Sequence[Mapping[str, Any]], split: str
+    shards: Sequence[Mapping[str, Any]], split: str, lengths: Mapping[int, int]
 ) -> dict[str, Any]:
-    """Sums a split over the shards of a store; DataError where it is empty."""
+    """Sums a split over the shards of a store; DataError where it is empty.
+
+    `lengths` says how many documents have a length in tokens.
+    """
     total: Counter[str] = Counter()
     for shard in shards:
         total.update(shard[split])
@@ -28,9 +30,10 @@ def split_statistics(
             "--config.data.val_fraction=... (documents are chosen by a hash of their id)."
         )
     text_tokens = total["tokens"] - total["documents"]
-    files = (shard_file(folder, i, split, "lengths") for i in range(len(shards)))
-    lengths = np.concatenate([np.fromfile(file, "<i4") for file in files])
-    percentiles = np.percentile(lengths, PERCENTILES, method="nearest").tolist()
+    values = sorted(lengths)
+    ends = np.cumsum([lengths[value] for value in values])  # in a list of all, sorted
+    ranks = [round(p / 100 * (ends[-1] - 1)) for p in PERCENTILES]  # the nearest
+    percentiles = [values[i] for i in np.searchsorted(ends, ranks, side="right")]
     return {
         "documents": total["documents"],
         "tokens": total["tokens"],  # one BOS a document included

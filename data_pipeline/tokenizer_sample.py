@@ -4,6 +4,8 @@ It is taken from the starts of evenly spaced chunks ("places"). Their sizes alon
 each gives, so any number of processes may count their words, in any order.
 """
 
+import bisect
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -28,17 +30,31 @@ def plan_sample(
     shards: Sequence[SourceFile], n_bytes: int, val_fraction: float, keep_before: bool = False
 ) -> list[Place]:
     """Divides `n_bytes` evenly over places; what a small chunk lacks, larger ones give."""
-    chunks = [chunk for shard in shards for chunk in shard.chunks]
-    n = min(len(chunks), MAX_PLACES)
-    chosen = [chunks[k * len(chunks) // n] for k in range(n)]
-    budgets, left = [0] * n, n_bytes
-    for done, k in enumerate(sorted(range(n), key=lambda k: chosen[k].text_bytes)):
-        budgets[k] = left // (n - done)  # of the small ones first
-        left -= min(chosen[k].text_bytes, budgets[k])
+    chosen = choose([len(shard.chunks) for shard in shards])
+    chunks = [shards[shard].chunks[i] for shard, i in chosen]
+    budgets = divide([chunk.text_bytes for chunk in chunks], n_bytes)
     return [
         Place(chunk, budget, val_fraction, keep_before)
-        for chunk, budget in zip(chosen, budgets, strict=True)
+        for chunk, budget in zip(chunks, budgets, strict=True)
     ]
+
+
+def choose(n_chunks: Sequence[int]) -> list[tuple[int, int]]:
+    """Returns (shard, chunk) of at most MAX_PLACES evenly spaced ones, given their numbers."""
+    ends = list(itertools.accumulate(n_chunks))
+    n = min(ends[-1], MAX_PLACES)
+    numbers = [k * ends[-1] // n for k in range(n)]
+    shards = [bisect.bisect(ends, number) for number in numbers]
+    return [(s, k - ends[s] + n_chunks[s]) for s, k in zip(shards, numbers, strict=True)]
+
+
+def divide(sizes: Sequence[int], n_bytes: int) -> list[int]:
+    """Divides `n_bytes` evenly over places of these sizes: what one lacks, larger ones give."""
+    budgets, left = [0] * len(sizes), n_bytes
+    for done, k in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):  # small ones first
+        budgets[k] = left // (len(sizes) - done)
+        left -= min(sizes[k], budgets[k])
+    return budgets
 
 
 def texts(place: Place) -> Iterator[str]:

@@ -296,11 +296,13 @@ TABLE: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("micro_batch * batch_size + row", "micro_batch * per_host + row"),
         ('0 if state is None else state["next_row"]', "0"),
     ],
-    ("data_pipeline/token_store.py", "tests/data_pipeline/test_token_store.py"): [
+    ("data_pipeline/split.py", "tests/data_pipeline/test_token_store.py"): [
         (
             "base = int(self._starts[doc] - self._first_token[shard])",
             "base = int(self._starts[doc])",
-        ),
+        )
+    ],
+    ("data_pipeline/token_store.py", "tests/data_pipeline/test_token_store.py"): [
         ("if tokenizer.hash != expected:", "if False:"),
         ('hash_json({**self.identity, "files": manifest["files"]})', "hash_json(self.identity)"),
     ],
@@ -310,6 +312,28 @@ TABLE: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("numbers[: n // dtype.itemsize]", "numbers[: n // 4]"),
         ("while n := f.readinto(data):", "if n := f.readinto(data):"),
         ("if digest != hash_json(manifest) if", "if False if"),
+    ],
+    ("data_pipeline/duplicates.py", "tests/data_pipeline/test_duplicates.py"): [
+        ('records["order"][~val] |= _TRAIN', "pass"),
+        ('np.arange(len(buckets)), side="right"', 'np.arange(len(buckets)), side="left"'),
+        ("np.concatenate([best, np.frombuffer(data, _RECORD)])", "np.frombuffer(data, _RECORD)"),
+        ("sorted_hashes.size - 1)] == hashes", "sorted_hashes.size - 1)] >= hashes"),
+    ],
+    ("data_pipeline/byte_level.py", "tests/data_pipeline/test_byte_level.py"): [
+        (r"(?:[^\W_](?= )|[A-Za-z0-9](?=\n))", r"(?:.(?= )|[A-Za-z0-9](?=\n))"),
+        ("rest = text[end:]", 'rest = ""'),
+        ("if not self.is_like_gpt2:", "if False:"),
+        ("if i not in self.specials}\n        self._library", "}\n        self._library"),
+    ],
+    ("data_pipeline/mirror.py", "tests/data_pipeline/test_by_shard.py"): [
+        ("self._check(name, temporary)", "pass"),
+        ("if excess > 0 and path not in wanted:", "if excess > 0:"),
+        ("os.utime(self._folder / name)", "os.stat(self._folder / name)"),
+        ("if path.exists() and path.read_bytes() != data:", "if False:"),
+    ],
+    ("data_pipeline/by_shard.py", "tests/data_pipeline/test_by_shard.py"): [
+        ("self._top.write(self._pointer, ", "print("),
+        ("itertools.pairwise(ends)", "itertools.pairwise([0, *ends])"),
     ],
     ("data_pipeline/tokenizer.py", "tests/data_pipeline/test_tokenizer.py"): [
         ("self._cache[SPACE] = np.array(byte_ids, self._cache.dtype).tobytes()", "pass"),

@@ -6,11 +6,13 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from data_pipeline.sources import parquet, remote, text_files
 from data_pipeline.sources.documents import MAGIC, Columns, NoSource, SourceFile
+from data_pipeline.sources.download import Remote, download_all
 from data_pipeline.sources.formats import Format, JsonLines, PlainText
 from data_pipeline.sources.known_files import FINEWEB
 
@@ -39,11 +41,11 @@ def open_source(data: ConfigDict, *, download: bool = True) -> list[SourceFile]:
       NoSource: there are none; or they are elsewhere, and `download` is False.
       DataError: one is unusable, or cannot be downloaded.
     """
-    columns = Columns(data.text_column, data.id_column, data.separator.replace(r"\n", "\n"))
+    columns = columns_of(data)
+    local = Path(data.local_dir if remote.is_remote(data.cache_dir) else data.cache_dir)
     of_kind: dict[str, dict[str, Path]] = {kind: {} for kind in _KINDS}
     if remote.is_remote(data.source):
-        downloads = Path(data.cache_dir) / "downloads"
-        named = remote.fetch(data.source, downloads, _data_files, download=download)
+        named = remote.fetch(data.source, local / "downloads", _data_files, download=download)
     else:
         named = find_files(data.source)
     for name, path in named.items():
@@ -51,9 +53,61 @@ def open_source(data: ConfigDict, *, download: bool = True) -> list[SourceFile]:
     opened = parquet.open_all(of_kind[_PARQUET], columns)
     separator = columns.separator.encode()
     formats: dict[str, Format] = {_JSON: JsonLines(columns), _TEXT: PlainText(separator)}
-    cache, keep_before = Path(data.cache_dir) / "inspected", data.on_corrupt == "keep_before"
+    cache, keep_before = local / "inspected", data.on_corrupt == "keep_before"
     for kind, format in formats.items():
         opened += text_files.open_all(of_kind[kind], format, cache, keep_before=keep_before)
+    return opened
+
+
+def columns_of(data: ConfigDict) -> Columns:
+    """Returns where rows have their text and id; `data` is config.data."""
+    return Columns(data.text_column, data.id_column, data.separator.replace(r"\n", "\n"))
+
+
+class Unit(NamedTuple):
+    """Files that become one shard of a store; none of them is open, or downloaded."""
+
+    kind: str
+    files: tuple[tuple[str, Path | Remote], ...]  # name in the source, where it is
+
+
+def list_units(data: ConfigDict) -> list[Unit]:
+    """Returns the units of `data.source`, in the order of `open_source`; NoSource: none."""
+    found: dict[str, Path | Remote]
+    if remote.is_remote(data.source):
+        found = {file.name: file for file in remote.list_files(data.source, _data_files)}
+    else:
+        found = {**find_files(data.source)}
+    of_kind: dict[str, list[tuple[str, Path | Remote]]] = {kind: [] for kind in _KINDS}
+    for name, file in found.items():
+        of_kind[_kind(name) or _PARQUET].append((name, file))
+    units = []
+    for kind, files in of_kind.items():
+        groups = [slice(i, i + 1) for i in range(len(files))]
+        if kind == _TEXT and not data.separator:
+            sizes = [f.size if isinstance(f, Remote) else f.stat().st_size for _, f in files]
+            groups = list(text_files.groups_of(sizes))
+        units += [Unit(kind, tuple(files[group])) for group in groups]
+    return units
+
+
+def open_unit(
+    unit: Unit, columns: Columns, cache: Path, downloads: Path, *, keep_before: bool
+) -> SourceFile:
+    """Returns the files of a unit, inspected; what that finds in text is kept in `cache`.
+
+    Remote ones are in `downloads` then; DataError where that fails.
+    """
+    if elsewhere := [file for _, file in unit.files if isinstance(file, Remote)]:
+        downloads.mkdir(parents=True, exist_ok=True)
+        download_all(elsewhere, downloads)
+    named = {n: downloads / n if isinstance(f, Remote) else f for n, f in unit.files}
+    if unit.kind == _PARQUET:
+        (opened,) = parquet.open_all(named, columns)
+    else:
+        text = PlainText(columns.separator.encode())
+        format = JsonLines(columns) if unit.kind == _JSON else text
+        (opened,) = text_files.open_all(named, format, cache, keep_before=keep_before)
     return opened
 
 

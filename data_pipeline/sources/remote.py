@@ -65,7 +65,7 @@ def fetch(
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(place.with_name(f".{place.name}.lock"), wait=True):
             if (names := _complete(place, listing)) is None:
-                files = _list(source, choose)
+                files = list_files(source, choose)
                 names = [file.name for file in files]
                 text = json.dumps({"source": source, "names": names})
                 write_atomically(listing, text.encode())
@@ -82,7 +82,8 @@ def _complete(place: Path, listing: Path) -> list[str] | None:
     return names if all(is_complete(place, name) for name in names) else None
 
 
-def _list(source: str, choose: Callable[..., list[str]]) -> list[Remote]:
+def list_files(source: str, choose: Callable[..., list[str]]) -> list[Remote]:
+    """Returns the files of a remote source; for `choose` and errors see `fetch`."""
     with imports_of_extra("remote"):
         import fsspec
     try:

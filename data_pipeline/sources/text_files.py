@@ -109,7 +109,7 @@ def open_all(
     if format.separator:
         groups = [slice(i, i + 1) for i in range(len(states))]
     else:
-        groups = list(_groups(states))
+        groups = list(groups_of([state.size for state in states]))
     names = list(named)
     opened = []
     for group in groups:
@@ -159,11 +159,10 @@ def _open_whole_files(
     return SourceFile(name, tuple(states), tuple(chunks), identity)
 
 
-def _groups(states: Sequence[FileState]) -> Iterator[slice]:
+def groups_of(sizes: Sequence[int]) -> Iterator[slice]:
+    """Yields the files of these sizes, of one document each, that share a shard of the store."""
     first = 0
-    for last in _cuts(
-        [max(state.size, GROUP_BYTES // GROUP_FILES) for state in states], GROUP_BYTES
-    ):
+    for last in _cuts([max(size, GROUP_BYTES // GROUP_FILES) for size in sizes], GROUP_BYTES):
         yield slice(first, last)
         first = last
 

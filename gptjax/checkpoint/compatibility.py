@@ -48,7 +48,8 @@ DATA = frozenset(
 FREE = frozenset(
     """
     workdir init_from allow_cpu deterministic compilation_cache_dir
-    data.cache_dir data.prepare_workers data.prefetch_batches
+    data.cache_dir data.local_dir data.cache_bytes data.engine data.prepare_workers
+    data.prefetch_batches
     model.compute_dtype model.attention model.remat model.scan_unroll model.loss_chunk
     train.log_interval train.max_epochs train.max_consecutive_skips train.loss_spike_sigma
     train.max_hours eval.eval_interval eval.eval_iters

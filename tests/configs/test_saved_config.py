@@ -100,7 +100,8 @@ def test_every_key_describes_the_recipe_or_the_machine():
 
 OTHER = {  # than the defaults
     **dict.fromkeys(("workdir", "compilation_cache_dir", "init_from"), "elsewhere"),
-    **dict.fromkeys(("data.source", "data.cache_dir", "tokenizer.file"), "elsewhere"),
+    **dict.fromkeys(("data.source", "data.cache_dir", "data.local_dir"), "elsewhere"),
+    **{"tokenizer.file": "elsewhere", "data.cache_bytes": 7, "data.engine": "ray"},
     **dict.fromkeys(("data.text_column", "data.id_column", "data.separator"), "elsewhere"),
     **{"allow_cpu": True, "data.prepare_workers": 7, "data.prefetch_batches": 7},
     **{"eval.benchmarks": ("elsewhere",), "report.interval": 7, "log.tensorboard": False},

@@ -14,6 +14,7 @@ from data_pipeline import grouped_rows, token_store
 from data_pipeline.grouped_rows import Group, cut, pack
 from data_pipeline.loader import BatchIterator
 from data_pipeline.packing import PackedRows, golden_step, permutation
+from data_pipeline.split import Present, Split
 
 PACKING = {"seed": 7, "bos_id": BOS, "segments": True}
 
@@ -200,7 +201,7 @@ def test_a_split_finds_tokens_beyond_32_bits(tmp_path):
         rows = np.array([10 * i, 10 * i + 1], "<u4")
         token_store.shard_file(tmp_path, i, "train", "rows").write_bytes(rows.tobytes())
     entries = {i: {"train": counts, "source": f"{i}.parquet"} for i in shards}
-    split = token_store.Split(tmp_path, "train", entries)
+    split = Split(Present(tmp_path), "train", entries, np.dtype("<u2"))
     assert split.n_tokens == 6 * (2**31 - 1) > 2**33
 
     class Tokens:

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,10 @@ def made(tmp_path_factory):
         "sources": [],
         "settings": {},
         "tokenizer": {"hash": tokenizer.hash, "vocab_size": 280},
-        "splits": {s: split_statistics(folder, shards, s) for s in ("train", "val")},
+        "splits": {
+            s: split_statistics(shards, s, Counter(len(tokens) for tokens, *_ in naive[s]))
+            for s in ("train", "val")
+        },
         "damaged": [],
         "skipped": {},
         "exact_duplicates": 0,
