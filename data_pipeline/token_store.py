@@ -99,8 +99,9 @@ class TokenStore:
         # Of each kind of file: what it counts, and bytes of one.
         counted = {"tokens": ("tokens", dtype.itemsize), "lengths": ("documents", 4)}
         for i, shard in enumerate(manifest["pieces"]):
-            needed += [file.name for file in shard_files(folder, i)]
-            if missing := [name for name in needed if name not in manifest["files"]]:
+            mine = [TOKENIZER, *(file.name for file in shard_files(folder, i))]
+            needed += mine
+            if missing := [name for name in mine if name not in manifest["files"]]:
                 raise unusable(folder, f"the manifest is damaged (it lacks {missing})", MANIFEST)
             for split, (kind, (unit, size)) in itertools.product(SPLITS, counted.items()):
                 name = shard_file(folder, i, split, kind).name
