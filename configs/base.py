@@ -24,6 +24,9 @@ def get_config() -> ConfigDict:
         text_column="text",  # column of parquet, or key of JSON lines, with the text
         id_column="auto",  # that with the id: a name; "": file name and row number; auto: `id`, and where a parquet file or a line has none, as with ""
         separator="",  # what is between the documents of a .txt file, for example "\\n\\n" (\\n: end of a line); "": a file is a document
+        mixture=(),  # several sources and their shares of the rows, instead of data.source: (("a", 0.7), ("b", 0.3)); exact in whole numbers or short decimals
+        mixture_schedule=(),  # steps from which other weights hold, in the order of data.mixture: ((1000, (0.5, 0.5)),); 0 leaves a source out
+        mixture_file="",  # a JSON file that holds both instead, see configs/mixture.py; "": none
         cache_dir="data/stores",  # prepared token stores, one folder per (source, settings); also s3://bucket/path, gs://...
         local_dir="data/local",  # with a cache_dir that is an address: keeps the files of stores that are in use
         cache_bytes=100_000_000_000,  # bytes in local_dir; at least two groups of shards, of about 16 GB each

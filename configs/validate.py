@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, mixture
 from configs.errors import UserError
 
 MAX_SIZE = 1 << 20  # of a model's dimensions: products of three fit into 64 bits
@@ -94,7 +94,7 @@ CONSTRAINTS: dict[str, tuple[str, Callable[[Any], bool]]] = (
 def validate(config: ConfigDict, n_devices: int, extra_problems: Sequence[str] = ()) -> None:
     """Raises UserError that lists every problem of `config`, and the caller's `extra_problems`.
 
-    Reads no file. `n_devices` counts the devices of all processes.
+    Reads no file but data.mixture_file. `n_devices` counts the devices of all processes.
     """
     values = leaves(config)
     problems = unknown_keys(values) + range_problems(values)
@@ -113,6 +113,7 @@ def range_problems(values: Mapping[str, Any]) -> list[str]:
 def _relations(config: ConfigDict, n_devices: int) -> Iterator[str]:
     """Yields the problems of keys that are valid alone but not together, or not on the devices."""
     model, optim, train = config.model, config.optim, config.train
+    yield from mixture.problems(config.data)
     yield from model_problems(model)
     if model.attention == "cudnn" and config.data.document_mask:
         yield (

@@ -45,7 +45,8 @@ RECIPE = frozenset(
 MACHINE = frozenset(
     """
     workdir allow_cpu compilation_cache_dir init_from
-    data.source data.text_column data.id_column data.separator data.cache_dir data.local_dir
+    data.source data.text_column data.id_column data.separator
+    data.mixture data.mixture_schedule data.mixture_file data.cache_dir data.local_dir
     data.cache_bytes data.engine data.prepare_workers data.prefetch_batches tokenizer.file
     eval.benchmarks report.interval log.tensorboard log.wandb log.wandb_project
     mesh.data mesh.fsdp mesh.gather
@@ -74,13 +75,20 @@ def completed(saved: dict[str, Any]) -> ConfigDict:
     """
     config, defaults = base.get_config(), leaves(base.get_config())
     try:
-        config.update(ConfigDict(saved))
+        config.update(ConfigDict(_tuples(saved)))
         unset = [key for key, value in leaves(config).items() if value is None]
         if unset := [key for key in unset if defaults.get(key) is not None]:
             raise ValueError(f"{', '.join(unset)} is null")
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"this is no configuration ({error})") from error
     return config
+
+
+def _tuples(value: Any) -> Any:
+    """Returns a JSON value with tuples for lists, as configurations have them."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def unused(workdir: str, config: ConfigDict) -> list[str]:

@@ -22,9 +22,9 @@ from rich.table import Table
 from configs.cli import define_config, run
 from configs.errors import UserError
 from data_pipeline.packing import Rows
-from data_pipeline.prepare import prepare, summary
+from data_pipeline.prepare import prepare_all, summary
 from data_pipeline.subset import split_groups, training_groups, training_rows, validation_rows
-from data_pipeline.token_store import SPLITS, TokenStore
+from data_pipeline.token_store import SPLITS
 from data_pipeline.tokenizer import Tokenizer
 
 # Text of the web can contain codes that move the cursor: they are shown, not obeyed.
@@ -121,33 +121,46 @@ def main(
         raise UserError(f"--split={split}: the splits are {' and '.join(SPLITS)}.")
     if epoch < 0 or rows < 0:
         raise UserError(f"--epoch={epoch} and --rows={rows} must be at least 0.")
-    store = TokenStore.open(prepare(config))
+    stores = prepare_all(config)
     if split == "train":
-        packed = training_rows(config, store)
-        groups = training_groups(store, config.data.max_train_tokens)
+        packed: dict[str, Rows] = {"": training_rows(config, stores)}
     else:
-        packed, groups = validation_rows(config, store), split_groups(store, split)
-    n = packed.rows_per_epoch
-    if not 0 <= start < n:
+        packed = {name: validation_rows(config, s) for name, s in stores.sources.items()}
+    sizes = [of_a_source.rows_per_epoch for of_a_source in packed.values()]
+    n_rows = min((n for n in sizes if n is not None), default=None)
+    if n_rows is None and epoch:
         raise UserError(
-            f"--start={start}: an epoch of {split!r} has the rows 0 to {n - 1:,}, of "
+            f"--epoch={epoch}: a mixture has no epochs, for each source has its own: --start alone "
+            "says which row of the run is the first."
+        )
+    if start < 0 or (n_rows is not None and start >= n_rows):
+        last = "" if n_rows is None else f" to {n_rows - 1:,}"
+        raise UserError(
+            f"--start={start}: an epoch of {split!r} has the rows 0{last}, of "
             f"{config.model.block_size} tokens."
         )
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # prints "?" for what a terminal cannot show
     console = Console(highlight=False)
-    console.out(summary(store))
-    console.out(f"\nDocuments of {split!r} by length, BOS included\n", style="bold")
-    console.print(
-        histogram((group.open().doc_lengths for group in groups), console.width), crop=False
-    )
-    for g in range(epoch * n + start, epoch * n + min(start + rows, n)):
-        step = g // (config.train.batch_size * config.train.gradient_accumulation_steps)
-        heading = f"\nRow {g % n:,} of {n:,}, epoch {epoch}"
-        heading += f", in optimizer step {step:,}" if split == "train" else ""
-        console.out(heading, style="bold")
-        segments = Segments(row_text(packed, g, store.tokenizer, mark_tokens=tokens))
-        console.print(segments, soft_wrap=True, end="")
+    for store in stores.sources.values():
+        limit = config.data.max_train_tokens
+        groups = training_groups(store, limit) if split == "train" else split_groups(store, split)
+        lengths = (group.open().doc_lengths for group in groups)
+        console.out(summary(store))
+        console.out(f"\nDocuments of {split!r} by length, BOS included\n", style="bold")
+        console.print(histogram(lengths, console.width), crop=False)
+    for name, of_a_source in packed.items():
+        n = of_a_source.rows_per_epoch
+        first = start + epoch * (n or 0)
+        for g in range(first, first + rows if n is None else min(first + rows, (epoch + 1) * n)):
+            heading = f"\nRow {g:,}" if n is None else f"\nRow {g % n:,} of {n:,}, epoch {epoch}"
+            heading += f", {name}" if name else ""
+            if split == "train":
+                step = g // (config.train.batch_size * config.train.gradient_accumulation_steps)
+                heading += f", in optimizer step {step:,}"
+            console.out(heading, style="bold")
+            segments = row_text(of_a_source, g, stores.tokenizer, mark_tokens=tokens)
+            console.print(Segments(segments), soft_wrap=True, end="")
 
 
 if __name__ == "__main__":

@@ -94,6 +94,10 @@ def golden_step(n: int) -> int:
 class Rows(Protocol):
     """An endless sequence of rows."""
 
+    @property
+    def rows_per_epoch(self) -> int | None:
+        """Rows that hold each token once; None where sources have epochs of their own."""
+
     def __getitem__(self, g: int) -> Row:
         """Returns row `g` >= 0."""
 

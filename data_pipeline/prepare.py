@@ -12,28 +12,25 @@ data.separator, data.on_corrupt), data.val_fraction, data.drop_duplicates and th
 `tokenizer`; data.cache_dir and data.prepare_workers set where it is and how fast it is made.
 
 Memory: up to 400 MB for each process, as long as no chunk has two documents of 50 MB; 1.5 GB for
-the main one. Disk: the store (about 0.7 times a parquet file) twice, until the parts are
-joined.
+the main one. Disk: the store (0.7 times a parquet file) twice, until the parts are joined.
 """
 
-import collections
 import contextlib
 import errno
 import functools
 import itertools
 import logging
 import shutil
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import base, cli
-from configs.errors import DataError
-from configs.validate import leaves, raise_problems, range_problems
+from configs import cli
+from configs.errors import DataError, UserError
+from configs.mixture import declared
 from data_pipeline import (
     by_shard,
     duplicates,
@@ -44,22 +41,20 @@ from data_pipeline import (
     tokenizer_sample,
     worker_pool,
 )
-from data_pipeline.files import differences, fsync, hash_json, write_atomically
+from data_pipeline.files import differences, fsync, write_atomically
 from data_pipeline.folders import is_address
+from data_pipeline.locate import locate, settings_of, store_name
 from data_pipeline.lock import FileLock
+from data_pipeline.mixed_stores import MixedStores, sample_of, shared_tokenizer, source_configs
 from data_pipeline.sources.documents import SourceFile
-from data_pipeline.sources.find import open_source
 from data_pipeline.sources.known_files import identify
 from data_pipeline.statistics import summary
-from data_pipeline.token_store import TokenStore
-from data_pipeline.tokenizer import Tokenizer, train_from_counts
+from data_pipeline.token_store import Stores, TokenStore
+from data_pipeline.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-# Raise it when the same source and settings would give different tokens or splits.
-PREPARATION_VERSION = 2
 _UNFINISHED = ".partial"  # suffix of a store that is being made
-_COLUMNS = ("text_column", "id_column", "separator")  # keys of data: how a source is read
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -105,34 +100,72 @@ def require(config: ConfigDict) -> Path:
         return _by_shard(config, may_make=False)
     store, content, _ = _describe(config, download=False)
     if not _is_complete(store, content):
-        raise _missing(store)
+        raise _not_prepared(store, "token store")
     _warn_of_damage(TokenStore.open(store))
     return store
-
-
-def _missing(store: Path | str) -> DataError:
-    return DataError(
-        f"{store}: there is no token store, and several processes do not make one. Prepare it "
-        f"once, where all can read it, before they start: python -m data_pipeline.prepare, "
-        f"with the --config and the --config.KEY=VALUE flags of this run."
-    )
 
 
 def _by_shard(config: ConfigDict, *, may_make: bool) -> Path:
-    data, settings = config.data, _settings(config)
-    name_of = functools.partial(_name, settings)
+    data, settings = config.data, settings_of(config)
+    name_of = functools.partial(store_name, settings)
     store = by_shard.prepare(config, settings, name_of if may_make else None)
     if store is None:
-        raise _missing(data.cache_dir)
+        raise _not_prepared(data.cache_dir, "token store")
     _warn_of_damage(TokenStore.open(store))
     return store
+
+
+def _not_prepared(path: Path | str, what: str) -> DataError:
+    return DataError(
+        f"{path}: there is no {what}, and several processes do not make one. Prepare it once, "
+        f"where all can read it, before they start: python -m data_pipeline.prepare, with the "
+        f"--config and the --config.KEY=VALUE flags of this run."
+    )
+
+
+def prepare_all(config: ConfigDict, one: Callable[[ConfigDict], Path] = prepare) -> Stores:
+    """Opens the store of `config`, or that of each source of its mixture, from `one`.
+
+    `one` is `prepare` or `require`. The sources of a mixture share a tokenizer: tokenizer.file, or
+    one that is trained on a sample of all, in proportion to data.mixture. Raises as `one` does.
+    """
+    mixture = declared(config.data)
+    if mixture is None:
+        return TokenStore.open(one(config))
+    if by_shard.is_wanted(config) and not config.tokenizer.file:
+        raise UserError(
+            "a mixture that Ray prepares, or whose data.cache_dir is an address, needs a tokenizer "
+            "that is there: --config.tokenizer.file=..., such as a workdir's tokenizer.model."
+        )
+    tokenizer, sources = shared_tokenizer(config, mixture, download=one is not require)
+    if sources and not tokenizer.exists():
+        if one is require:
+            raise _not_prepared(tokenizer, "tokenizer")
+        tokenizer.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(tokenizer.with_name(f".{tokenizer.name}.lock"), wait=True):
+            if not tokenizer.exists():  # made while we waited
+                _train_shared(tokenizer, sample_of(sources, config, mixture), config)
+    configs = source_configs(config, mixture, tokenizer)
+    return MixedStores(mixture, [TokenStore.open(one(alone)) for alone in configs])
+
+
+def _train_shared(path: Path, sample: tokenizer_sample.Sample, config: ConfigDict) -> None:
+    work = path.with_suffix(_UNFINISHED)
+    work.mkdir(exist_ok=True)
+    n_parts = sum(n_bytes for _, n_bytes in sample) // encode.PART_BYTES
+    with worker_pool.Pool(config.data.prepare_workers, n_parts) as pool:
+        tokenizer_sample.train(work / token_store.TOKENIZER, sample, config, pool)
+    _check_unchanged([shard for shards, _ in sample for shard in shards], work)
+    (work / token_store.TOKENIZER).replace(path)
+    fsync(path.parent)
+    work.rmdir()
 
 
 def prepared(config: ConfigDict, store_hash: str) -> TokenStore | None:
     """Returns the complete store of this hash and the settings of `config`; reads no source."""
     data = config.data
     for store in complete_stores(data.local_dir if is_address(data.cache_dir) else data.cache_dir):
-        if store.hash == store_hash and store.manifest["settings"] == _settings(config):
+        if store.hash == store_hash and store.manifest["settings"] == settings_of(config):
             _warn_of_damage(store)
             return store
     return None
@@ -155,53 +188,13 @@ def _warn_of_damage(store: TokenStore) -> None:
         )
 
 
-def locate(config: ConfigDict, *, download: bool = True) -> tuple[Path, list[SourceFile]]:
-    """Returns the (perhaps future) folder of the store of `config`, and its source files.
-
-    Raises:
-      DataError: the source is unusable; or it is elsewhere, and `download` is False.
-      UserError: a setting is unusable.
-    """
-    settings = _settings(config)
-    shards = open_source(config.data, download=download)
-    name = _name(settings, [shard.identity for shard in shards])
-    return Path(config.data.cache_dir) / name, shards
-
-
-def _name(settings: dict[str, Any], sources: Sequence[dict[str, Any]]) -> str:
-    """Returns the name of the store of these settings and identities of source files."""
-    versions = {"format": token_store.FORMAT, "recipe": PREPARATION_VERSION}
-    identity = {**versions, "sources": sources, **settings}
-    more = f"+{len(sources) - 1}" if len(sources) > 1 else ""
-    return f"{Path(sources[0]['file']).stem}{more}-{hash_json(identity)[:12]}"
-
-
 def _describe(
     config: ConfigDict, *, download: bool
 ) -> tuple[Path, dict[str, Any], list[SourceFile]]:
     """Returns the folder of the store of `config`, what its manifest must say, and its source."""
     store, shards = locate(config, download=download)
-    content = {"sources": [shard.identity for shard in shards], "settings": _settings(config)}
+    content = {"sources": [shard.identity for shard in shards], "settings": settings_of(config)}
     return store, content, shards
-
-
-def _settings(config: ConfigDict) -> dict[str, Any]:
-    """Returns the checked settings that the content of a store depends on."""
-    data, tokenizer = config.data, config.tokenizer
-    raise_problems(range_problems(leaves(data, "data.") | leaves(tokenizer, "tokenizer.")))
-    settings = {"on_corrupt": data.on_corrupt, "val_fraction": float(data.val_fraction)}
-    if data.drop_duplicates:  # most stores are older than this key
-        settings["drop_duplicates"] = True
-    defaults = base.get_config().data  # without them, as in stores from before there were others
-    settings |= {key: data[key] for key in _COLUMNS if data[key] != defaults[key]}
-    if not tokenizer.file:
-        return settings | {key: tokenizer[key] for key in ("vocab_size", "sample_bytes")}
-    if not Path(tokenizer.file).is_file():
-        raise DataError(
-            f"tokenizer.file={tokenizer.file}: there is no such file. Name a workdir's "
-            "tokenizer.model, or set it to nothing to train a tokenizer."
-        )
-    return settings | {"tokenizer": Tokenizer.load(tokenizer.file).hash}
 
 
 def _is_complete(store: Path, content: dict[str, Any]) -> bool:
@@ -245,7 +238,8 @@ def _make(
                 if config.tokenizer.file:  # its hash is in the store's name
                     write_atomically(tokenizer_path, Path(config.tokenizer.file).read_bytes())
                 elif not tokenizer_path.exists():
-                    _train_tokenizer(tokenizer_path, shards, config, pool)
+                    sample = [(shards, config.tokenizer.sample_bytes)]
+                    tokenizer_sample.train(tokenizer_path, sample, config, pool)
                 worker_pool.encode_parts(parts, pool=pool)
         finally:  # also where a part failed: a changing file looks like a damaged one
             _check_unchanged(shards, work)
@@ -271,27 +265,6 @@ def _check_unchanged(shards: Sequence[SourceFile], work: Path) -> None:
             f"{path}: the file changed while it was read, so the prepared parts were discarded. "
             "Wait until nothing writes to it (a download?) and run again."
         )
-
-
-def _train_tokenizer(
-    path: Path, shards: Sequence[SourceFile], config: ConfigDict, pool: worker_pool.Pool
-) -> None:
-    start = time.monotonic()
-    total = sum(shard.text_bytes for shard in shards)
-    vocab_size, sample_bytes = config.tokenizer.vocab_size, config.tokenizer.sample_bytes
-    log.info(
-        "training the tokenizer (%d pieces) on %.1f MB of %.1f MB of text, spread evenly",
-        *(vocab_size, min(sample_bytes, total) / 1e6, total / 1e6),
-    )
-    keep_before = config.data.on_corrupt == "keep_before"
-    places = tokenizer_sample.plan_sample(
-        shards, sample_bytes, config.data.val_fraction, keep_before
-    )
-    counts: collections.Counter[str] = collections.Counter()
-    for _, place_counts in pool.run(tokenizer_sample.count_place, places):
-        counts.update(place_counts)  # in any order: they are summed
-    train_from_counts(counts, vocab_size=vocab_size, path=path)
-    log.info("trained the tokenizer in %.1f s", time.monotonic() - start)
 
 
 def _join(
@@ -327,8 +300,8 @@ def _join(
 
 
 def main(config: ConfigDict) -> None:
-    """Prepares the source of `config` and prints a summary of the store."""
-    print(summary(TokenStore.open(prepare(config))))
+    """Prepares the sources of `config` and prints a summary of each store."""
+    print("\n\n".join(map(summary, prepare_all(config).sources.values())))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs.mixture import Mixture
 from configs.validate import raise_problems
 from data_pipeline.grouped_rows import Group, GroupedRows, cut, pack
-from data_pipeline.packing import Documents, PackedRows, permutation
-from data_pipeline.token_store import TokenStore
+from data_pipeline.mixture import MixtureRows, Schedule
+from data_pipeline.packing import Documents, PackedRows, Rows, permutation
+from data_pipeline.token_store import Stores, TokenStore
 
 
 class Subset:
@@ -81,12 +83,22 @@ def _open_subset(group: Group, n_tokens: int) -> Subset:
     return Subset(group.open(), n_tokens)
 
 
-def training_rows(
-    config: ConfigDict, store: TokenStore, *, stream: int = 0
-) -> PackedRows | GroupedRows:
-    """Returns the rows that a run is trained on, in the order of its seed; see `pack`."""
-    groups = training_groups(store, config.data.max_train_tokens)
-    return pack(groups, seed=config.seed, stream=stream, **_packing(config, store.tokenizer.bos_id))
+def training_rows(config: ConfigDict, stores: Stores) -> Rows:
+    """Returns the rows that a run is trained on, in the order of its seed."""
+    packing = {"seed": config.seed, **_packing(config, stores.tokenizer.bos_id)}
+    groups = [
+        training_groups(store, config.data.max_train_tokens) for store in stores.sources.values()
+    ]
+    rows = [pack(of_a_source, stream=i, **packing) for i, of_a_source in enumerate(groups)]
+    if stores.mixture is None:
+        return rows[0]
+    return MixtureRows(list(stores.sources), rows, schedule(config.train, stores.mixture))
+
+
+def schedule(train: ConfigDict, mixture: Mixture) -> Schedule:
+    """Returns the schedule of a mixture by rows."""
+    rows_per_step = train.batch_size * train.gradient_accumulation_steps
+    return Schedule([(phase.step * rows_per_step, phase.weights) for phase in mixture.phases])
 
 
 def validation_rows(config: ConfigDict, store: TokenStore) -> PackedRows | GroupedRows:
@@ -108,15 +120,21 @@ def _packing(config: ConfigDict, bos_id: int) -> dict[str, Any]:
     }
 
 
-def validate_store(config: ConfigDict, store: TokenStore) -> None:
+def validate_store(config: ConfigDict, stores: Stores) -> None:
     """Raises UserError with every split that is shorter than a row of the model."""
     block_size, limit = config.model.block_size, config.data.max_train_tokens
-    splits = {"train": training_groups(store, limit), "val": split_groups(store, "val")}
-    sizes = {name: sum(group.n_tokens for group in groups) for name, groups in splits.items()}
+    sizes = {
+        f"{split} split{f' of {name}' if name else ''}": sum(group.n_tokens for group in groups)
+        for name, store in stores.sources.items()
+        for split, groups in (
+            ("train", training_groups(store, limit)),
+            ("val", split_groups(store, "val")),
+        )
+    }
     raise_problems(
         [
             f"model.block_size = {block_size:,} exceeds the {n_tokens:,} tokens of the {name} "
-            f"split (data.val_fraction = {config.data.val_fraction}, "
+            f"(data.val_fraction = {config.data.val_fraction}, "
             f"data.max_train_tokens = {limit:,})"
             for name, n_tokens in sizes.items()
             if n_tokens < block_size

@@ -19,11 +19,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from configs.errors import DataError
+from configs.mixture import Mixture
 from configs.read import MIB, mismatch, read_json
 from data_pipeline import mirror
 from data_pipeline.files import hash_json, write_atomically
@@ -66,8 +67,34 @@ _SCHEMA = {
 }
 
 
+class Stores(Protocol):
+    """What a run reads: one `TokenStore`, or one for each source of a mixture."""
+
+    @property
+    def sources(self) -> Mapping[str, "TokenStore"]:
+        """The stores by the names of their sources; the only one has no name."""
+
+    @property
+    def mixture(self) -> Mixture | None:
+        """How the sources are mixed; None for a single one."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of all."""
+
+    @property
+    def hash(self) -> str:
+        """Distinguishes the contents."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What `hash` stands for, as JSON for `files.differences`."""
+
+
 class TokenStore:
-    """A complete store, opened for reading."""
+    """A complete store, opened for reading; see `Stores`."""
+
+    mixture = None
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         """Use `open`."""
@@ -124,6 +151,11 @@ class TokenStore:
                 said = f"the manifest says {expected['size_bytes']:,} bytes"
                 raise unusable(folder, f"the file {state}, and {said}", name)
         return cls(folder, manifest)
+
+    @property
+    def sources(self) -> Mapping[str, "TokenStore"]:
+        """This store, without a name."""
+        return {"": self}
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:

@@ -6,15 +6,24 @@ each gives, so any number of processes may count their words, in any order.
 
 import bisect
 import itertools
+import logging
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+from ml_collections import ConfigDict
 
 from data_pipeline.encode import is_val
 from data_pipeline.sources.documents import Chunk, Damage, SourceFile
-from data_pipeline.tokenizer import MAX_SLICE, count_words
+from data_pipeline.tokenizer import MAX_SLICE, count_words, train_from_counts
+from data_pipeline.worker_pool import Pool
+
+log = logging.getLogger(__name__)
 
 MAX_PLACES = 256
+Sample = Sequence[tuple[Sequence[SourceFile], int]]  # files, and bytes of their text
 
 
 class Place(NamedTuple):
@@ -73,3 +82,25 @@ def texts(place: Place) -> Iterator[str]:
 def count_place(place: Place) -> Counter[str]:
     """Counts the words of a place."""
     return count_words(texts(place))
+
+
+def train(path: Path, sample: Sample, config: ConfigDict, pool: Pool) -> None:
+    """Trains a tokenizer on so many bytes of some files, and so many of others."""
+    start = time.monotonic()
+    total = sum(shard.text_bytes for shards, _ in sample for shard in shards)
+    vocab_size, n_bytes = config.tokenizer.vocab_size, sum(n for _, n in sample)
+    log.info(
+        "training the tokenizer (%d pieces) on %.1f MB of %.1f MB of text, spread evenly",
+        *(vocab_size, min(n_bytes, total) / 1e6, total / 1e6),
+    )
+    keep_before = config.data.on_corrupt == "keep_before"
+    places = [
+        place
+        for shards, n in sample
+        for place in plan_sample(shards, n, config.data.val_fraction, keep_before)
+    ]
+    counts: Counter[str] = Counter()
+    for _, place_counts in pool.run(count_place, places):
+        counts.update(place_counts)  # in any order: they are summed
+    train_from_counts(counts, vocab_size=vocab_size, path=path)
+    log.info("trained the tokenizer in %.1f s", time.monotonic() - start)

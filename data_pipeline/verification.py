@@ -1,19 +1,23 @@
-"""Verifies a token store while training begins: reading it all would delay the first step."""
+"""Verifies token stores while training begins: reading it all would delay the first step."""
 
 import logging
 
 from data_pipeline import background
-from data_pipeline.token_store import TokenStore
+from data_pipeline.token_store import Stores
 
 _log = logging.getLogger(__name__)
 
 
 class Verification:
-    """Runs `TokenStore.verify` once, in a thread, from construction on."""
+    """Runs `TokenStore.verify` of all stores once, in a thread, from construction on."""
 
-    def __init__(self, store: TokenStore):
-        self._path = store.path
-        self._future = background.start("verify-store", store.verify)
+    def __init__(self, stores: Stores):
+        self._stores = list(stores.sources.values())
+        self._future = background.start("verify-store", self._verify)
+
+    def _verify(self) -> None:
+        for store in self._stores:
+            store.verify()
 
     def check(self) -> None:
         """Raises DataError if the store has been found to be damaged; does not wait."""
@@ -23,5 +27,6 @@ class Verification:
     def wait(self) -> None:
         """Waits for the end; DataError if the store is damaged."""
         if not self._future.done():
-            _log.info("Waiting until %s is compared with its hashes.", self._path)
+            paths = ", ".join(str(store.path) for store in self._stores)
+            _log.info("Waiting until %s is compared with its hashes.", paths)
         self._future.result()

@@ -1,6 +1,7 @@
 """What all tests share: strict broadcasting, the CPU, and one prepared store."""
 
 import atexit
+import copy
 import os
 import shutil
 import tempfile
@@ -17,6 +18,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 # if a finalizer reports an exception meanwhile, for a traceback is parsed, too (cpython#106905).
 import hypothesis  # noqa: F401
 import jax
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from configs import debug
@@ -68,6 +71,32 @@ def steps(session_config, store):
 def initial(steps):
     """The state that a run of the debug configuration begins with."""
     return steps.init_state()
+
+
+@pytest.fixture(scope="session")
+def two_sources(session_config, tmp_path_factory):
+    """Two small parquet files with other texts of the bundled shard: prose, and its endings."""
+    folder = tmp_path_factory.mktemp("sources")
+    texts = pq.ParquetFile(session_config.data.source).read_row_group(0)["text"].to_pylist()
+    sources = {"prose": [t[:700] for t in texts[:120]], "ends": [t[-300:] for t in texts[120:260]]}
+    for name, chosen in sources.items():
+        ids = [f"{name}-{i}" for i in range(len(chosen))]
+        pq.write_table(pa.table({"text": chosen, "id": ids}), folder / f"{name}.parquet", 40)
+    return [str(folder / f"{name}.parquet") for name in sources]
+
+
+@pytest.fixture
+def mixture_config(session_config, two_sources, tmp_path):
+    """configs/debug.py for 8 steps, each logged, of three rows of prose for each two of ends."""
+    config = copy.deepcopy(session_config)
+    config.workdir = str(tmp_path / "run")
+    config.data.source = ""
+    config.data.mixture = tuple(zip(two_sources, (0.6, 0.4), strict=True))
+    config.data.val_fraction = 0.1
+    config.train.max_iters = 8
+    config.train.log_interval = 1
+    config.sample.prompts = ()
+    return config
 
 
 @pytest.fixture(scope="module")

@@ -287,6 +287,21 @@ TABLE: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("stream=self._stream + group", "stream=self._stream"),
         ("epoch * n_rows + row", "row"),
     ],
+    ("data_pipeline/mixture.py", "tests/data_pipeline/test_mixture_rows.py"): [
+        ("m = 2 * len(mixed) - 2", "m = 2 * len(mixed) - 1"),
+        ("(m - 1 + m * k) * (common // weights[i])", "m * k * (common // weights[i])"),
+        ("for t in range(1, period + 1):", "for t in range(2, period + 2):"),
+        ("phase.before[source] + periods", "periods"),
+        ("self.counts(first_row) if self._phases else [0] * len(weights)", "[0] * len(weights)"),
+        ("divmod(g - phase.first_row, ", "divmod(g, "),
+    ],
+    ("data_pipeline/mixed_stores.py", "tests/data_pipeline/test_mixed_stores.py"): [
+        ("left -= parts[i]", "left -= share"),
+        ("key=lambda i: sizes[i] / weights[i]", "key=lambda i: sizes[i]"),
+    ],
+    ("gptjax/train/validation.py", "tests/train/test_mixture_run.py"): [
+        ("map(scaled, sums.values(), self._shares)", "map(scaled, sums.values(), (1, 1))")
+    ],
     ("data_pipeline/subset.py", "tests/data_pipeline/test_subset.py"): [
         ("return [*chosen, part] if left else chosen", "return [*chosen, part]"),
         ("permutation(len(groups), 0, 0)", "np.arange(len(groups))"),

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from configs.workdir import completed
 from data_pipeline.files import differences
-from data_pipeline.token_store import TokenStore
+from data_pipeline.token_store import Stores
 from gptjax.optim import decay_start, schedules
 
 # A different value is a different run.
@@ -36,10 +36,12 @@ SCHEDULE = frozenset(
 )
 # Their product is the batch and is fixed; how it is split can follow the memory of the device.
 BATCH = frozenset(["train.batch_size", "train.gradient_accumulation_steps"])
-# They decide the token store, which is compared by its content.
+# They decide the token store, which is compared by its content, and the weights of a mixture, which
+# must be the same for the steps already done.
 DATA = frozenset(
     """
-    data.source data.text_column data.id_column data.separator data.val_fraction
+    data.source data.mixture data.mixture_schedule data.mixture_file
+    data.text_column data.id_column data.separator data.val_fraction
     data.drop_duplicates data.on_corrupt
     tokenizer.vocab_size tokenizer.sample_bytes tokenizer.file
     """.split()
@@ -63,14 +65,15 @@ FREE = frozenset(
 _MAX_DATA_DIFFERENCES = 12  # in an error message
 
 
-def identity(config: ConfigDict, store: TokenStore) -> dict[str, Any]:
+def identity(config: ConfigDict, store: Stores) -> dict[str, Any]:
     """Returns what the meta of a checkpoint says of its run, for the functions below: JSON."""
-    device = jax.devices()[0]
+    device, mixture = jax.devices()[0], store.mixture
     return {
         "config": config.to_dict(),
         "store_hash": store.hash,
         "tokenizer_hash": store.tokenizer.hash,
         "store": store.identity,  # so that a difference can be named
+        "mixture": mixture and [[phase.step, list(phase.weights)] for phase in mixture.phases],
         "environment": {
             "jax": jax.__version__,
             "devices": f"{jax.device_count()} x {device.device_kind}",
@@ -87,6 +90,9 @@ def incompatibilities(saved: dict[str, Any], current: dict[str, Any]) -> list[st
     old, new = completed(saved["config"]), completed(current["config"])
     problems = _config_changes(old, new, FIXED)
     problems += _batch_problems(old, new) + _schedule_problems(old, new, saved["step"])
+    # Checkpoints that are older than mixtures say nothing of one.
+    was, now = (_weights(run.get("mixture"), saved["step"]) for run in (saved, current))
+    problems += differences(was, now, "weights of the sources in the steps done")
     for name in ("tokenizer_hash", "store_hash"):
         problems += differences(saved[name], current[name], name)
     if saved["store_hash"] != current["store_hash"]:
@@ -107,6 +113,13 @@ def changes(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
 def _config_changes(old: ConfigDict, new: ConfigDict, keys: frozenset[str]) -> list[str]:
     texts = differences(old.to_dict(), new.to_dict())
     return [text for text in texts if text.partition(":")[0] in keys]
+
+
+def _weights(mixture: list[Any] | None, step: int) -> dict[str, list[int]] | None:
+    """Returns the weights of the sources by where they begin, over the first `step` steps."""
+    if mixture is None:
+        return None
+    return {f"from step {first}": weights for first, weights in mixture if first < max(step, 1)}
 
 
 def _batch_problems(old: ConfigDict, new: ConfigDict) -> list[str]:

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from configs.errors import UserError
 from data_pipeline import background
 from data_pipeline.progress import format_seconds
-from data_pipeline.token_store import TokenStore
+from data_pipeline.token_store import Stores
 from gptjax.checkpoint import shards, storage
 from gptjax.checkpoint.compatibility import identity
 from gptjax.checkpoint.items import summary
@@ -62,7 +62,7 @@ class Checkpoints:
     part, and a save succeeds or fails for all.
     """
 
-    def __init__(self, workdir: Path, config: ConfigDict, store: TokenStore):
+    def __init__(self, workdir: Path, config: ConfigDict, store: Stores):
         """Locks the workdir and removes what interrupted saves left in it.
 
         Raises UserError if another run uses the workdir, or it cannot be written or has links.

@@ -65,13 +65,15 @@ def _main(_: list[str]) -> None:
     save(path, {"step": run.step, "n_params": n_params})  # fails early if it cannot be written
     if values.val:
         store = None if values.store is None else Path(values.store)
-        result = evaluate_documents(run, validation_documents(run, workdir, store), "val")
-        print(_line("val", result), flush=True)
-        save(path, {"val": result})
+        for source, documents in validation_documents(run, workdir, store).items():
+            name = f"val of {source}" if source else "val"
+            result = evaluate_documents(run, documents, name)
+            print(_line(name, result), flush=True)
+            save(path, {"val": {source: result} if source else result})
     for text in values.text:
         name = Path(text).name
-        documents = Texts(read_texts(text, limit, f"reading {name}"), run.tokenizer)
-        result = evaluate_documents(run, documents, name)
+        texts = Texts(read_texts(text, limit, f"reading {name}"), run.tokenizer)
+        result = evaluate_documents(run, texts, name)
         print(_line(text, result), flush=True)
         save(path, {"text": {text: result}})
     if files:

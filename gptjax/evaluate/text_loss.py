@@ -133,33 +133,46 @@ def _owners(rows: PackedRows, g: int, n_targets: int) -> np.ndarray:
     return np.append(owners[1:], owners[-1])[:n_targets]  # the final BOS: of the last document
 
 
-def validation_documents(run: LoadedModel, workdir: Path, folder: Path | None) -> Documents:
-    """Returns the validation split of the run in `workdir`, compared with its hashes.
+def validation_documents(
+    run: LoadedModel, workdir: Path, folder: Path | None
+) -> dict[str, Documents]:
+    """Returns the validation split of each source of the run in `workdir`, by its name.
 
-    It is in the token store `folder`; None: in the one of the default data.cache_dir whose content
-    is what the run's checkpoint names, for the paths in a workdir can be another machine's.
+    The only source has no name. The splits are compared with their hashes. They are in the token
+    store `folder`; None: in those of the default data.cache_dir whose content is what the run's
+    checkpoint names, for the paths in a workdir can be another machine's.
 
     Raises:
         UserError: there is no such store, it is damaged, or of another tokenizer than the run's.
     """
     try:
-        store = TokenStore.open(folder) if folder else _store_of_the_run(run, workdir)
-        if store.tokenizer.hash != run.tokenizer.hash:
-            raise UserError(f"{store.path} was made with another tokenizer than the run's.")
-        store.verify("val")
+        stores = {"": TokenStore.open(folder)} if folder else _stores_of_the_run(run, workdir)
+        for store in stores.values():
+            if store.tokenizer.hash != run.tokenizer.hash:
+                raise UserError(f"{store.path} was made with another tokenizer than the run's.")
+            store.verify("val")
     except UserError as error:
         raise UserError(
             f"the validation split is not available: {error}\nName a token store (--store=FOLDER, "
             f"which data_pipeline.prepare prints) or evaluate without it: --noval, with other text "
             f"(--text=FILE) or benchmarks (--benchmarks=FOLDER)."
         ) from error
-    return store.split("val")
+    return {name: store.split("val") for name, store in stores.items()}
 
 
-def _store_of_the_run(run: LoadedModel, workdir: Path) -> TokenStore:
+def _stores_of_the_run(run: LoadedModel, workdir: Path) -> dict[str, TokenStore]:
     cache_dir = base.get_config().data.cache_dir
     meta = storage.read_meta(workdir / CHECKPOINTS / str(run.step))
-    for store in complete_stores(cache_dir):
-        if store.identity == meta.get("store"):  # an imported model has none
-            return store
-    raise UserError(f"no complete token store in {cache_dir} has the content of the run's.")
+    content = meta.get("store")  # an imported model has none
+    named = {"": content} if content is None or meta.get("mixture") is None else content
+    complete = list(complete_stores(cache_dir))
+    stores = {}
+    for name, content in named.items():
+        found = (s for s in complete if content in (s.identity, {**s.identity, "hash": s.hash}))
+        if (store := next(found, None)) is None:
+            whose = f" for {name}" if name else ""
+            raise UserError(
+                f"no complete token store in {cache_dir} has the content of the run's{whose}."
+            )
+        stores[name] = store
+    return stores

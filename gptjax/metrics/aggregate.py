@@ -26,6 +26,12 @@ def average(sums: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
+def scaled(sums: Sequence[Mapping[str, Any]], n_targets: float) -> dict[str, float]:
+    """Returns the totals of metrics of steps, for `average`, as if of so many targets."""
+    totals = {k: math.fsum(float(s[k]) for s in sums) for k in ("nats", "n_targets", "n_bytes")}
+    return {k: total * n_targets / totals["n_targets"] for k, total in totals.items()}
+
+
 def ratio(numerators: ArrayLike, denominators: ArrayLike) -> tuple[float, float | None]:
     """Returns sum / sum over independent units, and its standard error; None for a single unit.
 

@@ -5,7 +5,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from configs.errors import UserError
-from data_pipeline.token_store import TokenStore
+from data_pipeline.token_store import Stores
 from gptjax.plan import devices, memory, planner, render
 from gptjax.plan.planner import Data, Plan
 
@@ -28,7 +28,7 @@ def refuse_unfit(config: ConfigDict) -> Plan:
     return plan
 
 
-def short_form(plan: Plan, store: TokenStore) -> str:
+def short_form(plan: Plan, stores: Stores) -> str:
     """Returns the text that training logs before step 0."""
-    plan = dataclasses.replace(plan, data=planner.stored(plan.config, store))
+    plan = dataclasses.replace(plan, data=planner.stored(plan.config, stores))
     return render.describe(plan, full=False)

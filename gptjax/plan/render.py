@@ -8,7 +8,7 @@ from data_pipeline.progress import format_seconds
 from gptjax.plan import exchange
 from gptjax.plan.collectives import Collective, sent
 from gptjax.plan.hlo_traffic import largest
-from gptjax.plan.planner import Plan
+from gptjax.plan.planner import Plan, SourceData
 from gptjax.plan.scaling_law import effective_tokens
 
 _GIB = 2**30
@@ -29,10 +29,12 @@ def describe(plan: Plan, *, full: bool) -> str:
             f"validation, {data}"
         )
     passes = "passes not known" if plan.passes is None else f"{plan.passes:.1f} passes"
+    over = "the most read source" if plan.data.sources else "the data"
     recomputing = plan.cost.flops / (plan.tokens_per_step * plan.flops_per_token)
     rows = [
         ("parameters", f"{plan.n_params:,} ({plan.n_params_non_embedding:,} without embeddings)"),
         ("data", data),
+        *(("", _source(plan, name, part)) for name, part in plan.data.sources.items()),
         (
             "a step",
             f"{plan.tokens_per_step:,} tokens: {train.gradient_accumulation_steps} micro-steps of "
@@ -40,7 +42,7 @@ def describe(plan: Plan, *, full: bool) -> str:
         ),
         (
             "the run",
-            f"{train.max_iters:,} steps, {plan.tokens:,} tokens: {passes} over the data, "
+            f"{train.max_iters:,} steps, {plan.tokens:,} tokens: {passes} over {over}, "
             f"{plan.tokens / plan.n_params:.1f} tokens a parameter",
         ),
         *([("worth", _worth(plan))] if full and plan.passes else []),
@@ -74,9 +76,23 @@ def _gib(n_bytes: int) -> str:
     return f"{n_bytes / _GIB:.2f}"
 
 
+def _source(plan: Plan, name: str, part: SourceData) -> str:
+    """Returns the share of a source, its tokens, and how often the run reads them."""
+    text = f"{name}: {part.share:.2%} of the tokens"
+    if part.data.train_tokens is None:
+        return f"{text}, of a number that is {part.data.origin}"
+    return (
+        f"{text}, from {part.data.train_tokens:,} ({plan.tokens / part.pass_tokens:.1f} passes); "
+        f"{part.data.val_tokens:,} for validation"
+    )
+
+
 def _worth(plan: Plan) -> str:
-    assert plan.passes is not None and plan.data.train_tokens is not None
-    worth = effective_tokens(plan.data.train_tokens, plan.passes)
+    worth = sum(
+        effective_tokens(part.data.train_tokens, plan.tokens / part.pass_tokens)
+        for part in plan.data.parts.values()
+        if part.data.train_tokens is not None
+    )
     return (
         f"about {worth / 1e9:.3g}e9 tokens read once, {worth / plan.tokens:.0%} of those read "
         f"(Muennighoff et al. 2023; a trend, fitted on other data and models, and that loss can "
@@ -253,19 +269,23 @@ def warnings(plan: Plan) -> list[str]:
             f"{_remedies(plan)}."
         )
     if plan.passes is not None and plan.passes > train.max_epochs:
-        assert data.train_tokens is not None
-        steps = int(train.max_epochs * data.train_tokens / plan.tokens_per_step)
+        assert data.pass_tokens is not None
+        steps = int(train.max_epochs * data.pass_tokens / plan.tokens_per_step)
+        name, most_read = min(data.parts.items(), key=lambda item: item[1].pass_tokens)
+        whose = f" of {name}" if name else ""
         texts.append(
-            f"this run reads its {data.train_tokens:,} tokens {plan.passes:.0f} times. Repeated "
+            f"this run reads its {most_read.data.train_tokens:,} tokens{whose} "
+            f"{plan.passes:.0f} times. Repeated "
             f"data is worth nearly as much as new data for about 4 passes and ever less after "
             f"(Muennighoff et al. 2023). {max(steps, 1):,} steps ({length}) would be "
             f"{train.max_epochs:g} passes, where this warning begins (train.max_epochs)."
         )
-    if data.val_tokens is not None and data.val_tokens < 100_000:
-        texts.append(
-            f"the validation split has only {data.val_tokens:,} tokens, so its loss is noisy: "
-            f"raise data.val_fraction."
-        )
+    for name, part in data.parts.items():
+        if part.data.val_tokens is not None and part.data.val_tokens < 100_000:
+            texts.append(
+                f"the validation split{f' of {name}' if name else ''} has only "
+                f"{part.data.val_tokens:,} tokens, so its loss is noisy: raise data.val_fraction."
+            )
     if (seconds := plan.seconds_at(0.4) or 0.0) > _LONG_RUN_DAYS * 86400:
         steps = int(train.max_iters * 5 * 86400 / seconds)
         texts.append(

@@ -68,13 +68,13 @@ def suggest(
     Raises:
         UserError: the data is not known, or nothing fits into memory, time or passes.
     """
-    if data.train_tokens is None:
+    if data.train_tokens is None or data.pass_tokens is None:
         raise UserError(f"a size can only be suggested for data that is known: {data.origin}.")
     if not days > 0:
         raise UserError(f"--days={days}: must be positive.")
     train, sized = config.train, []
     step_tokens = train.batch_size * train.gradient_accumulation_steps * config.model.block_size
-    most_tokens = train.max_epochs * data.train_tokens
+    most_tokens = train.max_epochs * data.pass_tokens
     if step_tokens > most_tokens:
         raise UserError(
             f"a step of {step_tokens:,} tokens is more than {train.max_epochs:g} passes "

@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
+import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 from gptjax.evaluate.tasks import TASKS
@@ -63,9 +64,10 @@ def page_data(histories: list[History]) -> dict[str, Any]:
         for name in values.keys() - _NOT_DRAWN
         if is_number(values, name) and not name.startswith(BENCHMARK)
     }
-    drawn = {name for chart in _CHARTS for name in chart.names}
+    by_source = list(_source_charts(names))
+    drawn = {name for chart in (*_CHARTS, *by_source) for name in chart.names}
     rest = [Chart(name, "", (name,), main=False) for name in sorted(names - drawn)]
-    charts = [*_CHARTS, *_benchmark_charts(histories), *rest]
+    charts = [*_CHARTS, *by_source, *_benchmark_charts(histories), *rest]
     names.update(name for chart in charts for name in chart.names)
     settings = list(dict.fromkeys(history.setting for history in histories))
     runs: list[dict[str, Any]] = [
@@ -92,6 +94,16 @@ def page_data(histories: list[History]) -> dict[str, Any]:
         "means": sorted(_MEANS),
         "runs": runs,
     }
+
+
+def _source_charts(names: Set[str]) -> Iterator[Chart]:
+    """Yields charts of what differs between the sources of mixtures."""
+    for title, unit, pattern in (
+        ("Validation loss by source", "nats per token", r"val/.+/loss"),
+        ("Passes over each source", "", r"data/.+/epoch"),
+    ):
+        if of_sources := sorted(name for name in names if re.fullmatch(pattern, name)):
+            yield Chart(title, unit, tuple(of_sources))
 
 
 def _benchmark_charts(histories: list[History]) -> Iterator[Chart]:

@@ -6,6 +6,7 @@ Each function takes the runs in the order of their columns, or one run; None: no
 import datetime
 import json
 import math
+import re
 import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -121,9 +122,11 @@ def _leaf(config: dict[str, Any], name: str) -> str:
 
 
 def validation(run: History) -> Table | None:
-    """Returns the evaluations of the training loop, a row each."""
+    """Returns the evaluations of the training loop, a row each; of a mixture, also by source."""
     lines = [(step, values) for step, values in run.lines if is_number(values, "val/loss")]
     steps = [step for step, _ in lines]
+    names = dict.fromkeys(name for _, values in lines for name in values)
+    sources = [name for name in names if re.fullmatch(r"val/.+/loss", name)]
     unknown: list[float | None] = [None] * len(steps)
     tokens = run.position("data/tokens_seen", steps) or unknown
     seconds = run.position("perf/train_seconds", steps) or unknown
@@ -135,10 +138,12 @@ def validation(run: History) -> Table | None:
             _cell(values["val/loss"], ".4f"),
             _cell(values.get("val/perplexity"), ",.2f"),
             _cell(values.get("val/bits_per_byte"), ".4f"),
+            *(_cell(values.get(name), ".4f") for name in sources),
         ]
         for (step, values), tokens_seen, train_seconds in zip(lines, tokens, seconds, strict=True)
     ]
     head = ["step", "tokens", "training time", "val loss", "perplexity", "bits per byte"]
+    head += [f"val loss of {name.split('/')[1]}" for name in sources]
     return Table(head, rows) if rows else None
 
 

@@ -15,9 +15,9 @@ from configs.errors import UserError
 from configs.read import read_json
 from configs.validate import leaves, unknown_keys, validate
 from configs.workdir import CONFIG, MAX_CONFIG, completed
-from data_pipeline.prepare import locate, prepare
+from data_pipeline.prepare import prepare_all
 from data_pipeline.subset import validate_store
-from data_pipeline.token_store import TokenStore
+from data_pipeline.token_store import Stores
 from gptjax.common.workdir import CHECKPOINTS
 from gptjax.sweep.declare import Change
 
@@ -164,14 +164,14 @@ def refuse_changed(trials: list[Trial], rows: Mapping[tuple[str, int], Mapping[s
 
 def prepare_data(trials: list[Trial]) -> None:
     """Prepares each token store once; raises UserError if it is too small for some of the runs."""
-    stores: dict[Path, TokenStore] = {}
+    stores: dict[str, Stores] = {}
     problems = []
     for trial in trials:
-        path = locate(trial.config)[0]
-        if path not in stores:
-            stores[path] = TokenStore.open(prepare(trial.config))
+        settings = trial.config.data.to_json() + trial.config.tokenizer.to_json()
+        if settings not in stores:
+            stores[settings] = prepare_all(trial.config)
         try:
-            validate_store(trial.config, stores[path])
+            validate_store(trial.config, stores[settings])
         except UserError as error:
             problems += [f"{trial.name}: {problem}" for problem in _listed(error)]
     _refuse(problems)

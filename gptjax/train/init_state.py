@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from configs.errors import UserError
 from data_pipeline.files import differences
-from data_pipeline.token_store import TokenStore
+from data_pipeline.token_store import Stores
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.inference import load_run
 from gptjax.model import GPTConfig
@@ -25,7 +25,7 @@ _SHAPE = tuple(
 )
 
 
-def initial_state(config: ConfigDict, steps: StepFunctions, store: TokenStore) -> TrainState:
+def initial_state(config: ConfigDict, steps: StepFunctions, store: Stores) -> TrainState:
     """Returns the state before step 1; `init_from` replaces its parameters, and nothing else.
 
     Raises UserError with all differences if that run's model has another shape or tokenizer.

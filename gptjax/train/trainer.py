@@ -13,12 +13,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.errors import UserError
+from configs.mixture import resolved
 from configs.validate import validate
 from data_pipeline.files import write_atomically
 from data_pipeline.loader import BatchIterator
 from data_pipeline.progress import format_seconds
 from data_pipeline.subset import training_rows, validate_store
-from data_pipeline.token_store import TOKENIZER, TokenStore
+from data_pipeline.token_store import TOKENIZER, Stores
 from data_pipeline.verification import Verification
 from gptjax.checkpoint import Checkpoints, RunProgress
 from gptjax.common.one_ahead import one_ahead
@@ -60,6 +61,7 @@ def train_and_evaluate(config: ConfigDict, traced_steps: range = range(0)) -> Tr
     """
     problems = [*callbacks.problems(config), *wandb_run.problems(config.log)]
     validate(config, jax.device_count(), problems)
+    config = resolved(config)
     run_plan = refuse_unfit(config)
     store = open_store(config)
     validate_store(config, store)
@@ -92,13 +94,14 @@ def train_and_evaluate(config: ConfigDict, traced_steps: range = range(0)) -> Tr
     return trainer.state
 
 
-def _write_description(config: ConfigDict, store: TokenStore) -> None:
+def _write_description(config: ConfigDict, store: Stores) -> None:
     """Writes config.json and the tokenizer, which every use of a checkpoint needs."""
     if jax.process_index() > 0:
         return
     workdir = Path(config.workdir)
     save_config(config, workdir)
-    write_atomically(workdir / TOKENIZER, (store.path / TOKENIZER).read_bytes())
+    any_store = next(iter(store.sources.values()))  # all have the same tokenizer
+    write_atomically(workdir / TOKENIZER, (any_store.path / TOKENIZER).read_bytes())
 
 
 class Trainer:
@@ -107,7 +110,7 @@ class Trainer:
     def __init__(
         self,
         config: ConfigDict,
-        store: TokenStore,
+        store: Stores,
         steps: StepFunctions,
         checkpoints: Checkpoints,
         state: TrainState,

@@ -95,11 +95,13 @@ class TrainingLog:
 
     def _write_window(self, step: int) -> None:
         rows_seen = step * self._train.batch_size * self._train.gradient_accumulation_steps
+        epochs = self._rows.epochs(rows_seen)
         values = {
             **self.window.scalars(),
             "optim/skipped_steps": self.skipped.total,
             "data/tokens_seen": self._tokens_seen,
-            "data/epoch": max(self._rows.epochs(rows_seen).values()),
+            "data/epoch": max(epochs.values()),
+            **{f"data/{source}/epoch": value for source, value in epochs.items() if source},
         }
         self._seconds_per_step = self.window.seconds_per_step
         self.writer.write(step, values)
@@ -122,9 +124,15 @@ class TrainingLog:
     ) -> None:
         """Reports the metrics of an evaluation that took `seconds`."""
         self.writer.write(step, {f"val/{name}": value for name, value in values.items()})
+        losses = (
+            f"{name.removesuffix('/loss')} {value:.4f}"
+            for name, value in values.items()
+            if name.endswith("/loss")
+        )
+        by_source = f" ({text})" if (text := ", ".join(losses)) else ""
         self._print(
             step,
-            f"val loss {values['loss']:.4f} | bits/byte {values['bits_per_byte']:.4f}"
+            f"val loss {values['loss']:.4f}{by_source} | bits/byte {values['bits_per_byte']:.4f}"
             f"{' | best so far' if is_best else ''} | {format_seconds(seconds)}",
         )
 

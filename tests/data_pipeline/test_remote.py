@@ -17,6 +17,7 @@ from test_prepare import make_config, make_rows, write_shard
 
 from configs.errors import DataError, UserError
 from data_pipeline import prepare
+from data_pipeline.locate import locate
 from data_pipeline.sources import download, remote
 from data_pipeline.sources.documents import NoSource
 from data_pipeline.sources.find import _data_files
@@ -221,9 +222,9 @@ def test_the_store_is_that_of_the_same_file_here(there, tmp_path, store):
     here = prepare.prepare(config)
     config.data.source = "flaky://data/x/000_00000.parquet"
     with pytest.raises(NoSource, match="not downloaded yet"):
-        prepare.locate(config, download=False)
+        locate(config, download=False)
     assert prepare.prepare(config) == here
-    assert prepare.locate(config, download=False)[0] == here
+    assert locate(config, download=False)[0] == here
     downloaded = list((tmp_path / "stores" / "downloads").rglob("*.parquet"))
     assert [path.read_bytes() for path in downloaded] == [shard.read_bytes()]
 

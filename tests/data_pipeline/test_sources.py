@@ -8,6 +8,7 @@ from test_text_files import COMPRESS
 
 from configs.errors import DataError
 from data_pipeline import browse, encode, prepare, statistics, worker_pool
+from data_pipeline.locate import locate
 from data_pipeline.sources import inspection, text_files
 from data_pipeline.token_store import KINDS, SPLITS, TOKENIZER, TokenStore, shard_file
 
@@ -150,11 +151,11 @@ def test_a_file_that_changes_while_it_is_encoded(tmp_path, configure, monkeypatc
 
 def test_how_a_source_is_read_decides_its_store(configure):
     config = configure("a.jsonl")
-    names = {prepare.locate(config)[0]}
+    names = {locate(config)[0]}
     for key, value in (("id_column", "id"), ("id_column", ""), ("separator", "x")):
         changed = config.copy_and_resolve_references()
         changed.data[key] = value
-        names.add(prepare.locate(changed)[0])
+        names.add(locate(changed)[0])
     assert len(names) == 4
 
 

@@ -294,11 +294,18 @@ def test_the_split_is_found_by_the_content_that_the_checkpoint_names(workdir, st
     default = base.get_config()
     default.data.cache_dir = str(store.path.parent)
     monkeypatch.setattr(base, "get_config", lambda: default)
-    found = validation_documents(run, workdir, None)
+    found = validation_documents(run, workdir, None)[""]
     assert found.doc_lengths.tolist() == store.split("val").doc_lengths.tolist()
     meta = {"store": {**store.identity, "content": ["0" * 64]}}
     monkeypatch.setattr(storage, "read_meta", lambda _: meta)
     with pytest.raises(UserError, match="no complete token store"):
+        validation_documents(run, workdir, None)
+    meta = {"store": {"a": {**store.identity, "hash": store.hash}}, "mixture": [[0, [1]]]}
+    monkeypatch.setattr(storage, "read_meta", lambda _: meta)
+    (of_a_mixture,) = validation_documents(run, workdir, None).items()
+    assert of_a_mixture[0] == "a" and of_a_mixture[1].n_tokens == found.n_tokens
+    meta["store"]["b"] = {**meta["store"]["a"], "hash": "another"}
+    with pytest.raises(UserError, match="content of the run's for b"):
         validation_documents(run, workdir, None)
 
 

@@ -47,7 +47,7 @@ def test_a_uniform_model_has_the_closed_form(validation, store):
 def test_validation_sees_each_token_of_the_split_once(validation, store):
     validation, _ = validation
     split = store.split("val")
-    kept = [b["targets"][b["loss_mask"]] for b in validation._batches]
+    kept = [b["targets"][b["loss_mask"]] for b in validation._batches[""]]
     counts = np.bincount(np.concatenate(kept), minlength=store.tokenizer.vocab_size)
     tokens = [split.read(d, 0, split.doc_lengths[d]) for d in range(split.n_docs)]
     expected = np.bincount(np.concatenate(tokens), minlength=store.tokenizer.vocab_size)
@@ -61,9 +61,9 @@ def test_validation_reads_no_more_than_eval_iters(debug_config, store):
     steps = StepFunctions(config, model_config, store.tokenizer.token_bytes, mesh)
     config.seed = 99  # another run is measured on the same rows
     a, b = Validation(config, store, steps), Validation(debug_config, store, steps)
-    assert a.n_batches == 2
-    assert sum(int(batch["loss_mask"].sum()) for batch in a._batches) == 2 * 4 * 32
-    np.testing.assert_array_equal(a._batches[1]["inputs"], b._batches[1]["inputs"])
+    assert len(a._batches[""]) == 2
+    assert sum(int(batch["loss_mask"].sum()) for batch in a._batches[""]) == 2 * 4 * 32
+    np.testing.assert_array_equal(a._batches[""][1]["inputs"], b._batches[""][1]["inputs"])
 
 
 def test_average_divides_sums_once():

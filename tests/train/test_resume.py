@@ -164,7 +164,8 @@ def test_resuming_reads_the_store_and_not_its_source(recording, config, tmp_path
     assert not (tmp_path / "new").exists()
 
     rest, rest_batches = recording(stopped)
-    assert f"data.source = {source} is not there" in caplog.text
+    assert f"there is no file or folder {source}" in caplog.text
+    assert "resumes from what its checkpoint names" in caplog.text
     assert config.data.cache_dir in caplog.text
     assert sorted(first_batches) == [1, 2] and sorted(rest_batches) == [3, 4]
     assert first_batches | rest_batches == whole_batches

@@ -1,0 +1,60 @@
+"""Where the token store of a configuration is: its name follows from source and settings."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base
+from configs.errors import DataError
+from configs.validate import leaves, raise_problems, range_problems
+from data_pipeline import token_store
+from data_pipeline.files import hash_json
+from data_pipeline.sources.documents import SourceFile
+from data_pipeline.sources.find import open_source
+from data_pipeline.tokenizer import Tokenizer
+
+# Raise it when the same source and settings would give different tokens or splits.
+PREPARATION_VERSION = 2
+_COLUMNS = ("text_column", "id_column", "separator")  # keys of data: how a source is read
+
+
+def locate(config: ConfigDict, *, download: bool = True) -> tuple[Path, list[SourceFile]]:
+    """Returns the (perhaps future) folder of the store of `config`, and its source files.
+
+    Raises:
+      DataError: the source is unusable; or it is elsewhere, and `download` is False.
+      UserError: a setting is unusable.
+    """
+    settings = settings_of(config)
+    shards = open_source(config.data, download=download)
+    name = store_name(settings, [shard.identity for shard in shards])
+    return Path(config.data.cache_dir) / name, shards
+
+
+def store_name(settings: dict[str, Any], sources: Sequence[dict[str, Any]]) -> str:
+    """Returns the name of the store of these settings and identities of source files."""
+    versions = {"format": token_store.FORMAT, "recipe": PREPARATION_VERSION}
+    identity = {**versions, "sources": sources, **settings}
+    more = f"+{len(sources) - 1}" if len(sources) > 1 else ""
+    return f"{Path(sources[0]['file']).stem}{more}-{hash_json(identity)[:12]}"
+
+
+def settings_of(config: ConfigDict) -> dict[str, Any]:
+    """Returns the checked settings that the content of a store depends on."""
+    data, tokenizer = config.data, config.tokenizer
+    raise_problems(range_problems(leaves(data, "data.") | leaves(tokenizer, "tokenizer.")))
+    settings = {"on_corrupt": data.on_corrupt, "val_fraction": float(data.val_fraction)}
+    if data.drop_duplicates:  # most stores are older than this key
+        settings["drop_duplicates"] = True
+    defaults = base.get_config().data  # without them, as in stores from before there were others
+    settings |= {key: data[key] for key in _COLUMNS if data[key] != defaults[key]}
+    if not tokenizer.file:
+        return settings | {key: tokenizer[key] for key in ("vocab_size", "sample_bytes")}
+    if not Path(tokenizer.file).is_file():
+        raise DataError(
+            f"tokenizer.file={tokenizer.file}: there is no such file. Name a workdir's "
+            "tokenizer.model, or set it to nothing to train a tokenizer."
+        )
+    return settings | {"tokenizer": Tokenizer.load(tokenizer.file).hash}
