@@ -65,7 +65,7 @@ def _connect(place: Place, join_seconds: int, heartbeat_seconds: int) -> None:
         place.process,
         local_device_ids=place.local_devices,
         cluster_detection_method="deactivate",
-        initialization_timeout=join_seconds,
+        initialization_timeout=heartbeat_seconds,  # all are here: one that dies is missed
         heartbeat_timeout_seconds=heartbeat_seconds,
     )
 

@@ -105,6 +105,25 @@ def test_several_processes_need_a_prepared_store(processes, tmp_path):
     assert not processes.workdir.exists()
 
 
+DIES = """
+import os, runpy, signal, jax
+jax.distributed.initialize = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
+runpy.run_module("gptjax.main", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_between_the_roll_call_and_jax_is_missed(processes):
+    flags = [f"--coordinator=localhost:{processes.free_port()}", "--processes=2"]
+    flags += [f"--heartbeat_seconds={HEARTBEAT}"]
+    waiting = processes.start(processes.command(*flags, "--process=0"), 0)
+    arguments = [*processes.arguments, *flags, "--process=1"]
+    dying = processes.start([sys.executable, "-c", DIES, *arguments], 1)
+    assert dying.wait(timeout=100) == -9
+    assert waiting.wait(timeout=HEARTBEAT + 10) != 0
+    assert "DEADLINE_EXCEEDED" in processes.log(0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("n", "killed", "then"), [(2, 1, 1), (2, 0, 4), (4, 2, 2), (1, 0, 2)])
 def test_the_death_of_one_ends_all_and_any_number_continues(processes, alone, n, killed, then):
