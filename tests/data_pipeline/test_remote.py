@@ -91,7 +91,7 @@ def test_a_file_arrives_whole_with_its_hash_and_only_once(fetch, tmp_path, monke
     (state,) = tmp_path.rglob("a.jsonl.json")
     assert json.loads(state.read_text())["sha256"] == hashlib.sha256(DATA).hexdigest()
     assert not parts(tmp_path)
-    monkeypatch.setattr(remote, "_list", None)  # no network from here on
+    monkeypatch.setattr(remote, "list_files", None)  # no network from here on
     assert fetch() == fetch(download=False) == {"a.jsonl": DATA}
 
 

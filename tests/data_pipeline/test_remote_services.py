@@ -130,7 +130,7 @@ def test_objects_of_s3(fetch, monkeypatch):
         assert fetch("s3://bucket/data/a.jsonl") == {"a.jsonl": DATA}
         assert list(fetch("s3://bucket/data")) == ["a.jsonl", "b.jsonl"]
         assert list(fetch("s3://bucket/*/b*")) == ["data/b.jsonl"]
-        (file,) = remote._list("s3://bucket/data/a.jsonl", _data_files)
+        (file,) = remote.list_files("s3://bucket/data/a.jsonl", _data_files)
         assert file.digest == f"md5:{hashlib.md5(DATA).hexdigest()}" and file.version
         monkeypatch.setattr(remote, "_digest", lambda *_: "md5:0")
         with pytest.raises(DataError, match="and 0 is published"):
