@@ -21,12 +21,12 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from configs.errors import DataError
-from configs.read import MIB, read_json
+from configs.read import MIB, read_bytes, read_json
 from data_pipeline import duplicates
 from data_pipeline.files import fsync, new_files
 from data_pipeline.sources.documents import Chunk, Damage, SourceFile
 from data_pipeline.token_store import KINDS, SPLITS, shard_file, shard_files
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer import MAX_FILE, Tokenizer
 
 PART_BYTES = 4_000_000  # text in a part: about a second of work, the most an interruption loses
 _MAX_COUNTS = 16 * MIB  # bytes: a line for each damaged row group
@@ -84,7 +84,7 @@ def hash_text(utf8: bytes | memoryview) -> int:
 
 def encode_part(part: Part) -> int:
     """Encodes one part into its folder; returns its bytes of UTF-8."""
-    tokenizer = _load_tokenizer(part.tokenizer)
+    tokenizer = load_tokenizer(part.tokenizer)
     bos = np.array(tokenizer.bos_id, tokenizer.dtype).tobytes()
     skipped: collections.Counter[str] = collections.Counter()
     damaged: list[Damage] | None = [] if part.keep_before else None
@@ -106,8 +106,13 @@ def encode_part(part: Part) -> int:
     return n_bytes
 
 
-# One tokenizer a process, so that the words it has cached serve all parts.
-_load_tokenizer = functools.lru_cache(maxsize=1)(Tokenizer.load)
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Reads a tokenizer, or returns the one that this process had last, if it is the same."""
+    return _tokenizer(read_bytes(path, MAX_FILE))
+
+
+# One tokenizer a process, so that the words it has cached serve all parts, wherever its file is.
+_tokenizer = functools.lru_cache(maxsize=1)(Tokenizer)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,6 @@ from data_pipeline.folders import open_folder
 from data_pipeline.sources.documents import Columns, Damage, SourceFile
 from data_pipeline.sources.find import Unit, open_unit
 from data_pipeline.sources.known_files import identify
-from data_pipeline.tokenizer import Tokenizer
 
 SURVEYS, SHARDS = "surveys", "shards"  # folders of the work
 VAL_HASHES, REPEATS = "val_hashes", "repeats"  # a file; a folder
@@ -129,7 +128,7 @@ def encode_shard(item: Encoding) -> None:
             *(parts, disk / "store", task.number, shard.name),
             val_hashes=np.fromfile(disk / VAL_HASHES, "<u8"),
             repeats=repeats,
-            dtype=Tokenizer.load(disk / token_store.TOKENIZER).dtype,
+            dtype=encode.load_tokenizer(disk / token_store.TOKENIZER).dtype,
         )
         for path in token_store.shard_files(disk / "store", task.number):
             store.upload(path, path.name)

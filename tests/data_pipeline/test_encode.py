@@ -18,6 +18,16 @@ def test_val_share_is_the_fraction():
     assert abs(share - 0.05) < 5 * (0.05 * 0.95 / 20_000) ** 0.5
 
 
+def test_a_process_keeps_a_tokenizer_wherever_its_file_is(tmp_path):
+    """A task on a cluster has a copy in a folder of its own; the cached words serve it, too."""
+    for name, size in (("a", 280), ("b", 279)):
+        train_tokenizer(["some words, and a number"], vocab_size=size, path=tmp_path / name)
+    (tmp_path / "copy").write_bytes((tmp_path / "a").read_bytes())
+    tokenizer = encode.load_tokenizer(tmp_path / "a")
+    assert encode.load_tokenizer(tmp_path / "copy") is tokenizer
+    assert encode.load_tokenizer(tmp_path / "b").hash != tokenizer.hash
+
+
 def test_a_document_of_50_mb_needs_less_than_400_mb(tmp_path):
     text = "".join(f"{i} is a number, äöü\n" for i in range(1_600_000))
     text += "words come back. " * 800_000 + "😀"
