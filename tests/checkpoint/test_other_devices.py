@@ -104,7 +104,6 @@ def results(processes):
 
 
 DEVICES = """
-meshes = [(n, fsdp) for n, fsdp in ((1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4))]
 runs = {key: make(key[1], jax.devices()[:key[0]]) for key in meshes}
 config, steps = runs[1, 1]
 state = t.state_of(steps.init_state(), 5)
@@ -125,17 +124,23 @@ for old in meshes:
 wte = restored.params["wte"]
 assert len(wte.sharding.device_set) == 4 and wte.addressable_shards[0].data.size * 4 == wte.size
 losses = []
-for new in ((1, 1), (4, 2)):
+for new in (meshes[0], meshes[-1]):
     config, steps = runs[new]
-    first, progress = restore(root / "(4, 4)", config, steps)
+    first, progress = restore(root / f"{meshes[-1]}", config, steps)
     losses.append(train(config, steps, first, progress, 2)[2])
 print(json.dumps([pairs, len(digests_seen), losses]))
 """
 
 
-def test_any_number_of_devices_and_back_bit_for_bit(store, tmp_path):
-    ((pairs, n_digests, losses),) = results([start(DEVICES, store, tmp_path, devices=4)])
-    assert pairs == 36
+FEW = [(1, 1), (2, 1), (4, 4)]  # devices, mesh.fsdp
+MANY = [(1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4)]
+
+
+@pytest.mark.parametrize("meshes", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=len)
+def test_any_number_of_devices_and_back_bit_for_bit(store, tmp_path, meshes):
+    code = f"meshes = {meshes}" + DEVICES
+    ((pairs, n_digests, losses),) = results([start(code, store, tmp_path, devices=4)])
+    assert pairs == len(meshes) ** 2
     assert n_digests == 1  # the same arrays from every mesh
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)  # and training resumes
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from test_prepare import make_rows, write_shard
 
 from data_pipeline import encode
@@ -28,6 +29,7 @@ def test_a_process_keeps_a_tokenizer_wherever_its_file_is(tmp_path):
     assert encode.load_tokenizer(tmp_path / "b").hash != tokenizer.hash
 
 
+@pytest.mark.slow
 def test_a_document_of_50_mb_needs_less_than_400_mb(tmp_path):
     text = "".join(f"{i} is a number, äöü\n" for i in range(1_600_000))
     text += "words come back. " * 800_000 + "😀"

@@ -43,7 +43,9 @@ def byte_level_json(_):
     return byte_level.make_json(vocab | {byte_level.BOS: len(vocab)}, map(" ".join, pairs))
 
 
-@pytest.mark.parametrize("make", [sentencepiece_model, byte_level_json])
+@pytest.mark.parametrize(
+    "make", [pytest.param(sentencepiece_model, marks=pytest.mark.slow), byte_level_json]
+)
 def test_a_store_of_a_large_vocabulary_holds_every_id(tmp_path, make):
     rng = np.random.default_rng(0)
     texts = [

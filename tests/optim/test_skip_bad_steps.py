@@ -31,7 +31,10 @@ class PoisonedSteps(StepFunctions):
         return nats + jnp.where(has[NAN_GRADIENT], root, 0)
 
 
-@pytest.fixture(scope="module", params=[(1, "adamw"), (3, "adamw"), (1, "muon"), (3, "muon")])
+CASES = [(1, "adamw"), (3, "adamw"), (3, "muon")]
+
+
+@pytest.fixture(scope="module", params=[*CASES, pytest.param((1, "muon"), marks=pytest.mark.slow)])
 def poisoned(request, debug_config):
     """(steps, micro-steps), by accumulation and optimizer; with Muon, also a moving average."""
     config = copy.deepcopy(debug_config)

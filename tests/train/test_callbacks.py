@@ -279,6 +279,7 @@ def test_the_training_clock_is_paused(on, monkeypatch):
 # --- a mesh ---
 
 
+@pytest.mark.slow
 def test_sharded_parameters_are_measured_whole(on, tmp_path):
     """Two devices hold half of each matrix: the same samples and scores as of one device."""
     on.train.max_iters = 1

@@ -112,7 +112,7 @@ def test_resuming_is_bit_identical(recording, config, tmp_path):
     assert len(set(whole_batches.values())) == 8  # and the batches differ from each other
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_resuming_after_sigterm_is_bit_identical(recording, config, tmp_path, optimizer):
     """With every part of the state: Muon's momentum, sums of micro-steps, an average."""
     if optimizer == "muon":
