@@ -56,7 +56,7 @@ def worker(address: str, n: int, process: int, workdir: Path, *, restore: bool) 
     from gptjax.step import StepFunctions, make_mesh
 
     store: Any = types.SimpleNamespace(
-        hash="", identity={}, tokenizer=types.SimpleNamespace(hash="")
+        hash="", identity={}, mixture=None, tokenizer=types.SimpleNamespace(hash="")
     )
     rng = np.random.default_rng(process)
 
