@@ -4,7 +4,6 @@
 paths. An object store has no renames and no locks, so nothing here needs them.
 """
 
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +14,6 @@ from configs.extras import imports_of_extra
 from data_pipeline.files import fsync, write_atomically
 
 R = TypeVar("R")
-
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://")
 
 
 class Folder(Protocol):
@@ -44,8 +41,8 @@ class Folder(Protocol):
 
 
 def is_address(place: str) -> bool:
-    """Returns whether this names an object store, and no path."""
-    return _ADDRESS.match(place) is not None
+    """Returns whether this is the address of something elsewhere, and no path."""
+    return "://" in place
 
 
 def open_folder(place: str) -> Folder:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from data_pipeline.folders import is_address
 from data_pipeline.sources import parquet, remote, text_files
 from data_pipeline.sources.documents import MAGIC, Columns, NoSource, SourceFile
 from data_pipeline.sources.download import Remote, download_all
@@ -42,9 +43,9 @@ def open_source(data: ConfigDict, *, download: bool = True) -> list[SourceFile]:
       DataError: one is unusable, or cannot be downloaded.
     """
     columns = columns_of(data)
-    local = Path(data.local_dir if remote.is_remote(data.cache_dir) else data.cache_dir)
+    local = Path(data.local_dir if is_address(data.cache_dir) else data.cache_dir)
     of_kind: dict[str, dict[str, Path]] = {kind: {} for kind in _KINDS}
-    if remote.is_remote(data.source):
+    if is_address(data.source):
         named = remote.fetch(data.source, local / "downloads", _data_files, download=download)
     else:
         named = find_files(data.source)
@@ -74,7 +75,7 @@ class Unit(NamedTuple):
 def list_units(data: ConfigDict) -> list[Unit]:
     """Returns the units of `data.source`, in the order of `open_source`; NoSource: none."""
     found: dict[str, Path | Remote]
-    if remote.is_remote(data.source):
+    if is_address(data.source):
         found = {file.name: file for file in remote.list_files(data.source, _data_files)}
     else:
         found = {**find_files(data.source)}

@@ -39,11 +39,6 @@ class _Found(NamedTuple):
     info: dict[str, Any]  # of fsspec
 
 
-def is_remote(source: str) -> bool:
-    """Returns whether a source is elsewhere: a URL."""
-    return "://" in source
-
-
 def fetch(
     source: str, folder: Path, choose: Callable[..., list[str]], *, download: bool
 ) -> dict[str, Path]:
