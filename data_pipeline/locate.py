@@ -27,10 +27,19 @@ def locate(config: ConfigDict, *, download: bool = True) -> tuple[Path, list[Sou
       DataError: the source is unusable; or it is elsewhere, and `download` is False.
       UserError: a setting is unusable.
     """
+    store, shards, _ = describe(config, download=download)
+    return store, shards
+
+
+def describe(
+    config: ConfigDict, *, download: bool
+) -> tuple[Path, list[SourceFile], dict[str, Any]]:
+    """Returns what `locate` does, and what the manifest of the store says of both."""
     settings = settings_of(config)
     shards = open_source(config.data, download=download)
-    name = store_name(settings, [shard.identity for shard in shards])
-    return Path(config.data.cache_dir) / name, shards
+    sources = [shard.identity for shard in shards]
+    store = Path(config.data.cache_dir) / store_name(settings, sources)
+    return store, shards, {"sources": sources, "settings": settings}
 
 
 def store_name(settings: dict[str, Any], sources: Sequence[dict[str, Any]]) -> str:

@@ -43,7 +43,7 @@ from data_pipeline import (
 )
 from data_pipeline.files import differences, fsync, write_atomically
 from data_pipeline.folders import is_address
-from data_pipeline.locate import locate, settings_of, store_name
+from data_pipeline.locate import describe, settings_of, store_name
 from data_pipeline.lock import FileLock
 from data_pipeline.mixed_stores import MixedStores, sample_of, shared_tokenizer, source_configs
 from data_pipeline.sources.documents import SourceFile
@@ -68,7 +68,7 @@ def prepare(config: ConfigDict) -> Path:
     """
     if by_shard.is_wanted(config):
         return _by_shard(config, may_make=True)
-    store, content, shards = _describe(config, download=True)
+    store, shards, content = describe(config, download=True)
     if not _is_complete(store, content):
         try:
             store.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def require(config: ConfigDict) -> Path:
     """
     if by_shard.is_wanted(config):
         return _by_shard(config, may_make=False)
-    store, content, _ = _describe(config, download=False)
+    store, _, content = describe(config, download=False)
     if not _is_complete(store, content):
         raise _not_prepared(store, "token store")
     _warn_of_damage(TokenStore.open(store))
@@ -186,15 +186,6 @@ def _warn_of_damage(store: TokenStore) -> None:
             "file again and delete %s.",
             *(line, store.path),
         )
-
-
-def _describe(
-    config: ConfigDict, *, download: bool
-) -> tuple[Path, dict[str, Any], list[SourceFile]]:
-    """Returns the folder of the store of `config`, what its manifest must say, and its source."""
-    store, shards = locate(config, download=download)
-    content = {"sources": [shard.identity for shard in shards], "settings": settings_of(config)}
-    return store, content, shards
 
 
 def _is_complete(store: Path, content: dict[str, Any]) -> bool:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from benchmarks.hostile.changes import Kind, Make, put, special, text
 from benchmarks.hostile.sources import Sources
 from data_pipeline import statistics
-from data_pipeline.prepare import locate
+from data_pipeline.locate import locate
 from data_pipeline.token_store import TokenStore
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.evaluate import benchmarks
