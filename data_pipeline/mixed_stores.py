@@ -15,6 +15,7 @@ from data_pipeline.locate import locate
 from data_pipeline.sources.documents import SourceFile
 from data_pipeline.token_store import TokenStore
 from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer_sample import divide
 
 
 class MixedStores:
@@ -75,16 +76,5 @@ def sample_of(
 ) -> list[tuple[Sequence[SourceFile], int]]:
     """Returns the sources, each with its part of the text that their tokenizer is trained on."""
     sizes = [sum(file.text_bytes for file in files) for files in sources]
-    parts = divide(config.tokenizer.sample_bytes, sizes, mixture.weights)
-    return list(zip(sources, parts, strict=True))
-
-
-def divide(n_bytes: int, sizes: Sequence[int], weights: Sequence[int]) -> list[int]:
-    """Divides `n_bytes` over sources by weight; what a small source lacks, larger ones give."""
-    parts, left = [0] * len(sizes), n_bytes
-    order = sorted(range(len(sizes)), key=lambda i: sizes[i] / weights[i])
-    for done, i in enumerate(order):
-        share = left * weights[i] // sum(weights[j] for j in order[done:])
-        parts[i] = min(sizes[i], share)
-        left -= parts[i]
-    return parts
+    parts = divide(sizes, config.tokenizer.sample_bytes, mixture.weights)
+    return list(zip(sources, map(min, sizes, parts), strict=True))

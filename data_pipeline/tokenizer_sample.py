@@ -57,13 +57,18 @@ def choose(n_chunks: Sequence[int]) -> list[tuple[int, int]]:
     return [(s, k - ends[s] + n_chunks[s]) for s, k in zip(shards, numbers, strict=True)]
 
 
-def divide(sizes: Sequence[int], n_bytes: int) -> list[int]:
-    """Divides `n_bytes` evenly over places of these sizes: what one lacks, larger ones give."""
-    budgets, left = [0] * len(sizes), n_bytes
-    for done, k in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):  # small ones first
-        budgets[k] = left // (len(sizes) - done)
-        left -= min(sizes[k], budgets[k])
-    return budgets
+def divide(sizes: Sequence[int], n_bytes: int, weights: Sequence[int] = ()) -> list[int]:
+    """Divides `n_bytes` over places of these sizes: what one lacks, larger ones give.
+
+    Evenly, or by weight; the parts of those that lack some are larger than they are.
+    """
+    weights = weights or [1] * len(sizes)
+    parts, left = [0] * len(sizes), n_bytes
+    order = sorted(range(len(sizes)), key=lambda i: sizes[i] / weights[i])  # small ones first
+    for done, i in enumerate(order):
+        parts[i] = left * weights[i] // sum(weights[j] for j in order[done:])
+        left -= min(sizes[i], parts[i])
+    return parts
 
 
 def texts(place: Place) -> Iterator[str]:

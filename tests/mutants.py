@@ -295,8 +295,8 @@ TABLE: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("self.counts(first_row) if self._phases else [0] * len(weights)", "[0] * len(weights)"),
         ("divmod(g - phase.first_row, ", "divmod(g, "),
     ],
-    ("data_pipeline/mixed_stores.py", "tests/data_pipeline/test_mixed_stores.py"): [
-        ("left -= parts[i]", "left -= share"),
+    ("data_pipeline/tokenizer_sample.py", "tests/data_pipeline/test_mixed_stores.py"): [
+        ("left -= min(sizes[i], parts[i])", "left -= parts[i]"),
         ("key=lambda i: sizes[i] / weights[i]", "key=lambda i: sizes[i]"),
     ],
     ("gptjax/train/validation.py", "tests/train/test_mixture_run.py"): [
