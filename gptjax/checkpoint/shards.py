@@ -6,6 +6,7 @@ devices hold, each of them writes a part of.
 """
 
 import collections
+import ctypes
 import dataclasses
 import functools
 import itertools
@@ -81,8 +82,9 @@ def copy(items: Mapping[str, Any]) -> Copy:
     for x in arrays.values():
         if _n_copies(x) == 1:
             x.copy_to_host_async()
-    blocks = list(_blocks(arrays, headers))
-    return Copy(headers, iter(blocks), lambda: digests)
+    blocks = collections.deque(_blocks(arrays, headers))
+    # Each is free once it is written.
+    return Copy(headers, (blocks.popleft() for _ in range(len(blocks))), lambda: digests)
 
 
 def _n_copies(x: jax.Array) -> int:
@@ -113,10 +115,14 @@ def _block_shape(shape: Sequence[int], shard: Sequence[int], itemsize: int) -> t
     return tuple(block)
 
 
-def _blocks(arrays: Mapping[str, jax.Array], headers: Mapping[str, Any]) -> Iterator[Block]:
-    """Yields this process's blocks of arrays, on a CPU without copying them."""
+def _blocks(arrays: dict[str, jax.Array], headers: Mapping[str, Any]) -> Iterator[Block]:
+    """Yields this process's blocks of arrays, on a CPU without copying them.
+
+    An array is taken out of the dict when its turn comes, so that it is free once it is written.
+    """
     heads = [(item, head) for item, tree in headers.items() for head in jax.tree.leaves(tree)]
-    for first, ((item, head), x) in enumerate(zip(heads, arrays.values(), strict=True)):
+    for first, ((item, head), name) in enumerate(zip(heads, list(arrays), strict=True)):
+        x = arrays.pop(name)
         n_copies = _n_copies(x)
         for shard in x.addressable_shards:
             in_part = n_copies > 1 and shard.device.platform != "cpu"
@@ -173,11 +179,18 @@ def write(folder: Path, blocks: Iterator[Block]) -> None:
             writing.append((block.values.nbytes, future))
             while sum(n for n, _ in writing) > _IN_FLIGHT:
                 writing.popleft()[1].result()
+                _release()
         while writing:
             writing.popleft()[1].result()
     finally:  # after an error: nothing is written later
         for _, future in writing:
             future.exception()
+
+
+def _release() -> None:
+    """Returns freed memory to the system, of which glibc keeps as much as a checkpoint has."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def open_array(folder: Path, name: str) -> Any:
