@@ -1,5 +1,6 @@
 """A run of several processes: the real command under each launcher, and the death of one."""
 
+import ast
 import copy
 import json
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline.prepare import prepare_all
 from gptjax.train import trainer
 
 ROOT = Path(__file__).parents[2]
@@ -21,8 +23,8 @@ HEARTBEAT = 10  # seconds
 def alone(debug_config, tmp_path):
     """Trains the same run in this process, in a workdir of its own; returns the lines of it."""
 
-    def train(max_iters, workdir="alone", **changes):
-        config = copy.deepcopy(debug_config)
+    def train(max_iters, workdir="alone", config=debug_config):
+        config = copy.deepcopy(config)
         config.workdir = str(tmp_path / workdir)
         config.train.max_iters = max_iters
         config.eval.eval_interval, config.train.log_interval = 2, 1
@@ -142,3 +144,31 @@ def test_the_death_of_one_ends_all_and_any_number_continues(processes, alone, n,
     assert [process.wait(timeout=600) for process in continued] == [0] * then, processes.log(0)
     assert "Continuing from" in processes.log(0)
     assert_same_run(read(processes.workdir), alone(end))
+
+
+@pytest.mark.slow
+def test_a_mixture_that_one_of_four_processes_stops_continues_on_any_number(
+    processes, alone, mixture_config
+):
+    weights = "((40,(0.0,1)),)"  # which change after the stop
+    mixture_config.data.mixture_schedule = ast.literal_eval(weights)
+    prepare_all(mixture_config)
+    data = f"data.mixture={mixture_config.data.mixture}", f"data.mixture_schedule={weights}"
+    arguments = (*data, "data.source=", "data.val_fraction=0.1", "train.max_iters=60")
+    arguments += ("optim.lr_decay_iters=60", "sample.prompts=()")
+    started = processes.start_by_flags(4, *arguments)
+    processes.wait_for("val loss", 0, count=3)
+    started[2].terminate()
+    assert [process.wait(timeout=100) for process in started] == [0] * 4, processes.log(2)
+    (stop,) = {line["step"] for line in read(processes.workdir)[-1:]}
+    assert 6 <= stop < 40
+    for n in (4, 1):
+        folder = processes.folder / f"on-{n}"
+        shutil.copytree(processes.workdir, folder)
+        continued = processes.start_by_flags(n, *arguments, f"workdir={folder}")
+        assert [process.wait(timeout=600) for process in continued] == [0] * n, processes.log(0)
+        assert f"step {stop}" in processes.log(0)
+    mixture_config.optim.lr_decay_iters = 60
+    expected = alone(60, config=mixture_config)
+    for n in (4, 1):
+        assert_same_run(read(processes.folder / f"on-{n}"), expected)
