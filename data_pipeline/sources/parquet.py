@@ -16,7 +16,7 @@ from data_pipeline.sources.parquet_footer import (
     UNREADABLE,
     ShardInfo,
     first_line,
-    inspect,
+    footer_sha256,
     inspect_all,
     open_file,
 )
@@ -63,10 +63,12 @@ class ParquetFile(SourceFile):
 
     def changed(self) -> Path | None:
         """See `SourceFile.changed`; compares the footer, too."""
-        columns = Columns(self.info.text_column, self.info.id_column)
+        info = self.info
         with contextlib.suppress(DataError, OSError):
-            if inspect(self.path, columns) == self.info:
-                return None
+            stat = self.path.stat()
+            if (stat.st_size, stat.st_mtime_ns) == (info.size_bytes, info.mtime_ns):
+                if footer_sha256(self.path, stat.st_size) == info.footer_sha256:
+                    return None
         return self.path
 
 

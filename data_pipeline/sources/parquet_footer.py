@@ -89,7 +89,7 @@ def inspect_all(
     footers = []
     for path in paths:
         stat = path.stat()
-        sha256 = _check_frame(path, stat.st_size)
+        sha256 = footer_sha256(path, stat.st_size)
         footers.append(_Footer(path, stat.st_mtime_ns, stat.st_size, sha256, columns))
     new = {footer[2:]: footer for footer in footers if footer[2:] not in _seen}
     _seen.update(zip(new, _in_child(list(new.values())), strict=True))
@@ -179,8 +179,12 @@ def _checked_footer(footer: _Footer) -> ShardInfo:
     )
 
 
-def _check_frame(path: Path, size: int) -> str:
-    """Checks both ends of the file, where pyarrow's errors are obscure; returns footer_sha256."""
+def footer_sha256(path: Path, size: int) -> str:
+    """Checks both ends of a file, where pyarrow's errors are obscure; returns its `footer_sha256`.
+
+    Raises:
+      DataError: truncated or damaged file.
+    """
     again = "Download it again and compare its size with the one on the download page."
     again += expected_size(path)
     with path.open("rb") as f:
