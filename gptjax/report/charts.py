@@ -9,6 +9,7 @@ from typing import Any
 
 from gptjax.evaluate.tasks import TASKS
 from gptjax.metrics.writers import BENCHMARK, START
+from gptjax.report import seeds
 from gptjax.report.run_history import History, is_number
 
 _MAX_POINTS = 2000  # of a curve: a wide screen has no more columns
@@ -50,12 +51,13 @@ _CHARTS = (
 
 
 def page_data(histories: list[History]) -> dict[str, Any]:
-    """Returns the JSON that report.js reads: `charts` (main ones first), `means` and `runs`.
+    """Returns the JSON of report.js: `charts` (main ones first), `means`, `runs` and `seeds`.
 
-    A run has `name`, `group` (number of its setting: its colour), `flops_per_token`, and `tables`
-    of metrics written at the same steps, with the columns `step`, `tokens`, `seconds` (None where
-    unknown) and one for each metric; `restarts` has the same three columns. `lines_per_point` of a
-    chart is the greatest of its tables, 0 without values.
+    A run has `name`, `setting`, `group` (number of its setting: its colour), `flops_per_token`, and
+    `tables` of metrics written at the same steps, with the columns `step`, `tokens`, `seconds`
+    (None where unknown) and one for each metric; `restarts` has the same three columns; see
+    seeds.py for `seeds`. `lines_per_point` of a chart is the greatest of its tables, 0 without
+    values.
     """
     names = {
         name
@@ -73,6 +75,7 @@ def page_data(histories: list[History]) -> dict[str, Any]:
     runs: list[dict[str, Any]] = [
         {
             "name": history.name,
+            "setting": history.setting,
             "group": settings.index(history.setting),
             "flops_per_token": history.flops_per_token,
             "restarts": _positions(history, history.restarts),
@@ -93,6 +96,7 @@ def page_data(histories: list[History]) -> dict[str, Any]:
         ],
         "means": sorted(_MEANS),
         "runs": runs,
+        "seeds": seeds.means(runs),
     }
 
 

@@ -4,7 +4,7 @@ import contextlib
 import re
 
 import pytest
-from report_runs import STEPS, loss, make_hostile_run, make_run, seconds, tokens
+from report_runs import STEPS, loss, make_hostile_run, make_run, seconds, tokens, train_line
 
 from gptjax.report.page import write_report
 
@@ -144,6 +144,53 @@ def test_cursor_axes_and_smoothing_show_exact_values(browser, tmp_path):
 
         page.check("input[name=logX]")  # no value at x = 0, and ticks of a logarithmic axis
         assert page.evaluate("cards[0].plot.scales.x.min") > 0
+
+
+@pytest.mark.slow
+def test_legends_name_what_differs(browser, tmp_path):
+    lines = [train_line(step, **{"optim/muon_learning_rate": 2.0}) for step in STEPS]
+    for step in STEPS:
+        lines.append({"step": step, "val/a/loss": 1.0 * step, "val/b/loss": 2.0 * step})
+    path = write_report(make_run(tmp_path / "run", lines))
+    with opened(browser, path, 1000) as page:
+        labels = {
+            title: card_of(page, title).locator(".u-series button").all_text_contents()
+            for title in ("Learning rate", "Validation loss by source", "Gradient norm")
+        }
+    assert labels == {
+        "Learning rate": ["learning_rate", "muon_learning_rate"],
+        "Validation loss by source": ["a", "b"],
+        "Gradient norm": ["grad_norm"],
+    }
+
+
+@pytest.mark.slow
+def test_seeds_are_a_mean_in_a_band_or_a_curve_each(browser, tmp_path):
+    offsets = (0.0, 0.4)
+    runs = [
+        make_run(
+            tmp_path / f"best-s{i}",
+            [train_line(step, **{"train/loss": step + offset}) for step in STEPS],
+        )
+        for i, offset in enumerate(offsets)
+    ]
+    path = write_report(runs[0], runs[1:])
+    with opened(browser, path, 1000) as page:
+        shown = card_of(page, "Loss").locator(".u-series:not(:first-child):not(.faint)")
+        assert shown.locator("button").all_text_contents() == ["best, mean of 2 train"]
+        assert shown.locator(".u-value").all_text_contents() == ["100.2"]
+        # Two edges and the mean; the errors are 0.4 / sqrt(2) / sqrt(2) on each side.
+        edges = page.evaluate("cards[0].plot.data.slice(1).map((column) => column.at(-1))")
+        assert edges == pytest.approx([100.4, 100.0, 100.2])
+        assert page.evaluate("cards[0].plot.bands.length") == 1
+        slide(page, "smoothing", 0.5)
+        assert len(curves(page, "Loss")) == 3
+        slide(page, "smoothing", 0)
+        shown.locator("button").click()  # hides the band, too
+        assert curves(page, "Loss") == []
+        page.check("input[name=seeds]")
+        assert shown.locator("button").all_text_contents() == ["best-s0 train", "best-s1 train"]
+        assert page.evaluate("cards[0].plot.bands.length") == 0
 
 
 @pytest.mark.slow

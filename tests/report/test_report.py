@@ -105,6 +105,33 @@ def test_runs_side_by_side(tmp_path):
     ]
 
 
+def test_seeds_of_a_setting_have_a_mean_and_its_standard_error(tmp_path):
+    folders = []
+    for seed, offset in ((1, 0.0), (2, 0.3), (3, 0.9)):
+        lines = [
+            train_line(
+                step, **{"train/loss": step + offset, "perf/mfu": offset or (step - 20) or None}
+            )
+            for step in list(STEPS)[: 10 - seed]  # the last ones are still running
+        ]
+        folders.append(make_run(tmp_path / f"best-s{seed}", lines))
+    page = report(*folders, make_run(tmp_path / "other-s1"))
+    (mean,) = page.data["seeds"]
+    assert mean["name"] == "best, mean of 3" and mean["group"] == page.data["runs"][0]["group"]
+    (table,) = mean["tables"]
+    steps = list(STEPS)[:7]
+    assert table["step"] == steps
+    assert table["tokens"] == [tokens(step) for step in steps]
+    assert table["seconds"] == [seconds(step) for step in steps]
+    assert table["values"]["train/loss"] == pytest.approx([step + 0.4 for step in steps])
+    # Deviations -0.4, -0.1 and 0.5: their squares sum to 0.42; 0.42 / 2 / 3 is the error's square.
+    assert table["errors"]["train/loss"] == pytest.approx([0.07**0.5] * 7, rel=5e-3)
+    assert table["errors"]["optim/learning_rate"] == [0] * 7
+    assert table["values"]["perf/mfu"][1] is None  # at step 20 not known for one of them
+    assert None not in table["values"]["perf/mfu"][2:]
+    assert report(folders[0]).data["seeds"] == []
+
+
 def test_long_runs_are_thinned_by_exact_means(tmp_path):
     n = 5001
     lines = [

@@ -1,6 +1,6 @@
 // Draws the charts of a report with uPlot from the JSON in the page; requests nothing.
 const data = JSON.parse(document.getElementById("data").textContent);
-const view = { x: "tokens", from: 0, logX: false, smoothing: 0 };
+const view = { x: "tokens", from: 0, logX: false, smoothing: 0, seeds: false };
 const several = data.runs.length > 1;
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
 const colourOf = (i) => css(`--c${i % 8}`); // --c0 to --c7 in report.css
@@ -34,14 +34,30 @@ function axesOf({ step, tokens, seconds }, flopsPerToken) {
   return { step, tokens, seconds: scaled(seconds, 1 / size), flops: scaled(tokens, flopsPerToken) };
 }
 
+/** What tells the names of a chart's metrics from each other: "train" and "val" of train/loss, val/loss. */
+function partsOf(names) {
+  const split = names.map((name) => name.split("/"));
+  const differs = (part, i) => split.some((other) => other[i] !== part);
+  return split.map((parts) => parts.filter(differs).join("/"));
+}
+
+/** The runs, or in the place of several seeds their mean. */
+function runsShown() {
+  if (view.seeds) return data.runs;
+  const groups = data.seeds.map((run) => run.group);
+  return [...data.runs.filter((run) => !groups.includes(run.group)), ...data.seeds];
+}
+
 function curvesOf(chart) {
-  return data.runs.flatMap((run) => chart.names.flatMap((name, n) => {
+  const parts = partsOf(chart.names);
+  return runsShown().flatMap((run) => chart.names.flatMap((name, n) => {
     const table = run.tables.find((t) => Object.hasOwn(t.values, name));
     if (!table) return [];
-    const part = chart.names.length > 1 ? name.split("/")[0] : "";
-    const label = several ? `${run.name} ${part}`.trim() : part || name.split("/").pop();
+    const label = several ? `${run.name} ${parts[n]}`.trim() : parts[n] || name.split("/").pop();
     const dash = name.startsWith("val/") ? [6, 4] : undefined, smoothable = data.means.includes(name);
-    const columns = { x: axesOf(table, run.flops_per_token), y: table.values[name] };
+    const y = table.values[name], errors = table.errors?.[name];
+    const edge = (sign) => errors && y.map((value, i) => value && value + sign * errors[i]);
+    const columns = { x: axesOf(table, run.flops_per_token), y, band: errors && [edge(1), edge(-1)] };
     return { ...columns, label, dash, smoothable, colour: several ? run.group : n, show: true };
   }));
 }
@@ -69,17 +85,18 @@ function axisOf(text, options) {
   return { ...look, values, ...options };
 }
 
-/** A curve as a series of uPlot; `faint` where it lies behind a smoothed one. */
-function seriesOf(curve, y, faint) {
+/** A curve as a series of uPlot; `look` is line, faint (behind a smoothed one) or edge (of a band). */
+function seriesOf(curve, y, look) {
   const label = document.createElement("button");
   Object.assign(label, { type: "button", title: "show or hide", ariaPressed: curve.show });
   label.textContent = curve.label;
   const stroke = colourOf(curve.colour), known = y.filter((value) => value !== null);
   const read = (u, at) => (u.cursor.idx == null ? known.at(-1) : at); // without a cursor: the last value
   const value = (u, at) => (curve.show && read(u, at) != null ? number(read(u, at)) : "–");
-  const points = { show: !faint && known.length <= 40, size: 5, fill: stroke };
-  const line = { stroke, dash: curve.dash, width: curve.dash ? 2 : 1.5, alpha: faint ? 0.25 : 1 };
-  return { label, value, show: curve.show, class: faint ? "faint" : undefined, points, ...line };
+  const points = { show: look === "line" && known.length <= 40, size: 5, fill: stroke };
+  const width = look === "edge" ? 0 : curve.dash ? 2 : 1.5;
+  const line = { stroke, dash: curve.dash, width, alpha: look === "faint" ? 0.25 : 1 };
+  return { label, value, show: curve.show, class: look === "line" ? undefined : "faint", points, ...line };
 }
 
 function drawRestarts({ ctx, bbox, scales, valToPos }) {
@@ -104,13 +121,17 @@ function draw(card) {
   if (!width) return; // folded away
   const from = view.from * Math.max(...card.curves.map((curve) => curve.x[view.x]?.at(-1) ?? 0));
   const smoothed = card.curves.filter((curve) => view.smoothing && curve.smoothable);
+  const shown = (curve, y) => (smoothed.includes(curve) ? smooth(y, view.smoothing) : y);
+  const banded = card.curves.filter((curve) => curve.band); // their edges come first, in pairs
   const layers = [
-    ...smoothed.map((curve) => [curve, curve.y, true]),
-    ...card.curves.map((c) => [c, smoothed.includes(c) ? smooth(c.y, view.smoothing) : c.y, false]),
+    ...banded.flatMap((curve) => curve.band.map((edge) => [curve, shown(curve, edge), "edge"])),
+    ...smoothed.filter((curve) => !curve.band).map((curve) => [curve, curve.y, "faint"]),
+    ...card.curves.map((curve) => [curve, shown(curve, curve.y), "line"]),
   ];
+  const bands = banded.map((curve, i) => ({ series: [2 * i + 1, 2 * i + 2], fill: `${colourOf(curve.colour)}33` }));
   const tables = layers.map(([curve, y]) => columnsOf(curve, y, from, logY));
   if (!tables.some(([, y]) => y.some((value) => value !== null))) return card.place.append("nothing to show");
-  const series = layers.map(([curve, , faint], i) => seriesOf(curve, tables[i][1], faint));
+  const series = layers.map(([curve, , look], i) => seriesOf(curve, tables[i][1], look));
   const onToggle = (u, i, { show }) => {
     if (i === null || show === undefined) return;
     const curve = layers[i - 1][0];
@@ -124,6 +145,7 @@ function draw(card) {
   card.plot = new uPlot({
     width, height: 245,
     series: [{ label, value: (u, x) => (x === null ? "last" : xText(x)) }, ...series],
+    bands,
     scales: { x: scaleOf(view.logX), y: scaleOf(logY) },
     axes: [axisOf(xText, { label, labelSize: 18, size: 26, space: 90 }), axisOf(number, { size: 54 })],
     cursor: { y: false, sync: { key: "x", scales: ["x", null] }, hover: { prox, skip: [null] } },
@@ -136,7 +158,7 @@ function draw(card) {
 const section = document.getElementById("curves");
 section.hidden = false;
 const cards = [...document.querySelectorAll(".card")].map((figure, i) => ({
-  title: data.charts[i].title, curves: curvesOf(data.charts[i]),
+  chart: data.charts[i], title: data.charts[i].title, curves: curvesOf(data.charts[i]),
   log: figure.querySelector(".log input"), place: figure.querySelector(".plot"),
 })).filter((card) => card.curves.length);
 const redraw = () => cards.forEach(draw);
@@ -150,6 +172,7 @@ section.addEventListener("input", ({ target }) => {
   const value = { checkbox: target.checked, range: +target.value, radio: target.value }[target.type];
   if (target.name) view[target.name] = value;
   if (target.type === "range") target.nextElementSibling.textContent = target.value;
+  if (target.name === "seeds") cards.forEach((card) => (card.curves = curvesOf(card.chart)));
   redraw();
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
