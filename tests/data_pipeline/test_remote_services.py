@@ -125,16 +125,16 @@ def test_objects_of_s3(fetch, monkeypatch):
             fsspec.config.conf, "s3", {"key": "x", "secret": "x", "client_kwargs": options}
         )
         fs = fsspec.filesystem("s3")
-        fs.mkdir("bucket")
-        fs.pipe("bucket/data/a.jsonl", DATA)
-        fs.pipe("bucket/data/b.jsonl", b'{"text": "b"}\n')
-        assert fetch("s3://bucket/data/a.jsonl") == {"a.jsonl": DATA}
-        assert list(fetch("s3://bucket/data")) == ["a.jsonl", "b.jsonl"]
-        assert list(fetch("s3://bucket/*/b*")) == ["data/b.jsonl"]
-        (file,) = remote.list_files("s3://bucket/data/a.jsonl", _data_files)
+        fs.mkdir("objects")  # servers of one process share their buckets
+        fs.pipe("objects/data/a.jsonl", DATA)
+        fs.pipe("objects/data/b.jsonl", b'{"text": "b"}\n')
+        assert fetch("s3://objects/data/a.jsonl") == {"a.jsonl": DATA}
+        assert list(fetch("s3://objects/data")) == ["a.jsonl", "b.jsonl"]
+        assert list(fetch("s3://objects/*/b*")) == ["data/b.jsonl"]
+        (file,) = remote.list_files("s3://objects/data/a.jsonl", _data_files)
         assert file.digest == f"md5:{hashlib.md5(DATA).hexdigest()}" and file.version
         monkeypatch.setattr(remote, "_digest", lambda *_: "md5:0")
         with pytest.raises(DataError, match="and 0 is published"):
-            fetch("s3://bucket/data/[a].jsonl")
+            fetch("s3://objects/data/[a].jsonl")
     finally:
         server.stop()
