@@ -1,8 +1,8 @@
 """Every configuration key, with its default and its unit or reason.
 
 The other files of this folder start from `get_config()` and change some keys; any key can also be set
-on the command line: `--config.optim.learning_rate=3e-4`. No other file holds a default. `--help` of
-every command that takes --config prints the comments below.
+on the command line: `--config.optim.learning_rate=3e-4`. No other file holds a default. `gptjax
+train --help all` prints the comments below.
 """
 
 from ml_collections import ConfigDict, config_dict

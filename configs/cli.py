@@ -1,13 +1,15 @@
 """The command line of every program: the configuration, all mistakes listed at once, `--help`.
 
 A configuration file is given as `--config=FILE`, `--config FILE` or `FILE`, a key of it as
-`--config.KEY=VALUE` or `KEY=VALUE`, in any order. An argument that no program uses is refused.
+`--config.KEY=VALUE` or `KEY=VALUE`, in any order. FILE is a path, or the name of a file of this
+folder: `rtx4070`. An argument that no program uses is refused.
 """
 
 import functools
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +24,15 @@ from configs.read import os_reason
 from configs.validate import keys_like, leaves, unknown_keys
 from configs.workdir import CONFIG, unused
 
-_FOLDERS = {"config": "configs", "sweep": "benchmarks/sweeps"}  # flag -> folder of its files
+_BUNDLED = Path(__file__).parent
+_SWEEPS = "benchmarks/sweeps"  # of a checkout
+_NAME = re.compile(r"\w+")  # of a bundled file: neither a path nor a file with its suffix
+_HELP = ("--help", "-help", "-h", "-?")
 
 
 def define_config(
     name: str = "config",
-    text: str = "Configuration file, such as configs/quickstart.py.",
+    text: str = "Configuration: a name, such as quickstart, or a file, such as mine.py.",
     *,
     default: str | None = None,
 ) -> None:
@@ -50,15 +55,24 @@ def run(main: Callable[[ConfigDict], None], name: str = "config") -> None:
     another argument that is not used.
     """
     parser = functools.partial(_parse_config, name=name)
+    _define_quiet()
     app.run(lambda _: call(main, flags.FLAGS[name].value), flags_parser=parser)
 
 
-def run_argv(main: Callable[[list[str]], None], *, positional: bool = False) -> None:
+def run_argv(
+    main: Callable[[list[str]], None], *, positional: bool = False, first: str | None = None
+) -> None:
     """Does the same for a program without --config: `main` gets what is not a flag, as sys.argv.
 
-    That is refused here unless `positional`: then `main` uses or refuses it.
+    That is refused here unless `positional`: then `main` uses or refuses it. The first such
+    argument is the value of the flag `first`, where that is not given.
     """
-    parser = _parse if positional else _parse_flags
+    parse = _parse if positional else _parse_flags
+
+    def parser(argv: list[str]) -> list[str]:
+        return parse([argv[0], *_name_first(argv[1:], first)])
+
+    _define_quiet()
     app.run(lambda argv: call(main, argv), flags_parser=parser)
 
 
@@ -67,15 +81,30 @@ def call(main: Callable[..., None], *args: object) -> None:
 
     A `UserError`, or an OSError with its file and reason, is printed, with exit status 1.
     """
-    absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs each save, which gptjax logs too
-    format_log()
-    for package in ("gptjax", "data_pipeline", "__main__"):
-        logging.getLogger(package).setLevel(logging.INFO)
+    log_lines(quiet="quiet" in flags.FLAGS and bool(flags.FLAGS["quiet"].value))
     try:
         main(*args)
     except (UserError, OSError) as error:
         print(f"\nerror: {paragraph(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def log_lines(*, quiet: bool = False) -> None:
+    """Shows the log on stderr as lines with the time; if `quiet`, warnings and errors only."""
+    absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs each save, which gptjax logs too
+    absl_logging.use_absl_handler()
+    format_log()
+    for package in ("gptjax", "data_pipeline", "__main__"):
+        logging.getLogger(package).setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+def log_lines_by_default() -> None:
+    """Does so in a script that has not set up logging itself."""
+    others = set(logging.getLogger().handlers) - {absl_logging.get_absl_handler()}
+    if not others and logging.getLogger("gptjax").level == logging.NOTSET:
+        if not flags.FLAGS.is_parsed():  # else absl warns that they are not
+            flags.FLAGS.mark_as_parsed()
+        log_lines()
 
 
 def format_log(label: str = "") -> None:
@@ -94,17 +123,32 @@ def paragraph(error: UserError | OSError) -> str:
     )
 
 
-def _parse(argv: list[str]) -> list[str]:
-    """Parses the flags; the exit status of --help is 0, where absl has 1."""
-    try:
-        return app.parse_flags_with_usage(argv)
-    except SystemExit as stop:
-        if isinstance(stop.__context__, flags.Error):
-            raise
-    if "config" in flags.FLAGS and not {"--helpxml", "--only_check_flags"} & set(argv):
-        from configs.help import describe_keys  # only now: programs start faster without it
+def _define_quiet() -> None:
+    flags.DEFINE_bool("quiet", False, "No progress and no log but warnings and errors.")
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["quiet"])
 
-        print("\n" + describe_keys())
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses the flags; the exit status of --help is 0, where absl has 1.
+
+    What is behind --help, and no flag, are the keys that it explains.
+    """
+    wanted = [argument in _HELP for argument in argv]
+    topics = (
+        [a for a in argv[wanted.index(True) + 1 :] if not a.startswith("-")] if any(wanted) else []
+    )
+    if any(wanted):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # of `| head`
+    if not topics or "config" not in flags.FLAGS:
+        try:
+            return app.parse_flags_with_usage([argv[0], "--help"] if any(wanted) else argv)
+        except SystemExit as stop:
+            if isinstance(stop.__context__, flags.Error):
+                raise
+    if "config" in flags.FLAGS and not {"--helpxml", "--only_check_flags"} & set(argv):
+        from configs.help import explain_keys, list_keys  # only now: programs start faster
+
+        print(explain_keys(topics) if topics else "\n" + list_keys())
     sys.exit(0)
 
 
@@ -120,21 +164,46 @@ def _parse_flags(argv: list[str]) -> list[str]:
     return [program]
 
 
+def _name_first(arguments: list[str], flag: str | None) -> list[str]:
+    """Returns the arguments with --flag= before the first that stands alone, if nobody gives it."""
+    if flag is None or any(re.match(f"--?{flag}(=|$)", a) for a in arguments):
+        return arguments
+    is_value = False
+    for i, argument in enumerate(arguments):
+        if argument == "--":
+            break
+        if not is_value and not argument.startswith("-"):
+            return [*arguments[:i], f"--{flag}={argument}", *arguments[i + 1 :]]
+        name = argument.lstrip("-")
+        is_value = not is_value and "=" not in argument and _takes_value(name)
+    return arguments
+
+
+def bundled() -> list[str]:
+    """Returns the names of the configurations of this folder, sorted."""
+    files = _BUNDLED.glob("[a-z]*.py")
+    return sorted(file.stem for file in files if "\ndef get_config(" in file.read_text())
+
+
 def _parse_config(argv: list[str], name: str) -> list[str]:
     """Parses the flags, after a check for mistakes that absl would report with a traceback."""
+    if set(_HELP) & set(argv):
+        return _parse(argv)
     files, others, problems = _sort_arguments(argv[1:], name)
     problems += [f"{file!r} is not used: --{name} is {files[0]}" for file in files[1:]]
     is_workdir = False
-    for file in files[:1]:
-        path, _, workdir = file.partition(":")
+    for i, file in enumerate(files[:1]):
+        path, colon, workdir = file.partition(":")
+        if name == "config" and _NAME.fullmatch(path) and path in bundled():
+            path = str(_BUNDLED / f"{path}.py")
+            files[i] = f"{path}{colon}{workdir}"
         is_workdir = Path(path).name == "workdir.py"
         if not Path(path).is_file():
-            known = sorted(f.as_posix() for f in Path(_FOLDERS[name]).glob("[a-z]*.py"))
-            problems.append(f"--{name}={path} is no file (available: {', '.join(known) or 'none'})")
+            problems.append(f"--{name}={path} is no file{_available(name, path)}")
         elif is_workdir and not (Path(workdir) / CONFIG).is_file():
             problems.append(
-                f"--config={path}:{workdir} must name the workdir of a run, which has a "
-                f"{CONFIG} (for example --config={path}:runs/quickstart)"
+                f"--config={file} must name the workdir of a run, which has a {CONFIG} (for "
+                f"example --config=workdir:runs/quickstart)"
             )
     _exit_if(problems)
     # config_flags looks for keys in sys.argv, behind the file.
@@ -152,6 +221,16 @@ def _parse_config(argv: list[str], name: str) -> list[str]:
             file=sys.stderr,
         )
     return program
+
+
+def _available(name: str, path: str) -> str:
+    """Returns what could be meant by a path at which no file is."""
+    if name == "sweep":
+        files = ", ".join(sorted(file.as_posix() for file in Path(_SWEEPS).glob("[a-z]*.py")))
+        return f" (available: {files})" if files else ""
+    if Path(f"{path}.py").is_file():
+        return f" (did you mean {path}.py?)"
+    return f" (names of bundled ones: {', '.join(bundled())})"
 
 
 def _sort_arguments(arguments: list[str], name: str) -> tuple[list[str], list[str], list[str]]:

@@ -1,6 +1,6 @@
 """Seconds on a CPU: every part of a run at its smallest, for tests and for stepping through.
 
-Run `python -m gptjax.main --config=configs/debug.py`; with JAX_DISABLE_JIT=True in front of it,
+Run `gptjax train debug`; with JAX_DISABLE_JIT=True in front of it,
 arrays can be printed and a debugger sees their values.
 """
 

@@ -1,6 +1,6 @@
 """Minutes on two CPU cores: a small modern GPT on the bundled public-domain shard.
 
-Run `make quickstart`, or `python -m gptjax.main --config=configs/quickstart.py`.
+Run `make quickstart`, or `gptjax train quickstart`.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """The five-day recipe: GPT of 12 x 512 on one FineWeb shard, one RTX 4070 (12 GB).
 
-Run `python -m gptjax.main --config=configs/rtx4070.py`.
+Run `gptjax train rtx4070`.
 
 The numbers are the recipe's own, one for one. The plan printed before the first step has what they
 amount to on your data: parameters, tokens, passes over the shard, time.

@@ -1,6 +1,6 @@
 """The five-day recipe at 12 layers x 768: what a "110M" GPT with a 32k vocabulary really is.
 
-Run `python -m gptjax.main --config=configs/rtx4070_110m.py`.
+Run `gptjax train rtx4070_110m`.
 """
 
 from ml_collections import ConfigDict

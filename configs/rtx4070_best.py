@@ -1,6 +1,6 @@
 """The best GPT we can reason out for one FineWeb shard and five days of an RTX 4070 (12 GB).
 
-Run `python -m gptjax.main --config=configs/rtx4070_best.py`.
+Run `gptjax train rtx4070_best`.
 
 Measured, by compiling for the card with cuDNN's attention: 7.99 of 8.99 GiB at 8 rows a micro-step,
 2,038 GB of traffic and 6.99 s of arithmetic an optimizer step at the card's peak. Not run on an
@@ -12,7 +12,7 @@ one pass of 1M tokens, and 0.30 below after 4 passes over 2.6 tokens a parameter
 recipe with a fifth of its tokens and a quarter of its time. Weight decay of 0.4, an average of the
 weights and a floor of 0 changed nothing there (one seed). Size of batch and dropout: not measured.
 
-Extrapolated: the size, by a law that others fitted (`python -m gptjax.plan --suggest --days=5
+Extrapolated: the size, by a law that others fitted (`gptjax plan --suggest --days=5
 --target=rtx4070`), at 40 % of the peak, which is assumed: 6.2e9 tokens are 8.6 passes over the
 shard's 0.73e9. To that law 15 x 960, which has time for more than 10 passes, is 0.003 nats behind
 16 x 1024, whose widths are powers of two. Should the card be faster or slower, ask again with

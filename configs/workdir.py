@@ -1,6 +1,6 @@
 """The configuration of an earlier run, from its workdir: to resume it, or to train one like it.
 
-Run `python -m gptjax.main --config=configs/workdir.py:runs/quickstart`.
+Run `gptjax train workdir:runs/quickstart`.
 
 A workdir can come from somebody else. Of its config.json only the keys of RECIPE are used: what the
 model is and how it is trained. The keys of MACHINE say what is executed, read, written or sent on

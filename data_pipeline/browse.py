@@ -1,6 +1,6 @@
 """Shows a prepared store: statistics, a histogram of lengths, and rows as the model sees them.
 
-    python -m data_pipeline.browse --config=configs/quickstart.py --split=train --epoch=0 --start=0
+    gptjax browse quickstart --split=train --epoch=0 --start=0
 
 Rows are in the order of training, with the epoch's shuffling; each document in them is named by its
 file and row. The source is prepared first if needed.
@@ -23,12 +23,11 @@ from configs.cli import define_config, run
 from configs.errors import UserError
 from data_pipeline.packing import Rows
 from data_pipeline.prepare import prepare_all, summary
+from data_pipeline.progress import VISIBLE
 from data_pipeline.subset import split_groups, training_groups, training_rows, validation_rows
 from data_pipeline.token_store import SPLITS
 from data_pipeline.tokenizer import Tokenizer
 
-# Text of the web can contain codes that move the cursor: they are shown, not obeyed.
-_VISIBLE = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160)) if chr(c) not in "\t\n"}
 _MIN_WIDTH = 60  # columns of the histogram, which narrower terminals wrap
 _BINS = 31  # of lengths, which are int32
 _CYAN = Style(color="cyan")
@@ -71,7 +70,7 @@ def visible(tokens: np.ndarray, tokenizer: Tokenizer, *, mark_tokens: bool) -> I
             yield Segment("|", Style(dim=True))
         # Parts of a character, which a token or row has split, are shown as bytes: \xe2.
         text = tokenizer.decode_bytes(group).decode(errors="backslashreplace")
-        yield Segment(text.translate(_VISIBLE))
+        yield Segment(text.translate(VISIBLE))
 
 
 def row_text(

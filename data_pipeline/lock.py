@@ -15,10 +15,31 @@ from configs.read import read_json
 
 _log = logging.getLogger(__name__)
 _MAX_RECORD = 4096  # bytes
+_RECORD = {"pid": int, "host": str, "since": str}
 
 
 class Held(UserError):
     """Another process holds the lock; the message names it."""
+
+
+def is_held(path: Path) -> bool:
+    """Returns whether a process has the lock, by its record; does not touch the file.
+
+    Of a holder on another host only its end by itself is known.
+    """
+    try:
+        record = read_json(path, _MAX_RECORD, _RECORD)
+    except DataError:
+        return False
+    if record["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(record["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 class FileLock:
@@ -89,7 +110,7 @@ class FileLock:
     def _holder(self) -> str:
         """Returns the process that the file names; "" where it names none."""
         try:
-            record = read_json(self._path, _MAX_RECORD, {"pid": int, "host": str, "since": str})
+            record = read_json(self._path, _MAX_RECORD, _RECORD)
         except DataError:
             return ""
         return f"process {record['pid']} on {record['host']}, since {record['since']}"

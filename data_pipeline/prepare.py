@@ -1,6 +1,6 @@
 """Prepares a source for training, once: tokenizer, tokens, split and statistics.
 
-    python -m data_pipeline.prepare --config=configs/quickstart.py
+    gptjax prepare quickstart
 
 It prints a summary of the store; training finds the store by itself, and prepares it if needed,
 but for a run of several processes, which needs it beforehand, where all of them can read it.
@@ -118,7 +118,7 @@ def _by_shard(config: ConfigDict, *, may_make: bool) -> Path:
 def _not_prepared(path: Path | str, what: str) -> DataError:
     return DataError(
         f"{path}: there is no {what}, and several processes do not make one. Prepare it once, "
-        f"where all can read it, before they start: python -m data_pipeline.prepare, with the "
+        f"where all can read it, before they start: gptjax prepare, with the "
         f"--config and the --config.KEY=VALUE flags of this run."
     )
 

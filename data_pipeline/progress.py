@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import sys
+import threading
 import time
 from typing import IO, Any, Self, cast
 
@@ -14,7 +15,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 _log = logging.getLogger(__name__)
 
 LOG_SECONDS = 10.0  # between log lines where there is no terminal
+WAITING_SECONDS = 30.0  # the same, where nobody knows how far it is
 _REFRESH_SECONDS = 0.1  # between two drawings of a bar
+# Text of the web, or of a model, can have codes that move the cursor: they are shown, not obeyed.
+VISIBLE = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160)) if chr(c) not in "\t\n"}
 
 
 def format_seconds(seconds: float) -> str:
@@ -54,17 +58,33 @@ class _Console(Console):
 
 
 class ProgressBar:
-    """A live bar below the log lines on a terminal, nothing elsewhere."""
+    """A live bar below the log lines on a terminal, nothing elsewhere, and nothing with --quiet.
+
+    One that begins before another ends is a line below it.
+    """
+
+    _display: Progress | None = None  # of the bars that are shown now
 
     def __init__(
         self, name: str, total: int, done: int = 0, *, shown: bool = True, keep: bool = False
     ):
         """Shows `done` of `total`; `keep` leaves the bar on the screen when it is closed."""
         console = _Console(file=cast("IO[str]", _Terminal(sys.stderr)))
-        self.is_live = shown and sys.stderr.isatty() and console.is_interactive
+        self.is_live = (
+            shown
+            and _log.isEnabledFor(logging.INFO)
+            and sys.stderr.isatty()
+            and console.is_interactive
+        )
         if not self.is_live:
             return
-        self._bar = Progress(
+        self._drawn = 0.0
+        self._is_first = ProgressBar._display is None
+        if ProgressBar._display is not None:
+            self._bar = ProgressBar._display
+            self._task = self._bar.add_task(name, total=total, completed=done, text="")
+            return
+        self._bar = ProgressBar._display = Progress(
             TextColumn("{task.description}", markup=False),
             TaskProgressColumn(),
             BarColumn(),
@@ -76,7 +96,6 @@ class ProgressBar:
             transient=not keep,
         )
         self._task = self._bar.add_task(name, total=total, completed=done, text="")
-        self._drawn = 0.0
         self._handler = absl_logging.get_absl_handler().python_handler
         self._stream = self._handler.stream
         if self._stream is sys.stderr:  # not a file of --log_dir
@@ -95,10 +114,57 @@ class ProgressBar:
 
     def close(self) -> None:
         """Ends the live display."""
-        if self.is_live:
+        if not self.is_live:
+            return
+        self.is_live = False
+        if self._is_first:
             self._bar.stop()
             self._handler.setStream(self._stream)
-            self.is_live = False
+            ProgressBar._display = None
+        else:
+            self._bar.remove_task(self._task)
+            self._bar.refresh()
+
+
+class Waiting:
+    """A `with` block of which nobody knows how far it is, such as compilation.
+
+    The seconds that have passed are shown on a terminal, and logged now and then elsewhere.
+    """
+
+    def __init__(self, name: str, *, before: float | None = None, shown: bool = True):
+        """`before`: the seconds that the same took the last time; None: unknown."""
+        self._name, self._before, self._shown = name, before, shown
+        self._start = time.monotonic()
+        self._end = threading.Event()
+
+    def __enter__(self) -> Self:
+        self._bar = ProgressBar(self._name, round(self._before or 0) or 1, shown=self._shown)
+        self._thread = threading.Thread(target=self._tick, daemon=True)
+        self._thread.start()
+        return self
+
+    def _last_time(self) -> str:
+        return "" if self._before is None else f" ({format_seconds(self._before)} the last time)"
+
+    def _tick(self) -> None:
+        seconds = 1.0 if self._bar.is_live else WAITING_SECONDS
+        while not self._end.wait(seconds):
+            passed = time.monotonic() - self._start
+            done = min(passed, 0.99 * (self._before or 0.0))  # not all before its end
+            self._bar.update(round(done), f"{format_seconds(passed)}{self._last_time()}")
+            if self._shown and not self._bar.is_live:
+                _log.info("%s: %s%s", self._name, format_seconds(passed), self._last_time())
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+        self._bar.close()
+
+    @property
+    def seconds(self) -> float:
+        """The seconds since the beginning."""
+        return time.monotonic() - self._start
 
 
 class BatchProgress:
@@ -107,8 +173,21 @@ class BatchProgress:
     Where there is no terminal, a line is logged every `LOG_SECONDS` and at the end.
     """
 
-    def __init__(self, name: str | None, unit: str, total: int, n_batches: int, *, done: int = 0):
-        """Reports nothing without a name; `done` of `total` units are no part of the batches."""
+    def __init__(
+        self,
+        name: str | None,
+        unit: str,
+        total: int,
+        n_batches: int,
+        *,
+        done: int = 0,
+        last_line: bool = True,
+    ):
+        """Reports nothing without a name; `done` of `total` units are no part of the batches.
+
+        Without `last_line`, none is logged at the end: somebody else reports the result.
+        """
+        self._last_line = last_line
         self._name, self._unit, self._total, self._n_batches = name, unit, total, n_batches
         self._first, self._done, self._batches_done, self._bytes = done, done, 0, 0
         self._start = self._logged = time.monotonic()
@@ -137,7 +216,7 @@ class BatchProgress:
             f"{self._done:,} of {self._total:,} {self._unit}, {rate}, {format_seconds(left)} left"
         )
         self._bar.update(self._done, text)
-        is_last = self._batches_done == self._n_batches
+        is_last = self._last_line and self._batches_done == self._n_batches
         if not self._bar.is_live and (is_last or now - self._logged > LOG_SECONDS):
             self._logged = now
             _log.info("%s: %s", self._name, text)

@@ -217,7 +217,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             raise unusable(folder, f"the manifest is damaged ({e})", MANIFEST) from e
         raise DataError(
             f"{folder}: this is no token store (it has no {MANIFEST}). Make one with "
-            "`python -m data_pipeline.prepare --config=...`, which prints its folder; if the "
+            "`gptjax prepare ...`, which prints its folder; if the "
             "manifest was removed, delete the folder first."
         ) from None
     if manifest["format"] != FORMAT:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from data_pipeline.encode import is_val
+from data_pipeline.progress import BatchProgress, Waiting
 from data_pipeline.sources.documents import Chunk, Damage, SourceFile
 from data_pipeline.tokenizer import MAX_SLICE, count_words, train_from_counts
 from data_pipeline.worker_pool import Pool
@@ -105,7 +106,12 @@ def train(path: Path, sample: Sample, config: ConfigDict, pool: Pool) -> None:
         for place in plan_sample(shards, n, config.data.val_fraction, keep_before)
     ]
     counts: Counter[str] = Counter()
-    for _, place_counts in pool.run(count_place, places):
-        counts.update(place_counts)  # in any order: they are summed
-    train_from_counts(counts, vocab_size=vocab_size, path=path)
+    with BatchProgress(
+        "counting words", "places", len(places), len(places), last_line=False
+    ) as progress:
+        for _, place_counts in pool.run(count_place, places):
+            counts.update(place_counts)  # in any order: they are summed
+            progress.advance(1)
+    with Waiting("training the tokenizer"):
+        train_from_counts(counts, vocab_size=vocab_size, path=path)
     log.info("trained the tokenizer in %.1f s", time.monotonic() - start)

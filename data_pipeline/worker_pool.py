@@ -11,6 +11,7 @@ from typing import Self, TypeVar
 
 from configs.errors import DataError
 from data_pipeline.child import bare_main
+from data_pipeline.cores import usable_cores
 from data_pipeline.encode import Part, encode_part
 from data_pipeline.progress import BatchProgress
 
@@ -30,7 +31,7 @@ class Pool:
 
     def __init__(self, workers: int, n_parts: int) -> None:
         """Starts up to `workers` processes (0: one for each core) for `n_parts` parts to encode."""
-        self._workers = min(workers or len(os.sched_getaffinity(0)), n_parts // PARTS_TO_PAY)
+        self._workers = min(workers or len(usable_cores()), n_parts // PARTS_TO_PAY)
         self._pool: futures.ProcessPoolExecutor | None = None
         if self._workers > 1:  # else in this process, where a debugger works
             spawn = multiprocessing.get_context("spawn")

@@ -3,6 +3,8 @@
 `gptjax.load(workdir)` opens a run in Python: see gptjax/api.py.
 """
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +13,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "__version__", "load"]
 __version__ = "0.1.0"
+
+# A wheel has configs and data_pipeline in here, so that it installs no other name than gptjax's
+# (setup.py). They come first: also where the current folder has a `configs` of its own.
+_PACKAGES = Path(__file__).with_name("_packages")
+if _PACKAGES.is_dir() and str(_PACKAGES) not in sys.path:
+    sys.path.insert(0, str(_PACKAGES))
 
 
 def __getattr__(name: str) -> Any:

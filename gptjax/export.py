@@ -80,4 +80,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
     flags.DEFINE_enum("format", "hf", ["hf", "gguf"], "hf: a folder; gguf: a file for llama.cpp.")
     flags.DEFINE_string("out", None, "Path to write; must not exist yet.", required=True)
-    cli.run_argv(_main)
+    cli.run_argv(_main, first="workdir")

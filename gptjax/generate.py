@@ -1,6 +1,6 @@
 """Continues prompts with a run's model.
 
-python -m gptjax.generate --workdir=runs/quickstart --prompt="The " --num_samples=3 --stop="."
+gptjax generate runs/quickstart --prompt="The " --num_samples=3 --stop="."
 """
 
 import dataclasses
@@ -62,4 +62,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("top_k", 200, "Draw from the k most likely tokens; 0: all.", lower_bound=0)
     flags.DEFINE_float("top_p", 1.0, "Draw from the smallest set with this probability.")
     flags.DEFINE_integer("seed", 0, "The same seed gives the same texts; the i-th has seed + i.")
-    cli.run_argv(_main)
+    cli.run_argv(_main, first="workdir")

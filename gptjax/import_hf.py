@@ -97,4 +97,4 @@ def _main(_: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("source", None, "Folder of the model.", required=True)
     flags.DEFINE_string("workdir", None, "Folder to create.", required=True)
-    cli.run_argv(_main)
+    cli.run_argv(_main, first="source")

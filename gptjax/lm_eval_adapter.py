@@ -1,7 +1,6 @@
 """Adapter for EleutherAI's lm-evaluation-harness: all its tasks, with its own wording.
 
-    python -m gptjax.lm_eval_adapter run --model gptjax --model_args workdir=runs/quickstart \
-        --tasks hellaswag
+    gptjax lm-eval run --model gptjax --model_args workdir=runs/quickstart --tasks hellaswag
 
 Needs the extra `lmeval`. The arguments are those of lm-eval's own command line. The benchmarks of
 `gptjax.evaluate` give the same scores, item by item, without lm-eval and without a network.
@@ -31,7 +30,7 @@ try:
 except ImportError as error:
     _MISSING = f"lm-eval cannot be imported ({error}): pip install 'gptjax[lmeval]'."
     if __name__ == "__main__":
-        if "--help" in sys.argv:  # with lm-eval, its own --help
+        if {"--help", "-h"} & set(sys.argv):  # with lm-eval, its own --help
             print(__doc__, _MISSING, sep="\n")
             sys.exit()
         sys.exit(f"error: {_MISSING}")

@@ -1,4 +1,8 @@
-"""Trains a model, or continues a run: `python -m gptjax.main --config=configs/quickstart.py`."""
+"""Trains a model, or continues a run.
+
+gptjax train quickstart
+gptjax train mine.py workdir=runs/mine optim.learning_rate=3e-4
+"""
 
 import logging
 
@@ -22,10 +26,7 @@ def main(config: ConfigDict, traced_steps: range = range(0)) -> None:
     require_gpu(config)
     _log.info("JAX %s on %s.", jax.__version__, cluster.describe_devices(jax.devices()))
     train_and_evaluate(config, traced_steps)
-    _log.info(
-        'Done. To generate text: python -m gptjax.generate --workdir=%s --prompt="..."',
-        config.workdir,
-    )
+    _log.info('Done. To generate text: gptjax generate %s --prompt="..."', config.workdir)
 
 
 def define_flags() -> None:

@@ -1,6 +1,6 @@
 """Trains with several processes that Ray starts.
 
-    python -m gptjax.on_ray --workers=16 --config=configs/rtx4070.py
+    gptjax ray --workers=16 rtx4070
 
 Each worker is a Ray task that starts `python -m gptjax.main` with the arguments of this command and
 its place among the others; what it prints is shown, and the exit status is that of the first one

@@ -12,6 +12,7 @@ import pytest
 
 import gptjax
 from configs.errors import UserError
+from gptjax.inference import load_run
 from gptjax.model.gpt import hidden_states, logits
 from gptjax.train import trainer
 
@@ -87,6 +88,7 @@ def test_paths_are_str_or_path_in_any_directory(workdir, tmp_path):
     command = [sys.executable, "-c", code, workdir]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "4\n"
+    assert load_run(str(workdir)).step == load_run(workdir).step == 4
     with pytest.raises(UserError, match="not the workdir of a run"):
         gptjax.load(str(tmp_path))
 

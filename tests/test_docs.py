@@ -20,6 +20,7 @@ import pytest
 
 from configs import base
 from configs.validate import leaves
+from gptjax.cli.verbs import VERBS
 
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -95,6 +96,10 @@ def checkout(tmp_path_factory):
     ignored = shutil.ignore_patterns(".venv", ".git", "runs", "data", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, folder, ignore=ignored)
     (folder / ".venv").symlink_to(Path(sys.prefix))
+    command = folder / "bin" / "gptjax"  # of this copy, whatever is installed
+    command.parent.mkdir()
+    command.write_text('#!/bin/sh\nexec python -m gptjax.cli "$@"\n')
+    command.chmod(0o755)
     servers = []
     yield folder, servers
     for server in servers:
@@ -102,11 +107,12 @@ def checkout(tmp_path_factory):
         server.wait(timeout=60)
 
 
-def environment() -> dict[str, str]:
+def environment(folder: Path) -> dict[str, str]:
     """That of a reader's shell: what make passes to its own children is left out."""
     made = ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
     inherited = {name: value for name, value in os.environ.items() if name not in made}
-    return inherited | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    path = f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return inherited | {"PATH": path, "PYTHONPATH": str(folder)}
 
 
 def run_block(block: Block, folder: Path, servers: list) -> None:
@@ -131,7 +137,9 @@ def run_block(block: Block, folder: Path, servers: list) -> None:
             with log.open("wb") as out:
                 start = ["bash", "-c", f"exec {command}"]
                 servers.append(
-                    subprocess.Popen(start, cwd=folder, stdout=out, stderr=out, env=environment())
+                    subprocess.Popen(
+                        start, cwd=folder, stdout=out, stderr=out, env=environment(folder)
+                    )
                 )
             while not (output := NOISE.sub("", log.read_text())):
                 assert servers[-1].poll() is None
@@ -140,7 +148,7 @@ def run_block(block: Block, folder: Path, servers: list) -> None:
             done = subprocess.run(
                 ["bash", "-c", command],
                 cwd=folder,
-                env=environment(),
+                env=environment(folder),
                 text=True,
                 timeout=900,
                 stdout=subprocess.PIPE,
@@ -200,6 +208,8 @@ def test_what_is_named_exists(file):
     text = TEXTS[file]
     for module in set(re.findall(r"python -m ((?:gptjax|data_pipeline|benchmarks)[\w.]*)", text)):
         assert importlib.util.find_spec(module), module
+    verbs = set(re.findall(r"(?:`|\$ |^    )gptjax ([a-z][a-z-]*)", text, re.MULTILINE))
+    assert verbs <= set(VERBS), verbs - set(VERBS)
     for path in set(
         re.findall(
             r"`((?:configs|data_pipeline|gptjax|tests|benchmarks|docs|examples)/[\w/.]*)`", text

@@ -27,10 +27,24 @@ MODULES = {
 HARMLESS = {"re.compile", "lowered.compile"}  # a pattern; a JAX program
 # What the modules above are used for, all of it: fixed programs, and whether a package is there.
 FIXED_COMMANDS = {
-    "gptjax/plan/devices.py": [
+    "gptjax/common/nvidia_smi.py": [
         "subprocess",
-        "subprocess.run(['nvidia-smi', f'--query-gpu=name,{field}', "
+        """subprocess.run(['nvidia-smi', f"--query-gpu={','.join(fields)}", """
         "'--format=csv,noheader,nounits'])",
+    ],
+    "gptjax/cli/__main__.py": [  # of a table
+        "runpy",
+        "runpy.run_module",
+        "runpy.run_module(VERBS[verb][0])",
+    ],
+    "gptjax/cli/doctor.py": [
+        "subprocess",
+        "subprocess.run([sys.executable, '-c', _PROBE, *sys.path])",
+    ],
+    "gptjax/cli/machine.py": [
+        "importlib.metadata",
+        "importlib.metadata.version(_PLUGINS.get(name[0], name[1]))",
+        "importlib.metadata.requires('gptjax')",
     ],
     "gptjax/on_ray.py": [
         "subprocess",

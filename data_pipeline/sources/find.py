@@ -25,6 +25,8 @@ _KINDS = {  # by name
     _JSON: re.compile(r"\.(jsonl|ndjson|json)(\.gz|\.zst)?$"),
     _TEXT: re.compile(r"\.txt(\.gz|\.zst)?$"),
 }
+_PACKAGES = Path(__file__).parents[2]  # the checkout, or where a wheel has data_pipeline
+_BUNDLED = Path("data_pipeline/shard")
 _DOUBTFUL = re.compile(r"\.(json|txt(\.gz|\.zst)?)$")  # beside others: README.txt, info.json
 _KNOWN = "*.parquet, *.jsonl, *.json or *.txt file (the last three also .gz and .zst)"
 _DOWNLOAD = (
@@ -116,9 +118,12 @@ def find_files(source: str | Path) -> dict[str, Path]:
     """Returns the files of a local `source` by name, sorted; NoSource: there are none.
 
     The name of a file is its path below the folder, or below the folder in which a glob begins to
-    match. Files in a folder of others that may be no data, *.txt and *.json, are left out.
+    match. Files in a folder of others that may be no data, *.txt and *.json, are left out. A path
+    is relative to the current folder; that of a bundled file names it in every folder.
     """
     path = Path(source)
+    if path.parent == _BUNDLED and not os.path.exists(path) and os.path.isfile(_PACKAGES / path):
+        path = _PACKAGES / path
     if os.path.isfile(path):  # False where a disk is gone, which Path's may raise
         return {path.name: path}
     if os.path.isdir(path):

@@ -1,6 +1,6 @@
 """Verifies every checkpoint of a run.
 
-python -m gptjax.checkpoint verify --workdir=runs/quickstart
+gptjax checkpoint verify runs/quickstart
 """
 
 import sys
@@ -14,9 +14,12 @@ from gptjax.checkpoint import verify
 
 
 def _main(arguments: list[str]) -> None:
-    if arguments[1:] != ["verify"]:
-        raise UserError("name the command: python -m gptjax.checkpoint verify --workdir=...")
-    results = verify(Path(flags.FLAGS.workdir))
+    command, *folders = arguments[1:] or [""]
+    if flags.FLAGS.workdir is not None:
+        folders.append(flags.FLAGS.workdir)
+    if command != "verify" or len(folders) != 1:
+        raise UserError("name the command and one run: gptjax checkpoint verify runs/quickstart")
+    results = verify(Path(*folders))
     for step, problem in results.items():
         print(f"{step:>9}  {'DAMAGED: ' + problem if problem else 'good'}")
     if any(results.values()):
@@ -24,5 +27,5 @@ def _main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
+    flags.DEFINE_string("workdir", None, "Folder of a run.")
     cli.run_argv(_main, positional=True)

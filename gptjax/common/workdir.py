@@ -86,7 +86,7 @@ def load_config(workdir: Path) -> ConfigDict:
     if not path.is_file():
         raise UserError(
             f"{workdir} is not the workdir of a run: it has no {CONFIG}. Give the folder that "
-            f"`python -m gptjax.main` wrote to (config.workdir), for example runs/quickstart."
+            f"`gptjax train` wrote to (config.workdir), for example runs/quickstart."
         )
     try:
         saved = read_json(path, MAX_CONFIG)

@@ -1,8 +1,8 @@
 """Evaluates a run's best checkpoint: validation split, other text, benchmarks from local files.
 
-    python -m gptjax.evaluate --workdir=runs/quickstart
-    python -m gptjax.evaluate --workdir=runs/quickstart --noval --text=other.parquet
-    python -m gptjax.evaluate --workdir=runs/quickstart --noval --benchmarks=eval --limit=300
+    gptjax evaluate runs/quickstart
+    gptjax evaluate runs/quickstart --noval --text=other.parquet
+    gptjax evaluate runs/quickstart --noval --benchmarks=eval --limit=300
 
 Results are printed and saved in workdir/eval/STEP.json.
 """
@@ -105,4 +105,4 @@ if __name__ == "__main__":
         "--text, a random sample that is the same each time.",
         lower_bound=1,
     )
-    cli.run_argv(_main)
+    cli.run_argv(_main, first="workdir")

@@ -27,11 +27,12 @@ class LoadedModel(NamedTuple):
     step: int  # optimizer steps before the parameters were saved
 
 
-def load_run(workdir: Path) -> LoadedModel:
+def load_run(workdir: Path | str) -> LoadedModel:
     """Returns the best checkpoint of a run by val loss, else the newest, on one device.
 
     Raises UserError if the folder is not a workdir or has no good checkpoint.
     """
+    workdir = Path(workdir)
     config = load_config(workdir)
     tokenizer = Tokenizer.load(workdir / TOKENIZER)
     model_config = GPTConfig.from_config(config, tokenizer.vocab_size)
@@ -49,7 +50,7 @@ def restore_params(workdir: Path, shapes: Any) -> tuple[Any, int]:
     """
     folder = workdir / CHECKPOINTS
     if not folder.is_dir():
-        raise UserError(f"{workdir} has no checkpoints yet: train first, with gptjax.main.")
+        raise UserError(f"{workdir} has no checkpoints yet: train first, with gptjax train.")
     steps = storage.list_steps(folder)
     best = storage.by_val_loss(folder)
     one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

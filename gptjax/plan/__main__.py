@@ -1,16 +1,16 @@
 """Prints the parameters, data, compute, memory and time of a run before it starts.
 
-    python -m gptjax.plan --config=configs/rtx4070.py --target=rtx4070 --compile
+    gptjax plan rtx4070 --target=rtx4070 --compile
 
 exits with status 1 if the run does not fit. Memory is estimated, in seconds; with --compile it is
 that of the compiled step, in a minute (for a card that this machine lacks, with the extra
 `target`).
 
-    python -m gptjax.plan --config=configs/rtx4070.py --target=h100 --devices=64 --hosts=8
+    gptjax plan rtx4070 --target=h100 --devices=64 --hosts=8
 
 adds what the devices exchange in a step, and predicts how much of their speed that leaves.
 
-    python -m gptjax.plan --suggest --days=5 --target=rtx4070
+    gptjax plan --suggest --days=5 --target=rtx4070
 
 proposes the size of the model, the batch and the steps for the given data and time.
 """

@@ -4,12 +4,12 @@ import dataclasses
 import difflib
 import functools
 import os
-import subprocess
 from typing import Any
 
 import jax
 
 from configs.errors import UserError
+from gptjax.common import nvidia_smi
 from gptjax.common.host_memory import available_host_bytes
 from gptjax.plan.cards import CARDS, Card, Link, peaks
 
@@ -166,12 +166,10 @@ def _card_of_kind(device_kind: str) -> Card | None:
 @functools.cache  # the plan and the training log ask for the same
 def _driver_value(device_kind: str, field: str) -> float | None:
     """Returns a number that nvidia-smi names for cards of this kind, or None."""
-    command = ["nvidia-smi", f"--query-gpu=name,{field}", "--format=csv,noheader,nounits"]
+    values = {name: value for name, value in nvidia_smi.query("name", field)}  # noqa: C416  a row is a list
     try:
-        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-        values = dict(line.rsplit(", ", 1) for line in result.stdout.splitlines())
         return float(values[device_kind])
-    except (OSError, subprocess.SubprocessError, ValueError, KeyError):
+    except (ValueError, KeyError):
         return None  # not installed, or it says [N/A]
 
 

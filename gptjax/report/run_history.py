@@ -110,7 +110,7 @@ def read(workdir: Path) -> History:
     if not path.is_file():
         raise UserError(
             f"{workdir} has no {METRICS}: give the workdir of a run that has logged a line "
-            f"(config.workdir of `python -m gptjax.main`), for example runs/quickstart."
+            f"(config.workdir of `gptjax train`), for example runs/quickstart."
         )
     notes: list[str] = []
     lines, damaged = read_metrics(workdir)

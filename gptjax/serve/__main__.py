@@ -1,6 +1,6 @@
 """Serves a run's model over HTTP, on this machine only by default.
 
-python -m gptjax.serve --workdir=runs/quickstart
+gptjax serve runs/quickstart
 """
 
 import logging
@@ -85,4 +85,4 @@ if __name__ == "__main__":
         base.get_config().compilation_cache_dir,
         "Folder that keeps compiled programs, so that the next start is quick.",
     )
-    cli.run_argv(_main)
+    cli.run_argv(_main, first="workdir")

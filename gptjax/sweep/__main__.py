@@ -1,7 +1,7 @@
 """Trains the settings x seeds that a file declares, and prints the comparison as Markdown.
 
-python -m gptjax.sweep --sweep=benchmarks/sweeps/example.py --jobs=2
-python -m gptjax.sweep --sweep=benchmarks/sweeps/example.py --summary --reference=recipe
+gptjax sweep benchmarks/sweeps/example.py --jobs=2
+gptjax sweep benchmarks/sweeps/example.py --summary --reference=recipe
 
 All runs are validated before the first starts. Each gets a workdir in runs/sweeps/NAME/ with a
 log.txt, and a row in results.jsonl (see report/sweep_results.py) with its results, or the reason

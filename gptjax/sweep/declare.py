@@ -11,7 +11,7 @@ Change = Mapping[str, object] | Callable[[ConfigDict], object] | Sequence["Chang
 def sweep(
     *, base: ConfigDict, settings: Mapping[str, Change], seeds: Sequence[int], common: Change = ()
 ) -> ConfigDict:
-    """Returns the result of `get_config()` in a sweep's file, for `python -m gptjax.sweep`.
+    """Returns the result of `get_config()` in a sweep's file, for `gptjax sweep`.
 
     All runs start from `base` and apply `common`. Each setting then applies its change and is run
     with every value of config.seed in `seeds`; it is compared with the first setting.

@@ -18,6 +18,7 @@ from absl import app
 from configs.cli import call
 from configs.errors import UserError
 from configs.workdir import completed
+from data_pipeline.cores import usable_cores
 from gptjax import main as training
 from gptjax.common.signals import StopSignal
 from gptjax.common.workdir import WorkdirLock, save_config
@@ -38,7 +39,8 @@ def _train(config: dict[str, Any], log: str, cores: Sequence[int]) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    os.sched_setaffinity(0, cores)  # before JAX starts, which makes a thread for each core
+    if hasattr(os, "sched_setaffinity"):  # not on macOS
+        os.sched_setaffinity(0, cores)  # before JAX starts, which makes a thread for each core
     app.run(lambda _: call(training.main, completed(config)), argv=["gptjax.main"])
 
 
@@ -58,7 +60,7 @@ class Runner:
         The rows go to `table`, under the `name` of the sweep. Checkpoints of finished runs are
         removed unless `keep`.
         """
-        cores = sorted(os.sched_getaffinity(0))
+        cores = usable_cores()
         if not 1 <= jobs <= len(cores):
             raise UserError(f"--jobs={jobs}: must be from 1 to the {len(cores)} available cores.")
         share = len(cores) // jobs

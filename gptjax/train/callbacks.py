@@ -134,7 +134,7 @@ def _benchmarks(
 
     def measure(step: int, params: Any) -> None:
         start = time.monotonic()
-        results = suite.run(Scorer(model_config, params), progress=False)
+        results = suite.run(Scorer(model_config, params), progress=True)
         values = {
             f"{BENCHMARK}{name}/{key}": value
             for name in suite.items  # without BLiMP's paradigms

@@ -12,12 +12,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs.cli import log_lines_by_default
 from configs.errors import UserError
 from configs.mixture import resolved
 from configs.validate import validate
 from data_pipeline.files import write_atomically
 from data_pipeline.loader import BatchIterator
-from data_pipeline.progress import format_seconds
+from data_pipeline.progress import Waiting, format_seconds
 from data_pipeline.subset import training_rows, validate_store
 from data_pipeline.token_store import TOKENIZER, Stores
 from data_pipeline.verification import Verification
@@ -38,6 +39,7 @@ from gptjax.step import (
     place_batch,
     place_votes,
 )
+from gptjax.step.first_step_times import FirstStepTime
 from gptjax.step.multihost import any_process
 from gptjax.train import callbacks
 from gptjax.train.callbacks import PeriodicCallback
@@ -57,8 +59,9 @@ def train_and_evaluate(config: ConfigDict, traced_steps: range = range(0)) -> Tr
 
     The `traced_steps` are traced, see `StepTrace`. Returns the last state. Raises UserError for a
     configuration, data or workdir that cannot be used, before the workdir is changed; later, as
-    `Trainer.loop` does.
+    `Trainer.loop` does. A script that has not set up logging gets the lines of the command.
     """
+    log_lines_by_default()
     problems = [*callbacks.problems(config), *wandb_run.problems(config.log)]
     validate(config, jax.device_count(), problems)
     config = resolved(config)
@@ -224,10 +227,14 @@ class Trainer:
         with self._training_log.clock.paused():
             if jax.default_backend() == "cpu" and self._flops > _LONG_STEP:
                 self._announce_duration()
-            start = time.monotonic()
-            dispatched = self._dispatch()
-            jax.block_until_ready(dispatched.metrics)
-            _log.info("First step done, compiled, in %.1f s.", time.monotonic() - start)
+            known = FirstStepTime(self._config)
+            shown = jax.process_index() == 0
+            with Waiting("compiling the step", before=known.seconds, shown=shown) as waiting:
+                dispatched = self._dispatch()
+                jax.block_until_ready(dispatched.metrics)
+            known.keep(waiting.seconds)
+            before = "" if known.seconds is None else f", the last time in {known.seconds:.1f} s"
+            _log.info("First step done, compiled, in %.1f s%s.", waiting.seconds, before)
         self._report(dispatched, timed=False)
 
     def _announce_duration(self) -> None:

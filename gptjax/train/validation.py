@@ -7,6 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from data_pipeline.loader import Batch, BatchIterator
+from data_pipeline.progress import BatchProgress
 from data_pipeline.subset import validation_rows
 from data_pipeline.token_store import Stores, TokenStore
 from gptjax.metrics import average, scaled
@@ -46,7 +47,14 @@ class Validation:
             name: [self._dispatch(params, batch) for batch in batches]  # without waiting
             for name, batches in self._batches.items()
         }
-        sums = {name: jax.device_get(of_a_source) for name, of_a_source in dispatched.items()}
+        n_batches = sum(map(len, dispatched.values()))
+        name = "evaluation" if jax.process_index() == 0 else None
+        sums: dict[str, list[Any]] = {name: [] for name in dispatched}
+        with BatchProgress(name, "batches", n_batches, n_batches, last_line=False) as progress:
+            for source, batches in dispatched.items():
+                for metrics in batches:
+                    sums[source].append(jax.device_get(metrics))
+                    progress.advance(1)
         if len(sums) == 1:
             return average(*sums.values())
         weighted = map(scaled, sums.values(), self._shares)

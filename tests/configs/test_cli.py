@@ -75,7 +75,8 @@ def test_a_leaf_of_each_type_can_be_overridden():
 def test_a_missing_file_is_reported_with_those_that_exist():
     result = run("-c", PRINT_CONFIG, "--config=configs/rtx4090.py", "--config.sed=1")
     assert result.returncode == 2
-    assert "configs/rtx4090.py is no file" in result.stderr and "rtx4070.py" in result.stderr
+    assert "configs/rtx4090.py is no file (names of bundled ones: base, debug," in result.stderr
+    assert "rtx4070_best, workdir)" in result.stderr  # and no other file of configs/
     assert "sed is not a key" in result.stderr  # both mistakes at once
 
 
@@ -93,10 +94,15 @@ COMMANDS = {  # with a text that its --help must contain
     "gptjax.report": "--compare",
     "gptjax.sweep": "--jobs",
     "gptjax.checkpoint": "--workdir",
+    "gptjax.cli": "gptjax VERB",
+    "gptjax.cli.completion": "gptjax completion bash",
+    "gptjax.cli.doctor": "gptjax doctor",
+    "gptjax.cli.watch": "--workdir",
     "gptjax.lm_eval_adapter": "eval",
     "data_pipeline.prepare": "--config",
     "data_pipeline.browse": "--split",
 }
+LIGHT = ("gptjax.cli", "data_pipeline")  # without JAX
 WITH_CONFIG = ["gptjax.main", "gptjax.on_ray", "gptjax.plan", "data_pipeline.prepare"]
 WITH_CONFIG += ["data_pipeline.browse"]
 
@@ -109,6 +115,7 @@ for i, arguments in enumerate(json.loads(sys.argv[2])):
             os.dup2(os.open(f"{i}.{fd}", os.O_WRONLY | os.O_CREAT), fd)
         sys.argv = arguments
         runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+        sys.exit()
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -135,26 +142,50 @@ def run_all(folder, command_lines, imports="import gptjax.train.trainer"):
 @pytest.fixture(scope="module")
 def helps(tmp_path_factory):
     """Returns {command: (exit status, printed text)}."""
-    results = run_all(tmp_path_factory.mktemp("help"), [[c, "--help"] for c in COMMANDS])
-    return {c: (status, text) for c, (status, text, _) in zip(COMMANDS, results, strict=True)}
+    lines = {command: [command, "--help"] for command in COMMANDS}
+    lines["topics"] = ["data_pipeline.prepare", "--help", *TOPICS]
+    lines["all"] = ["data_pipeline.prepare", "-h", "all"]
+    light = {name: lines.pop(name) for name in list(lines) if lines[name][0].startswith(LIGHT)}
+    results = run_all(tmp_path_factory.mktemp("help"), list(lines.values()))
+    folder = tmp_path_factory.mktemp("light")
+    results += run_all(folder, list(light.values()), "import configs.cli")
+    names = [*lines, *light]
+    return {name: (status, text) for name, (status, text, _) in zip(names, results, strict=True)}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_lists_the_flags_and_exits_with_0(helps, command):
     status, text = helps[command]
     assert status == 0 and COMMANDS[command] in text
-    keys = re.findall(r"^  --config\.([\w.]+)=", text, re.MULTILINE)
+    assert text.count("\n") < 110
+    keys = re.findall(r"  ([a-z][\w.]*)=", text.partition("Keys of the configuration")[2])
     assert sorted(keys) == (sorted(leaves(base.get_config())) if command in WITH_CONFIG else [])
 
 
-def test_help_has_the_default_constraint_and_comment_of_a_key(helps):
-    text = " ".join(helps["gptjax.main"][1].split())
+def test_help_explains_a_key_with_its_default_constraint_and_comment(helps):
+    status, text = helps["all"]
+    assert status == 0
+    keys = re.findall(r"^  ([\w.]+)=", text, re.MULTILINE)
+    assert sorted(keys) == sorted(leaves(base.get_config()))
+    text = " ".join(text.split())
     for words in (
-        "--config.optim.min_lr=6e-5 (must not be negative) floor, reached at lr_decay_iters",
-        '--config.data.on_corrupt="stop" (must be one of stop, keep_before) damage: stop, or',
-        "--config.train.max_hours=None (must be positive) stop with a checkpoint",
+        "optim.min_lr=6e-5 (must not be negative) floor, reached at lr_decay_iters",
+        'data.on_corrupt="stop" (must be one of stop, keep_before) damage: stop, or',
+        "train.max_hours=None (must be positive) stop with a checkpoint",
     ):
         assert words in text
+
+
+TOPICS = ["eval", "seed", "optim.eps", "warmup"]  # a group, two keys, a part of one
+
+
+def test_help_explains_groups_and_keys(helps):
+    status, text = helps["topics"]
+    assert status == 0 and text.startswith("  seed=1337  (must not be negative)\n      initial")
+    explained = re.findall(r"^  ([\w.]+)=", text, re.MULTILINE)
+    of_eval = [key for key in leaves(base.get_config()) if key.startswith("eval.")]
+    assert explained[:3] == ["seed", "optim.warmup_iters", "optim.eps"]
+    assert sorted(explained[3:]) == sorted(of_eval)
 
 
 def test_documented_defaults_are_those_of_base():
@@ -166,6 +197,31 @@ def test_an_unknown_flag_is_no_request_for_help():
     result = run("-c", PRINT_CONFIG, "--config=configs/debug.py", "--sede=1")
     assert result.returncode == 1 and "Unknown command line flag 'sede'" in result.stderr
     assert not result.stdout
+
+
+SCRIPT = """
+import logging, sys
+from configs import cli
+exec(sys.argv[1])
+cli.log_lines_by_default()
+logging.getLogger("gptjax.x").info("a line")
+"""
+
+
+@pytest.mark.parametrize(
+    ("setup", "lines"),
+    [
+        ("", [r"\d\d:\d\d:\d\d a line"]),  # as the command
+        ("logging.basicConfig(level='INFO', format='own %(message)s')", ["own a line"]),
+        ("logging.basicConfig()", []),
+        ("logging.getLogger('gptjax').setLevel('ERROR')", []),
+    ],
+)
+def test_a_script_has_the_lines_unless_it_has_its_own_logging(setup, lines):
+    done = run("-c", SCRIPT, setup)
+    assert done.returncode == 0 and len(done.stderr.splitlines()) == len(lines)
+    for line, pattern in zip(done.stderr.splitlines(), lines, strict=True):
+        assert re.fullmatch(pattern, line)
 
 
 # --- forms of arguments ---
@@ -182,6 +238,10 @@ FORMS = {
     "switches": [DEBUG, "--config.model.bias", "--noconfig.log.wandb", "log.tensorboard=True"],
     "value with =": [DEBUG, "workdir=runs/a=b c"],
     "of a run": [str(ROOT / "configs" / "workdir.py:run=1"), "seed=7"],
+    "name": ["debug", "seed=7"],
+    "named flag": ["--config", "debug"],
+    "name of a run": ["workdir:run=1", "seed=7"],
+    "path, whatever is bundled": ["./rtx4070.py"],
 }
 DEFAULTS = leaves(json.loads(base.get_config().to_json()))
 LEFT_OUT = (
@@ -189,17 +249,17 @@ LEFT_OUT = (
     "--config.allow_cpu=True --config.data.source='data_pipeline/shard/quickstart.parquet' "
     "--config.log.tensorboard=False\n"
 )
+OF_A_RUN = {"seed": 7, "workdir": "run=1"}
+OF_A_RUN |= {key: DEFAULTS[key] for key in MACHINE - {"workdir"}}
 SET = {  # by these forms
     "key": {"seed": 7, "optim.learning_rate": 3e-4, "sample.prompts": ["a=b c"]},
     "keys before the file": {"seed": 7, "model.n_layer": 3},
     "key and value": {"seed": 7, "sample.top_p": 0.5},
     "switches": {"model.bias": True, "log.wandb": False, "log.tensorboard": True},
     "value with =": {"workdir": "runs/a=b c"},
-    "of a run": {
-        "seed": 7,
-        "workdir": "run=1",
-        **{key: DEFAULTS[key] for key in MACHINE - {"workdir"}},
-    },
+    "of a run": OF_A_RUN,
+    "name of a run": OF_A_RUN,
+    "name": {"seed": 7},
 }
 
 
@@ -209,6 +269,8 @@ def forms(tmp_path_factory):
     (folder / "print_config.py").write_text(PRINT_CONFIG)
     (folder / "run=1").mkdir()
     (folder / "run=1" / "config.json").write_text(debug.get_config().to_json())
+    (folder / "rtx4070.py").write_text(Path(DEBUG).read_text())  # a file of the user's
+    (folder / "debug").mkdir()  # a name is that of a bundled file, whatever is here
     lines = [["print_config", *arguments] for arguments in FORMS.values()]
     return dict(zip(FORMS, run_all(folder, lines, "import configs.cli"), strict=True))
 
@@ -216,7 +278,7 @@ def forms(tmp_path_factory):
 @pytest.mark.parametrize("form", FORMS)
 def test_each_form_of_file_and_keys_is_understood(forms, form):
     status, text, errors = forms[form]
-    note = LEFT_OUT if form == "of a run" else ""
+    note = LEFT_OUT if "of a run" in form else ""
     assert (status, errors) == (0, note)
     expected = leaves(json.loads(debug.get_config().to_json())) | SET.get(form, {})
     assert leaves(json.loads(text)) == expected
@@ -230,6 +292,9 @@ WITHOUT_CONFIG = {  # with the flags that they need
     "gptjax.serve": ["--workdir=a"],
     "gptjax.report": ["--workdir=a"],
     "gptjax.checkpoint": ["--workdir=a"],
+    "gptjax.cli.watch": ["--workdir=a"],
+    "gptjax.cli.doctor": [],
+    "gptjax.cli.completion": [],
 }
 MISTAKES = [
     "optim.learnin_rate=1",
@@ -250,7 +315,11 @@ def refusals(tmp_path_factory):
         [c, *needed, "stray", "workdir=a", "--", "-x"] for c, needed in WITHOUT_CONFIG.items()
     ]
     lines.append(["gptjax.sweep", str(ROOT / "benchmarks/sweeps/example.py"), "jobs=2"])
+    light = [line for line in lines if line[0].startswith(LIGHT)]
+    lines = [line for line in lines if line not in light]
     results = run_all(tmp_path_factory.mktemp("refusals"), lines)
+    results += run_all(tmp_path_factory.mktemp("light"), light, "import configs.cli")
+    lines += light
     return {line[0]: result for line, result in zip(lines, results, strict=True)}
 
 
@@ -280,26 +349,31 @@ def test_a_sweep_takes_its_file_and_no_keys(refusals):
 def test_commands_without_a_configuration_refuse_what_they_do_not_use(refusals, command):
     status, text, errors = refusals[command]
     assert status != 0 and not text
-    if command == "gptjax.report":
-        assert "unexpected stray workdir=a -x" in errors
+    if command == "gptjax.report":  # whose arguments are folders
+        assert "error: a has no metrics.jsonl" in errors
     elif command == "gptjax.checkpoint":
-        assert "name the command: " in errors
+        assert "name the command and one run: " in errors
+    elif command == "gptjax.cli.completion":
+        assert "'workdir=a' is not used" in errors
     else:
+        hint = " (did you mean --workdir=a?)" if WITHOUT_CONFIG[command] else ""
         assert errors.splitlines() == [
             "error: 'stray' is not used: see --help",
-            "       'workdir=a' is not used: see --help (did you mean --workdir=a?)",
+            f"       'workdir=a' is not used: see --help{hint}",
             "       '-x' is not used: see --help",
         ]
 
 
 def test_every_command_is_tested_here():
     commands = {path.parent for path in ROOT.glob("gptjax/*/__main__.py")}
-    commands |= {path for path in ROOT.glob("gptjax/*.py") if "__main__" in path.read_text()}
-    names = {f"gptjax.{path.stem}" for path in commands}
+    files = [*ROOT.glob("gptjax/*.py"), *ROOT.glob("gptjax/cli/[a-z]*.py")]
+    commands |= {path for path in files if 'if __name__ == "__main__"' in path.read_text()}
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in commands}
     assert names == {name for name in COMMANDS if name.startswith("gptjax.")}
     assert names - set(WITH_CONFIG) - set(WITHOUT_CONFIG) == {
         "gptjax.sweep",
         "gptjax.lm_eval_adapter",  # whose arguments lm-eval parses
+        "gptjax.cli",
     }
 
 
@@ -307,3 +381,43 @@ def test_flags_behind_two_dashes_are_refused():
     result = run("-c", PRINT_CONFIG, "configs/debug.py", "--", "--config.seed=7")
     assert result.returncode == 2 and "'--config.seed=7' is not used" in result.stderr
     assert not result.stdout
+
+
+PRINT_FLAGS = """
+from absl import flags
+from configs import cli
+flags.DEFINE_string("workdir", None, "", required=True)
+flags.DEFINE_multi_string("prompt", [], "")
+flags.DEFINE_bool("val", True, "")
+names = ("workdir", "prompt", "val")
+cli.run_argv(lambda _: print({n: flags.FLAGS[n].value for n in names}), first="workdir")
+"""
+PLACES = {  # of a folder that stands alone
+    "first": ["runs/a", "--prompt=x", "--noval"],
+    "last": ["--prompt", "x", "--noval", "runs/a"],
+    "between": ["--noval", "runs/a", "--prompt", "x"],
+    "named": ["--prompt=x", "--workdir=runs/a", "--noval"],
+    "a second one": ["runs/a", "runs/b", "--prompt=x"],
+    "beside the flag": ["--workdir", "runs/a", "runs/b"],
+    "only a value": ["--prompt", "runs/a"],
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("places")
+    (folder / "print_flags.py").write_text(PRINT_FLAGS)
+    lines = [["print_flags", *arguments] for arguments in PLACES.values()]
+    return dict(zip(PLACES, run_all(folder, lines, "import configs.cli"), strict=True))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_folder_that_stands_alone_is_the_workdir(places, place):
+    status, text, errors = places[place]
+    if place in ("a second one", "beside the flag"):
+        assert (status, text) == (2, "") and "'runs/b' is not used" in errors
+    elif place == "only a value":
+        assert (status, text) == (1, "") and "--workdir" in errors
+    else:
+        assert (status, errors) == (0, "")
+        assert ast.literal_eval(text) == {"workdir": "runs/a", "prompt": ["x"], "val": False}

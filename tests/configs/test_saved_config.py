@@ -46,7 +46,7 @@ def test_an_unset_leaf_stays_unset_and_can_be_set(tmp_path):
 
 
 def test_a_folder_that_is_no_workdir_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"no config\.json.*gptjax\.main"):
+    with pytest.raises(UserError, match=r"no config\.json.*`gptjax train`"):
         load_config(tmp_path)
 
 

@@ -219,3 +219,10 @@ def test_terminals_get_colours_unless_they_are_dumb(debug_config, variables, col
     assert process.wait() == 0
     assert "\u2588".encode() in output
     assert (b"\x1b[36" in output) == (b"\x1b[1m" in output) == coloured
+
+
+def test_a_split_that_does_not_exist_is_refused_before_anything_is_prepared(debug_config):
+    config = copy.deepcopy(debug_config)
+    config.data.source = "not there, which would be refused next"
+    with pytest.raises(UserError, match="--split=test: the splits are train and val"):
+        browse.main(config, split="test")

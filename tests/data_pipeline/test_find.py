@@ -1,12 +1,15 @@
 """What data.source names: a file, a folder, a glob."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from configs import base
 from configs.errors import DataError
 from data_pipeline.sources.find import NoSource, find_files
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -78,3 +81,17 @@ def test_the_default_is_the_folder_that_the_message_names():
     with pytest.raises(DataError) as e:
         find_files("missing")
     assert f"{base.get_config().data.source}/000_00000.parquet" in str(e.value)
+
+
+def test_a_bundled_file_is_found_in_every_folder(tmp_path, monkeypatch):
+    name = "data_pipeline/shard/quickstart.parquet"
+    (here,) = find_files(name).values()
+    monkeypatch.chdir(tmp_path)
+    (elsewhere,) = find_files(name).values()
+    assert elsewhere.samefile(ROOT / here)
+    with pytest.raises(NoSource, match=r"no file or folder .*data_pipeline/shard/other\.parquet"):
+        find_files("data_pipeline/shard/other.parquet")
+    (tmp_path / "data_pipeline" / "shard").mkdir(parents=True)
+    own = tmp_path / name
+    own.write_bytes(b"")
+    assert [file.resolve() for file in find_files(name).values()] == [own]  # what is here is first

@@ -5,6 +5,7 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,33 @@ def test_without_a_name_nothing_is_reported(monkeypatch, caplog):
     assert lines(monkeypatch, caplog, None, 1) == []
 
 
+def test_without_a_last_line_only_what_is_long_is_logged(monkeypatch, caplog):
+    times = iter(range(0, 100, 6))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
+    with (
+        caplog.at_level(logging.INFO),
+        BatchProgress("evaluation", "batches", 3, 3, last_line=False) as bar,
+    ):
+        for _ in range(3):
+            bar.advance(1)
+    assert caplog.messages == ["evaluation: 2 of 3 batches, 0/s, 6s left"]
+
+
+def test_work_that_cannot_say_how_far_it_is_is_logged_now_and_then(monkeypatch, caplog):
+    monkeypatch.setattr(progress, "WAITING_SECONDS", 0.01)
+    with caplog.at_level(logging.INFO), progress.Waiting("compiling", before=125.0) as waiting:
+        while len(caplog.messages) < 2:
+            time.sleep(0.01)
+    assert caplog.messages[0] == "compiling: 0s (2m 05s the last time)"
+    assert 0.02 <= waiting.seconds < 60
+    n = len(caplog.messages)
+    time.sleep(0.05)
+    assert len(caplog.messages) == n  # not after its end
+    with caplog.at_level(logging.INFO), progress.Waiting("compiling", shown=False):
+        time.sleep(0.05)
+    assert len(caplog.messages) == n
+
+
 PROGRAM = """
 import logging, sys
 from absl import app
@@ -62,22 +90,29 @@ def main():
     log.info("a line above the bar")
     print("ready", flush=True)
     sys.stdin.readline()
+    with progress.BatchProgress("evaluation", "batches", 5, 5, last_line=False) as inner:
+        inner.advance(1)
+    with progress.Waiting("compiling", before=2.0):
+        import time
+        time.sleep(1.2)
     bar.update(4, "4/4 [steps]")
     log.info("another line")
     bar.close()
     log.info("a line below")
     print("done", flush=True)
 
-app.run(lambda _: cli.call(main), argv=sys.argv[:1])
+cli.run_argv(lambda _: main())
 """
 
 
-def run_on_terminal(*, closed):
+def run_on_terminal(*options, closed):
     """What the program writes to its terminal, which may be `closed` in between, and its status."""
     ours, theirs = pty.openpty()
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": theirs, "text": True}
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
-    program = subprocess.Popen([sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, **pipes)
+    program = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *options], cwd=ROOT, env=environment, **pipes
+    )
     os.close(theirs)
     assert program.stdout.readline() == "ready\n"
     text = b""
@@ -103,6 +138,19 @@ def test_log_lines_are_above_the_bar_on_a_terminal():
     assert "%" not in line.rpartition("\x1b[2K")[2]  # the bar was erased first
     assert "\x1b[?25l" not in text  # the cursor stays visible
     assert text.rstrip().endswith("a line below")
+
+
+def test_what_runs_meanwhile_is_a_line_below_the_bar():
+    _, _, text = run_on_terminal(closed=False)
+    evaluation = text.index("1 of 5 batches")
+    compiling = text.index("1s (2s the last time)")
+    assert text.index("2/4 [steps]") < evaluation < compiling < text.index("4/4 [steps]")
+    last = text.rpartition("4/4 [steps]")[0].rpartition("\x1b[2K")[2]
+    assert "evaluation" not in last and "compiling" not in last  # they are gone at their ends
+
+
+def test_quiet_shows_neither_lines_nor_bars():
+    assert run_on_terminal("--quiet", closed=False) == ("done\n", 0, "")
 
 
 def test_a_closed_terminal_does_not_end_the_program():

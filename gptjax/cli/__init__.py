@@ -1,0 +1,1 @@
+"""The command `gptjax`: its verbs, and those of them that need no JAX."""
