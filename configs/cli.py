@@ -128,10 +128,11 @@ def _parse_config(argv: list[str], name: str) -> list[str]:
     for file in files[:1]:
         path, _, workdir = file.partition(":")
         is_workdir = Path(path).name == "workdir.py"
+        names_workdir = is_workdir or Path(path).name == "chat.py"
         if not Path(path).is_file():
             known = sorted(f.as_posix() for f in Path(_FOLDERS[name]).glob("[a-z]*.py"))
             problems.append(f"--{name}={path} is no file (available: {', '.join(known) or 'none'})")
-        elif is_workdir and not (Path(workdir) / CONFIG).is_file():
+        elif names_workdir and not (Path(workdir) / CONFIG).is_file():
             problems.append(
                 f"--config={path}:{workdir} must name the workdir of a run, which has a "
                 f"{CONFIG} (for example --config={path}:runs/quickstart)"

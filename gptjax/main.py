@@ -22,10 +22,10 @@ def main(config: ConfigDict, traced_steps: range = range(0)) -> None:
     require_gpu(config)
     _log.info("JAX %s on %s.", jax.__version__, cluster.describe_devices(jax.devices()))
     train_and_evaluate(config, traced_steps)
-    _log.info(
-        'Done. To generate text: python -m gptjax.generate --workdir=%s --prompt="..."',
-        config.workdir,
-    )
+    text = 'Done. To generate text: python -m gptjax.generate --workdir=%s --prompt="..."'
+    if config.data.messages_column:
+        text = "Done. To talk with the model: python -m gptjax.chat --workdir=%s"
+    _log.info(text, config.workdir)
 
 
 def define_flags() -> None:

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("configs", "data_pipeline", "gptjax")
 COMMANDS = {"gptjax/main.py", "gptjax/generate.py", "gptjax/export.py", "gptjax/import_hf.py"}
-COMMANDS |= {"gptjax/on_ray.py", "gptjax/lm_eval_adapter.py"}
+COMMANDS |= {"gptjax/chat.py", "gptjax/on_ray.py", "gptjax/lm_eval_adapter.py"}
 COMMANDS |= {"data_pipeline/prepare.py", "data_pipeline/browse.py"}
 SOURCES = {
     path.relative_to(ROOT).as_posix(): path.read_text()
