@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.data = config_dict.create(
         source="data/fineweb_one_shard",  # a file, a folder (all files in it, in the order of their names) or a glob: parquet, .jsonl, .txt; also .gz, .zst; here, or at hf://, s3://, gs://, https://
         text_column="text",  # column of parquet, or key of JSON lines, with the text
+        messages_column="",  # key of JSON lines with a conversation, a list of {role, content}: the loss is then on the assistant's messages, and rows keep conversations whole; "": text
         id_column="auto",  # that with the id: a name; "": file name and row number; auto: `id`, and where a parquet file or a line has none, as with ""
         separator="",  # what is between the documents of a .txt file, for example "\\n\\n" (\\n: end of a line); "": a file is a document
         mixture=(),  # several sources and their shares of the rows, instead of data.source: (("a", 0.7), ("b", 0.3)); exact in whole numbers or short decimals
@@ -53,8 +54,10 @@ def get_config() -> ConfigDict:
         n_kv_head=0,  # heads of keys and values, shared by n_head / n_kv_head heads of queries each; 0: n_head
         n_embd=512,  # D: must be a multiple of n_head
         norm="layernorm",  # before each half of a block and at the end: layernorm, or rmsnorm
+        norm_eps=0.0,  # under the root of a norm; 0: 1e-5 of a layernorm (GPT-2), 1e-6 of an rmsnorm (Qwen3); Llama's rmsnorm has 1e-5
         position="learned",  # an embedding added to the tokens' (learned), or queries and keys rotated in every block (rope)
         rope_theta=10_000.0,  # rope: the slowest pair turns by about 1 / rope_theta radians a token
+        rope_scaling=(),  # rope for a longer window than was trained on: (8.0,) turns 8 times slower; (8.0, 1.0, 4.0, 8192) as Llama 3: factor, slowest and fastest pairs that are blended (turns in the old window), old window
         qk_norm=False,  # an RMSNorm over each head's queries and keys, so that their products stay bounded
         mlp="gelu",  # gelu, relu2 (its square after a ReLU), or swiglu (gated: a third matrix)
         mlp_dim=0,  # F, width inside the MLP; 0: 4 n_embd, and for swiglu 8/3 n_embd rounded up to a multiple of 64

@@ -198,12 +198,13 @@ def _parse_config(argv: list[str], name: str) -> list[str]:
             path = str(_BUNDLED / f"{path}.py")
             files[i] = f"{path}{colon}{workdir}"
         is_workdir = Path(path).name == "workdir.py"
+        names_workdir = is_workdir or Path(path).name == "chat.py"
         if not Path(path).is_file():
             problems.append(f"--{name}={path} is no file{_available(name, path)}")
-        elif is_workdir and not (Path(workdir) / CONFIG).is_file():
+        elif names_workdir and not (Path(workdir) / CONFIG).is_file():
             problems.append(
                 f"--config={file} must name the workdir of a run, which has a {CONFIG} (for "
-                f"example --config=workdir:runs/quickstart)"
+                f"example --config={Path(path).stem}:runs/quickstart)"
             )
     _exit_if(problems)
     # config_flags looks for keys in sys.argv, behind the file.

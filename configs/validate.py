@@ -56,7 +56,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "must be in [0, 1)",
         lambda x: 0 <= x < 1,
-        "model.dropout optim.beta1 optim.beta2 optim.muon_momentum optim.ema_decay",
+        "model.dropout model.norm_eps optim.beta1 optim.beta2 optim.muon_momentum optim.ema_decay",
     ),
     ("must be in (0, 1)", lambda x: 0 < x < 1, "data.val_fraction"),
     ("must be in (0, 1]", lambda x: 0 < x <= 1, "sample.top_p"),
@@ -75,6 +75,17 @@ _CHOICES = {
     "optim.weight_decay_schedule": ("constant", "linear"),
     "mesh.gather": ("step", "layer"),
 }
+
+
+def _is_scaling(values: Any) -> bool:
+    """Returns whether model.rope_scaling is what configs/base.py says."""
+    if not isinstance(values, tuple) or len(values) not in (0, 1, 4):
+        return False
+    if not all(type(x) in (int, float) and 0 < x < MAX_SIZE for x in values):
+        return False
+    return len(values) < 4 or values[1] < values[2]
+
+
 _TEXTS = "sample.prompts eval.benchmarks"
 # key -> (what a value must be, whether it is); a key that is not set (None) always passes.
 CONSTRAINTS: dict[str, tuple[str, Callable[[Any], bool]]] = (
@@ -88,6 +99,7 @@ CONSTRAINTS: dict[str, tuple[str, Callable[[Any], bool]]] = (
         for key in _TEXTS.split()
     }
     | {"data.text_column": ("must not be empty", bool)}
+    | {"model.rope_scaling": ("must be (), (factor,), or Llama 3's four numbers", _is_scaling)}
 )
 
 
@@ -115,6 +127,7 @@ def _relations(config: ConfigDict, n_devices: int) -> Iterator[str]:
     model, optim, train = config.model, config.optim, config.train
     yield from mixture.problems(config.data)
     yield from model_problems(model)
+    yield from chat_problems(config)
     if model.attention == "cudnn" and config.data.document_mask:
         yield (
             "model.attention = 'cudnn' cannot honour data.document_mask = True: use auto, pallas "
@@ -170,6 +183,16 @@ def _relations(config: ConfigDict, n_devices: int) -> Iterator[str]:
         yield f"sample.interval = {config.sample.interval} needs sample.prompts to continue"
     if not all(config.eval.benchmarks):
         yield 'eval.benchmarks names an empty path: --config.eval.benchmarks="()" is none'
+
+
+def chat_problems(config: ConfigDict) -> Iterator[str]:
+    """Yields what conversations lack."""
+    if config.data.messages_column and not config.tokenizer.file:
+        yield (
+            "data.messages_column needs tokenizer.file: conversations tune a model that was "
+            "trained on text, and its tokenizer gets the markers of a chat. "
+            "--config=configs/chat.py:WORKDIR sets both"
+        )
 
 
 def model_problems(model: ConfigDict) -> Iterator[str]:

@@ -23,10 +23,11 @@ MAX_CONFIG = MIB  # bytes
 RECIPE = frozenset(
     """
     seed deterministic data.val_fraction data.max_train_tokens data.document_mask data.on_corrupt
-    data.drop_duplicates
+    data.drop_duplicates data.messages_column
     tokenizer.vocab_size tokenizer.sample_bytes
     model.block_size model.n_layer model.n_head model.n_kv_head model.n_embd model.norm
-    model.position model.rope_theta model.qk_norm model.mlp model.mlp_dim model.tie_embeddings
+    model.norm_eps model.position model.rope_theta model.rope_scaling model.qk_norm model.mlp
+    model.mlp_dim model.tie_embeddings
     model.zero_init model.dropout model.bias model.compute_dtype model.attention model.remat
     model.scan_unroll model.loss_chunk
     optim.optimizer optim.learning_rate optim.min_lr optim.schedule optim.warmup_iters

@@ -7,6 +7,7 @@ file and row. The source is prepared first if needed.
 """
 
 import io
+import itertools
 import sys
 from collections.abc import Iterable, Iterator
 
@@ -60,17 +61,20 @@ def histogram(groups: Iterable[np.ndarray], width: int) -> Table:
 
 
 def visible(tokens: np.ndarray, tokenizer: Tokenizer, *, mark_tokens: bool) -> Iterator[Segment]:
-    """Yields decoded tokens, with BOS and control characters, and maybe ends of tokens, visible."""
-    ids = tokens.tolist()
-    if ids[0] == tokenizer.bos_id:
-        yield Segment("<BOS>", Style(reverse=True))
-        ids = ids[1:]
-    for i, group in enumerate([[i] for i in ids] if mark_tokens else [ids]):
-        if mark_tokens and (i or len(ids) < len(tokens)):
-            yield Segment("|", Style(dim=True))
-        # Parts of a character, which a token or row has split, are shown as bytes: \xe2.
-        text = tokenizer.decode_bytes(group).decode(errors="backslashreplace")
-        yield Segment(text.translate(VISIBLE))
+    """Yields decoded tokens; special ones, control characters and maybe ends of tokens visible."""
+    names = {**tokenizer.special_names, tokenizer.bos_id: "<BOS>"}
+    is_first = True
+    for is_special, ids in itertools.groupby(tokens.tolist(), names.__contains__):
+        for group in [[i] for i in ids] if mark_tokens or is_special else [list(ids)]:
+            if is_special:
+                yield Segment(names[group[0]], Style(reverse=True))
+            else:
+                if mark_tokens and not is_first:
+                    yield Segment("|", Style(dim=True))
+                # Parts of a character, which a token or row has split, are shown as bytes: \xe2.
+                text = tokenizer.decode_bytes(group).decode(errors="backslashreplace")
+                yield Segment(text.translate(VISIBLE))
+            is_first = False
 
 
 def row_text(
@@ -98,7 +102,7 @@ def row_text(
         yield Segment("\n")
         position += stop - start
     if position < block_size:
-        heading = f"[{position}:{block_size}] padding, not in the loss (end of the epoch)"
+        heading = f"[{position}:{block_size}] padding, not in the loss"
         yield Segment(f"{heading}\n", _CYAN)
 
 

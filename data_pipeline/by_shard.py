@@ -34,6 +34,7 @@ from data_pipeline import (
 )
 from data_pipeline.files import fsync, hash_json
 from data_pipeline.folders import Folder, is_address, open_folder
+from data_pipeline.locate import tokenizer_file
 from data_pipeline.progress import BatchProgress
 from data_pipeline.ray_pool import RayPool
 from data_pipeline.shard_tasks import Encoding, Sample, Task, result_name
@@ -186,8 +187,10 @@ class Making:
             return model
         options = self._config.tokenizer
         with shard_tasks.scratch() as disk:
-            path = Path(options.file) if options.file else disk / token_store.TOKENIZER
-            if not options.file:
+            path = disk / token_store.TOKENIZER
+            if options.file:
+                path.write_bytes(tokenizer_file(self._config))
+            else:
                 chosen = tokenizer_sample.choose(n_chunks)
                 results = {
                     shard: self._result(shard_tasks.SURVEYS, self._tasks[shard])["text_bytes"]

@@ -88,6 +88,8 @@ def make_json(vocab: dict[str, int], merges: Iterable[str]) -> bytes:
 class ByteLevel:
     """The encoder of a `Tokenizer` whose file is a tokenizer.json."""
 
+    prefix = ""  # of texts
+
     def __init__(self, model: bytes, name: str) -> None:
         """Takes a tokenizer.json.
 
@@ -108,7 +110,8 @@ class ByteLevel:
         self.merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in bpe["merges"]]
         added = {token["content"]: token["id"] for token in self.json["added_tokens"]}
         ids = vocab | added
-        self.specials = set(added.values())
+        self.specials = added  # by name
+        special_ids = set(added.values())
         self.bos = next((token for token in BOS_NAMES if token in added), "")
         _raise(name, self._problems(ids))
         # By id; ids that no token has are as empty as specials.
@@ -116,18 +119,18 @@ class ByteLevel:
         self.table = [b""] * len(self.tokens)
         for token, i in ids.items():
             self.tokens[i] = token
-            if i not in self.specials:
+            if i not in special_ids:
                 self.table[i] = bytes(map(BYTES.__getitem__, token))
         self.vocab_size = len(self.tokens)
         self._dtype = token_dtype(self.vocab_size)
         self.bos_id = ids[self.bos]
         self.hash = self._hash()
-        plain = {token: i for token, i in vocab.items() if i not in self.specials}
+        plain = {token: i for token, i in vocab.items() if i not in special_ids}
         self._library = _load({**self.json, "model": {**bpe, "vocab": plain}}, name)
         _raise(name, self._losses(added))
 
     def _hash(self) -> str:
-        content: list[Any] = [self.tokens, self.merges, sorted(self.specials)]
+        content: list[Any] = [self.tokens, self.merges, sorted(self.specials.values())]
         if not self.is_like_gpt2:
             content += [self.splits, self.ignores_merges, self.bos]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -172,7 +175,7 @@ class ByteLevel:
             problems.append(f"its ids reach {max(ids.values()):,}, over {MAX_VOCAB_SIZE:,}")
         if missing := BYTES.keys() - ids.keys():
             problems.append(f"it lacks {len(missing)} of the 256 bytes")
-        plain = (token for token, i in ids.items() if i not in self.specials)
+        plain = (token for token in ids if token not in self.specials)
         if strange := [token for token in plain if not BYTES.keys() >= set(token)]:
             problems.append(f"it has a token {strange[0][:20]!r} that is not of bytes")
         return problems

@@ -14,7 +14,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -23,7 +23,9 @@ import numpy as np
 from configs.errors import DataError
 from configs.read import MIB, read_bytes, read_json
 from data_pipeline import duplicates
+from data_pipeline.chat import Chat
 from data_pipeline.files import fsync, new_files
+from data_pipeline.sources import conversations
 from data_pipeline.sources.documents import Chunk, Damage, SourceFile
 from data_pipeline.token_store import KINDS, SPLITS, shard_file, shard_files
 from data_pipeline.tokenizer import MAX_FILE, Tokenizer
@@ -52,10 +54,16 @@ class Part(NamedTuple):
     tokenizer: Path
     val_fraction: float
     keep_before: bool = False  # skip what is damaged, instead of failing
+    is_chat: bool = False  # documents are conversations
 
 
 def plan_parts(
-    shard: SourceFile, prefix: Path, tokenizer: Path, val_fraction: float, keep_before: bool = False
+    shard: SourceFile,
+    prefix: Path,
+    tokenizer: Path,
+    val_fraction: float,
+    keep_before: bool = False,
+    is_chat: bool = False,
 ) -> list[Part]:
     """Cuts a shard into parts of about PART_BYTES, at chunks; depends on the shard alone."""
     parts: list[Part] = []
@@ -66,7 +74,7 @@ def plan_parts(
             path = prefix.with_name(f"{prefix.name}-{len(parts):06d}")
             chunks = shard.chunks[start:i]
             source = (shard.name, chunks, sum(chunk.rows for chunk in chunks))
-            parts.append(Part(path, *source, tokenizer, val_fraction, keep_before))
+            parts.append(Part(path, *source, tokenizer, val_fraction, keep_before, is_chat))
             start, size = i, 0
     return parts
 
@@ -85,7 +93,7 @@ def hash_text(utf8: bytes | memoryview) -> int:
 def encode_part(part: Part) -> int:
     """Encodes one part into its folder; returns its bytes of UTF-8."""
     tokenizer = load_tokenizer(part.tokenizer)
-    bos = np.array(tokenizer.bos_id, tokenizer.dtype).tobytes()
+    encode_document = _chat_encoder(tokenizer) if part.is_chat else _text_encoder(tokenizer)
     skipped: collections.Counter[str] = collections.Counter()
     damaged: list[Damage] | None = [] if part.keep_before else None
     n_bytes = 0
@@ -93,17 +101,35 @@ def encode_part(part: Part) -> int:
         for chunk in part.chunks:
             for document in chunk.read(skipped=skipped, damaged=damaged):
                 utf8, val = document.utf8, is_val(document.id, part.val_fraction)
-                tokens = itertools.chain((bos,), tokenizer.encode_utf8(utf8))
+                tokens, text_bytes = encode_document(utf8)
                 size = sum(map(files[SPLITS[val]].write, tokens))
                 text_hash = hash_text(utf8)
                 gpt2_tokens = -1 if document.token_count is None else document.token_count
                 row, n_tokens = chunk.first_row + document.row, size // tokenizer.dtype.itemsize
-                record = (row, val, n_tokens, len(utf8), text_hash, gpt2_tokens)
+                record = (row, val, n_tokens, text_bytes, text_hash, gpt2_tokens)
                 files["documents"].write(np.array(record, DOCUMENT).tobytes())
                 n_bytes += len(utf8)
         counts = {"skipped": skipped, "damaged": [d._asdict() for d in damaged or ()]}
         files["counts.json"].write(json.dumps(counts).encode())
     return n_bytes
+
+
+Encoded = tuple[Iterable[bytes], int]  # ids of a document, BOS first, in slices; bytes of its text
+
+
+def _text_encoder(tokenizer: Tokenizer) -> Callable[[bytes | memoryview], Encoded]:
+    bos = np.array(tokenizer.bos_id, tokenizer.dtype).tobytes()
+    return lambda utf8: (itertools.chain((bos,), tokenizer.encode_utf8(utf8)), len(utf8))
+
+
+def _chat_encoder(tokenizer: Tokenizer) -> Callable[[bytes | memoryview], Encoded]:
+    chat = Chat(tokenizer)
+
+    def encode(utf8: bytes | memoryview) -> Encoded:
+        ids = chat.encode(conversations.read(utf8))
+        return [np.array(ids, tokenizer.dtype).tobytes()], int(tokenizer.token_bytes[ids].sum())
+
+    return encode
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

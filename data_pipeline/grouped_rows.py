@@ -14,8 +14,18 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
 
+from configs.errors import UserError
 from data_pipeline import background
-from data_pipeline.packing import Documents, PackedRows, Row, Span, permutation
+from data_pipeline.packing import (
+    Counted,
+    DocumentRows,
+    Documents,
+    PackedRows,
+    Row,
+    Span,
+    permutation,
+)
+from data_pipeline.whole_rows import WholeRows
 
 GROUP_DOCUMENTS = 1 << 23  # 24 bytes each: 12 of the split's index, 12 of an epoch's order
 MAX_GROUPS = 1 << 16
@@ -43,13 +53,23 @@ def cut(n_documents: Sequence[int]) -> list[range]:
     return [range(s[0], s[-1] + 1) for s in shards if any(n_documents[i] for i in s)]
 
 
-def pack(groups: Sequence[Group], *, stream: int = 0, **packing: Any) -> "PackedRows | GroupedRows":
+def pack(
+    groups: Sequence[Group], *, stream: int = 0, counted: Counted | None = None, **packing: Any
+) -> "DocumentRows | GroupedRows":
     """Returns the rows of `groups`: one is packed as it is; for `packing` see `PackedRows`.
 
-    `stream` is below 2**15; under one seed, each has orders of its own.
+    With `counted`, documents stay whole. `stream` is below 2**15; under one seed, each has orders
+    of its own. UserError where there are too many documents to keep them whole.
     """
     assert 0 < len(groups) <= MAX_GROUPS and stream < 1 << 15, (len(groups), stream)
     stream *= MAX_GROUPS
+    if counted is not None:
+        if len(groups) > 1:
+            raise UserError(
+                f"conversations are packed at once, and those of data.source are over "
+                f"{GROUP_DOCUMENTS:,}: name a part of them."
+            )
+        return WholeRows(groups[0].open(), stream=stream, counted=counted, **packing)
     if len(groups) == 1:
         return PackedRows(groups[0].open(), stream=stream, **packing)
     return GroupedRows(groups, stream=stream, **packing)

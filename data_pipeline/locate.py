@@ -8,16 +8,23 @@ from ml_collections import ConfigDict
 
 from configs import base
 from configs.errors import DataError
-from configs.validate import leaves, raise_problems, range_problems
-from data_pipeline import token_store
+from configs.read import read_bytes
+from configs.validate import chat_problems, leaves, raise_problems, range_problems
+from data_pipeline import chat, token_store
 from data_pipeline.files import hash_json
 from data_pipeline.sources.documents import SourceFile
 from data_pipeline.sources.find import open_source
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.special_tokens import with_specials
+from data_pipeline.tokenizer import MAX_FILE, Tokenizer
 
 # Raise it when the same source and settings would give different tokens or splits.
 PREPARATION_VERSION = 2
-_COLUMNS = ("text_column", "id_column", "separator")  # keys of data: how a source is read
+_COLUMNS = (
+    "text_column",
+    "id_column",
+    "separator",
+    "messages_column",
+)  # keys of data: how a source is read
 
 
 def locate(config: ConfigDict, *, download: bool = True) -> tuple[Path, list[SourceFile]]:
@@ -53,7 +60,8 @@ def store_name(settings: dict[str, Any], sources: Sequence[dict[str, Any]]) -> s
 def settings_of(config: ConfigDict) -> dict[str, Any]:
     """Returns the checked settings that the content of a store depends on."""
     data, tokenizer = config.data, config.tokenizer
-    raise_problems(range_problems(leaves(data, "data.") | leaves(tokenizer, "tokenizer.")))
+    problems = range_problems(leaves(data, "data.") | leaves(tokenizer, "tokenizer."))
+    raise_problems([*problems, *chat_problems(config)])
     settings = {"on_corrupt": data.on_corrupt, "val_fraction": float(data.val_fraction)}
     if data.drop_duplicates:  # most stores are older than this key
         settings["drop_duplicates"] = True
@@ -61,9 +69,21 @@ def settings_of(config: ConfigDict) -> dict[str, Any]:
     settings |= {key: data[key] for key in _COLUMNS if data[key] != defaults[key]}
     if not tokenizer.file:
         return settings | {key: tokenizer[key] for key in ("vocab_size", "sample_bytes")}
-    if not Path(tokenizer.file).is_file():
+    return settings | {"tokenizer": Tokenizer(tokenizer_file(config), tokenizer.file).hash}
+
+
+def tokenizer_file(config: ConfigDict) -> bytes:
+    """Returns the content of tokenizer.file; for conversations it gets the markers of a chat.
+
+    Raises:
+      DataError: it is missing or unsuitable.
+    """
+    path = Path(config.tokenizer.file)
+    if not path.is_file():
         raise DataError(
-            f"tokenizer.file={tokenizer.file}: there is no such file. Name a workdir's "
-            "tokenizer.model, or set it to nothing to train a tokenizer."
+            f"tokenizer.file={path}: there is no such file. Name a workdir's tokenizer.model, or "
+            "set it to nothing to train a tokenizer."
         )
-    return settings | {"tokenizer": Tokenizer.load(tokenizer.file).hash}
+    model = read_bytes(path, MAX_FILE)
+    names = chat.MARKERS if config.data.messages_column else ()
+    return with_specials(model, names, str(path))

@@ -15,8 +15,8 @@ rows of a batch are never neighbours, but spread over the whole line.
 
 import math
 import threading
-from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -40,9 +40,13 @@ class Row(NamedTuple):
 
     inputs: np.ndarray  # int32 [T]
     targets: np.ndarray  # int32 [T], inputs shifted left by one
-    loss_mask: np.ndarray  # bool [T], False in the padding of an epoch's last row
+    loss_mask: np.ndarray  # bool [T], which targets count: not those of padding
     segment_ids: np.ndarray | None  # int32 [T], documents of the row from 1; 0: padding
     positions: np.ndarray | None  # int32 [T], from 0 at each document's first token in the row
+
+
+# The ids of a document, or of its beginning [n] -> which of them count as targets: bool [n].
+Counted = Callable[[np.ndarray], np.ndarray]
 
 
 class Span(NamedTuple):
@@ -102,7 +106,7 @@ class Rows(Protocol):
         """Returns row `g` >= 0."""
 
     def spans(self, g: int) -> list[Span]:
-        """Returns the content of row `g`, in order: T + 1 tokens, fewer where an epoch ends."""
+        """Returns the content of row `g`, in order: T + 1 tokens, fewer where it is padded."""
 
     def documents_of(self, g: int) -> Documents:
         """Returns the documents that the spans of row `g` are of."""
@@ -114,36 +118,103 @@ class Rows(Protocol):
         """Returns how often the first `n_rows` read each source; the only one has no name."""
 
 
-class PackedRows:
-    """The rows of some documents: row g belongs to epoch g // rows_per_epoch. See `Rows`."""
+class DocumentRows:
+    """Rows made of the `spans` of some documents, which a subclass chooses. See `Rows`."""
+
+    rows_per_epoch: int
 
     def __init__(
         self,
         documents: Documents,
         *,
         block_size: int,
-        seed: int,
         bos_id: int,
         segments: bool,
-        stream: int = 0,
+        counted: Counted | None = None,
     ):
-        """Prepares the index; reads no tokens.
+        """Reads no tokens.
 
         Args:
             documents: each starts with BOS.
             block_size: T.
-            seed: gives, with the epoch, the order of documents and rows.
-            bos_id: the last target of an epoch, and the padding of its last row.
+            bos_id: the padding of rows, and a last target that no document has.
             segments: whether rows have `segment_ids` and `positions`.
-            stream: below 2**31; under one seed, each has orders of its own.
+            counted: which tokens count as targets; no document's first one does. None: all do.
         """
         self._documents = documents
         self._block_size = block_size
-        self._seed = seed
-        self._first_word = stream << 32
         self._bos_id = bos_id
         self._segments = segments
-        self.rows_per_epoch = -(-documents.n_tokens // block_size)
+        self._counted = counted
+
+    def spans(self, g: int) -> list[Span]:
+        """Returns the content of row `g`, in order: T + 1 tokens, fewer where it is padded."""
+        raise NotImplementedError
+
+    def documents_of(self, g: int) -> Documents:
+        """Returns the documents that the spans of row `g` are of: the same for all rows."""
+        return self._documents
+
+    def document_ids(self, rows: Iterable[int]) -> list[str]:
+        """Returns the `Documents.doc_id` of each document in `rows`, each once."""
+        documents = dict.fromkeys(span.document for g in rows for span in self.spans(g))
+        return [self._documents.doc_id(document) for document in documents]
+
+    def epochs(self, n_rows: int) -> dict[str, float]:
+        """Returns how often the first `n_rows` read the documents, under the name ""."""
+        return {"": n_rows / self.rows_per_epoch}
+
+    def __getitem__(self, g: int) -> Row:
+        """Returns row `g` >= 0 of the endless sequence."""
+        tokens = np.full(self._block_size + 1, self._bos_id, dtype=np.int32)
+        counts = np.zeros(self._block_size + 1, bool)
+        cuts, size = [], 0
+        for document, start, stop in self.spans(g):
+            cuts.append(size)
+            size += stop - start
+            tokens[cuts[-1] : size] = self._documents.read(document, start, stop)
+            if self._counted is not None:  # what precedes a span's first token is not its context
+                whole = self._documents.read(document, 0, stop)
+                counts[cuts[-1] + 1 : size] = self._counted(whole)[start + 1 :]
+        # Target i is token i + 1. An epoch's very last target, after the last document, is the BOS
+        # that `tokens` was filled with.
+        n_targets = min(self._block_size, size)
+        loss_mask = np.arange(self._block_size) < n_targets
+        if self._counted is not None:
+            loss_mask = counts[1:]
+        segment_ids = positions = None
+        if self._segments:
+            segment_ids, positions = self._number_segments(cuts, n_targets)
+        return Row(tokens[:-1], tokens[1:], loss_mask, segment_ids, positions)
+
+    def _number_segments(self, cuts: list[int], n_inputs: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (segment_ids, positions) of a row whose spans start at `cuts`."""
+        starts = np.zeros(self._block_size + 1, dtype=np.int32)
+        starts[cuts] = 1  # a last cut at T is a target only
+        segment_ids = np.cumsum(starts[:-1], dtype=np.int32)
+        index = np.arange(self._block_size, dtype=np.int32)
+        positions = index - np.maximum.accumulate(index * starts[:-1])
+        segment_ids[n_inputs:] = 0
+        positions[n_inputs:] = 0
+        return segment_ids, positions
+
+
+class PackedRows(DocumentRows):
+    """The rows of some documents: row g belongs to epoch g // rows_per_epoch."""
+
+    def __init__(self, documents: Documents, *, seed: int, stream: int = 0, **rows: Any):
+        """Prepares the index; reads no tokens.
+
+        Args:
+            documents: each starts with BOS.
+            seed: gives, with the epoch, the order of documents and rows.
+            stream: below 2**31; under one seed, each has orders of its own.
+            rows: see `DocumentRows`.
+        """
+        super().__init__(documents, **rows)
+        self._seed = seed
+        self._first_word = stream << 32
+        self.rows_per_epoch = -(-documents.n_tokens // self._block_size)
         self._row_step = golden_step(self.rows_per_epoch)
         self._epochs: dict[int, _Epoch] = {}
         self._lock = threading.Lock()  # Grain may read from several threads
@@ -176,44 +247,3 @@ class PackedRows:
             spans.append(Span(document, position - first, stop - first))
             position, j = stop, j + 1
         return spans
-
-    def documents_of(self, g: int) -> Documents:
-        """Returns the documents that the spans of row `g` are of: the same for all rows."""
-        return self._documents
-
-    def document_ids(self, rows: Iterable[int]) -> list[str]:
-        """Returns the `Documents.doc_id` of each document in `rows`, each once."""
-        documents = dict.fromkeys(span.document for g in rows for span in self.spans(g))
-        return [self._documents.doc_id(document) for document in documents]
-
-    def epochs(self, n_rows: int) -> dict[str, float]:
-        """Returns how often the first `n_rows` read the documents, under the name ""."""
-        return {"": n_rows / self.rows_per_epoch}
-
-    def __getitem__(self, g: int) -> Row:
-        """Returns row `g` >= 0 of the endless sequence."""
-        tokens = np.full(self._block_size + 1, self._bos_id, dtype=np.int32)
-        cuts, size = [], 0
-        for document, start, stop in self.spans(g):
-            cuts.append(size)
-            size += stop - start
-            tokens[cuts[-1] : size] = self._documents.read(document, start, stop)
-        # Target i is token i + 1. An epoch's very last target, after the last document, is the BOS
-        # that `tokens` was filled with.
-        n_targets = min(self._block_size, size)
-        loss_mask = np.arange(self._block_size) < n_targets
-        segment_ids = positions = None
-        if self._segments:
-            segment_ids, positions = self._number_segments(cuts, n_targets)
-        return Row(tokens[:-1], tokens[1:], loss_mask, segment_ids, positions)
-
-    def _number_segments(self, cuts: list[int], n_inputs: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (segment_ids, positions) of a row whose spans start at `cuts`."""
-        starts = np.zeros(self._block_size + 1, dtype=np.int32)
-        starts[cuts] = 1  # a last cut at T is a target only
-        segment_ids = np.cumsum(starts[:-1], dtype=np.int32)
-        index = np.arange(self._block_size, dtype=np.int32)
-        positions = index - np.maximum.accumulate(index * starts[:-1])
-        segment_ids[n_inputs:] = 0
-        positions[n_inputs:] = 0
-        return segment_ids, positions

@@ -8,8 +8,9 @@ Parts of the files (a few chunks each) are encoded by several processes, then jo
 preparation resumes after the last finished part when it is started again; the store is the same.
 
 A store depends on data.source and how it is read (data.text_column, data.id_column,
-data.separator, data.on_corrupt), data.val_fraction, data.drop_duplicates and the keys of
-`tokenizer`; data.cache_dir and data.prepare_workers set where it is and how fast it is made.
+data.separator, data.messages_column, data.on_corrupt), data.val_fraction, data.drop_duplicates and
+the keys of `tokenizer`; data.cache_dir and data.prepare_workers set where it is and how fast it is
+made.
 
 Memory: up to 400 MB for each process, as long as no chunk has two documents of 50 MB; 1.5 GB for
 the main one. Disk: the store (0.7 times a parquet file) twice, until the parts are joined.
@@ -43,7 +44,7 @@ from data_pipeline import (
 )
 from data_pipeline.files import differences, fsync, write_atomically
 from data_pipeline.folders import is_address
-from data_pipeline.locate import describe, settings_of, store_name
+from data_pipeline.locate import describe, settings_of, store_name, tokenizer_file
 from data_pipeline.lock import FileLock
 from data_pipeline.mixed_stores import MixedStores, sample_of, shared_tokenizer, source_configs
 from data_pipeline.sources.documents import SourceFile
@@ -221,13 +222,14 @@ def _make(
         plan = []
         for i, shard in enumerate(shards):
             prefix = work / "parts" / f"{i:05d}"
-            plan.append(encode.plan_parts(shard, prefix, tokenizer_path, val_fraction, keep_before))
+            how = (tokenizer_path, val_fraction, keep_before, bool(config.data.messages_column))
+            plan.append(encode.plan_parts(shard, prefix, *how))
         parts = list(itertools.chain(*plan))
         n_missing = len(worker_pool.missing(parts))
         try:
             with worker_pool.Pool(config.data.prepare_workers, n_missing) as pool:
                 if config.tokenizer.file:  # its hash is in the store's name
-                    write_atomically(tokenizer_path, Path(config.tokenizer.file).read_bytes())
+                    write_atomically(tokenizer_path, tokenizer_file(config))
                 elif not tokenizer_path.exists():
                     sample = [(shards, config.tokenizer.sample_bytes)]
                     tokenizer_sample.train(tokenizer_path, sample, config, pool)

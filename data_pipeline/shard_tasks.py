@@ -118,7 +118,8 @@ def encode_shard(item: Encoding) -> None:
         if item.drop:
             work.download(f"{REPEATS}/{task.number:05d}", disk / REPEATS)
             repeats = np.fromfile(disk / REPEATS, bool)
-        how = (disk / token_store.TOKENIZER, task.val_fraction, task.keep_before)
+        tokenizer, is_chat = disk / token_store.TOKENIZER, bool(task.columns.messages)
+        how = (tokenizer, task.val_fraction, task.keep_before, is_chat)
         parts = encode.plan_parts(shard, disk / "part", *how)
         for part in parts:
             encode.encode_part(part)

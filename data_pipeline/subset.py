@@ -11,10 +11,12 @@ from ml_collections import ConfigDict
 
 from configs.mixture import Mixture
 from configs.validate import raise_problems
+from data_pipeline.chat import Chat
 from data_pipeline.grouped_rows import Group, GroupedRows, cut, pack
 from data_pipeline.mixture import MixtureRows, Schedule
-from data_pipeline.packing import Documents, PackedRows, Rows, permutation
+from data_pipeline.packing import DocumentRows, Documents, Rows, permutation
 from data_pipeline.token_store import Stores, TokenStore
+from data_pipeline.tokenizer import Tokenizer
 
 
 class Subset:
@@ -85,7 +87,7 @@ def _open_subset(group: Group, n_tokens: int) -> Subset:
 
 def training_rows(config: ConfigDict, stores: Stores) -> Rows:
     """Returns the rows that a run is trained on, in the order of its seed."""
-    packing = {"seed": config.seed, **_packing(config, stores.tokenizer.bos_id)}
+    packing = {"seed": config.seed, **_packing(config, stores.tokenizer)}
     groups = [
         training_groups(store, config.data.max_train_tokens) for store in stores.sources.values()
     ]
@@ -101,22 +103,29 @@ def schedule(train: ConfigDict, mixture: Mixture) -> Schedule:
     return Schedule([(phase.step * rows_per_step, phase.weights) for phase in mixture.phases])
 
 
-def validation_rows(config: ConfigDict, store: TokenStore) -> PackedRows | GroupedRows:
-    """Returns the rows of the validation split, as `evaluation_rows` orders them."""
-    groups = split_groups(store, "val")
-    return pack(groups, seed=0, **_packing(config, store.tokenizer.bos_id))
+def validation_rows(config: ConfigDict, store: TokenStore) -> DocumentRows | GroupedRows:
+    """Returns the rows of the validation split: in the same order for every run and seed."""
+    return pack(split_groups(store, "val"), seed=0, **_packing(config, store.tokenizer))
 
 
-def evaluation_rows(config: ConfigDict, documents: Documents, *, bos_id: int) -> PackedRows:
-    """Returns the rows to evaluate on: in the same order for every run, whatever its seed."""
-    return PackedRows(documents, seed=0, **_packing(config, bos_id))
+def evaluation_rows(
+    config: ConfigDict, documents: Documents, tokenizer: Tokenizer, *, is_chat: bool
+) -> DocumentRows | GroupedRows:
+    """Returns the rows of documents to evaluate on, ordered as those of the validation split."""
+    group = Group(documents.n_tokens, lambda: documents)
+    return pack([group], seed=0, **_packing(config, tokenizer, is_chat=is_chat))
 
 
-def _packing(config: ConfigDict, bos_id: int) -> dict[str, Any]:
+def _packing(
+    config: ConfigDict, tokenizer: Tokenizer, is_chat: bool | None = None
+) -> dict[str, Any]:
+    """Returns arguments of `pack`; `is_chat`: documents are conversations; None: as trained on."""
+    is_chat = bool(config.data.messages_column) if is_chat is None else is_chat
     return {
         "block_size": config.model.block_size,
-        "bos_id": bos_id,
+        "bos_id": tokenizer.bos_id,
         "segments": config.data.document_mask,
+        "counted": Chat(tokenizer).counted if is_chat else None,
     }
 
 
@@ -137,6 +146,6 @@ def validate_store(config: ConfigDict, stores: Stores) -> None:
             f"(data.val_fraction = {config.data.val_fraction}, "
             f"data.max_train_tokens = {limit:,})"
             for name, n_tokens in sizes.items()
-            if n_tokens < block_size
+            if n_tokens < block_size and not config.data.messages_column  # whose rows are padded
         ]
     )

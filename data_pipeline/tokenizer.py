@@ -31,6 +31,8 @@ MAX_SLICE = 1 << 18  # bytes encoded at a time, to bound the memory of a 50 MB d
 
 SPACE = "\u2581"  # how SentencePiece writes a space: it cannot distinguish it from the real U+2581
 WORD = re.compile(f"[\n{SPACE}]| {{0,{MAX_WORD}}}[^ \n{SPACE}]{{1,{MAX_WORD}}}| {{1,{MAX_WORD}}}")
+END_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<eos>")
+_NO_PREFIX = b"\x1a\x02\x18\x00"  # normalizer_spec.add_dummy_prefix = False, appended to a model
 _CACHE_WORDS = 1 << 18  # about 50 MB
 _CACHE_WORD_CHARS = 32  # longer words rarely recur
 
@@ -72,7 +74,7 @@ class Tokenizer:
     """Converts text to ids and back; text never becomes BOS or another special token."""
 
     def __init__(self, model: bytes, name: str = "tokenizer") -> None:
-        """Takes a SentencePiece model of `train_tokenizer`, or a byte-level tokenizer.json.
+        """Takes a SentencePiece BPE, such as `train_tokenizer`'s, or a byte-level tokenizer.json.
 
         Raises:
           DataError: `model` is neither; the message begins with `name`.
@@ -83,6 +85,11 @@ class Tokenizer:
         self.dtype = token_dtype(self.vocab_size)  # of ids in the bytes that encode_utf8 yields
         self.bos_id: int = self._encoder.bos_id
         self.hash: str = self._encoder.hash
+        self.specials: dict[str, int] = self._encoder.specials  # by name; no text has them
+        self.special_names = {i: name for name, i in self.specials.items()}
+        ends = [self.specials[name] for name in END_NAMES if name in self.specials]
+        self.ends = frozenset([self.bos_id, *ends])  # ids with which a text or a message ends
+        self.prefix: str = self._encoder.prefix  # what a text that is not empty is encoded with
         self._table: list[bytes] = self._encoder.table
         self.token_bytes = np.array([len(b) for b in self._table], np.int32)  # [V], bytes of UTF-8
 
@@ -99,6 +106,8 @@ class Tokenizer:
 
     def encode_utf8(self, utf8: bytes | memoryview) -> Iterator[bytes]:
         """Yields slices of a text's ids, without BOS, as bytes of `dtype`, as in the store."""
+        if self.prefix and len(utf8):
+            utf8 = self.prefix.encode() + bytes(utf8)
         return self._encoder.encode(slices(utf8))
 
     def encode(self, text: str) -> np.ndarray:
@@ -144,6 +153,10 @@ class SentencePiece:
         self._sp = spm.SentencePieceProcessor()
         try:
             self._sp.load_from_serialized_proto(model)
+            # Llama 2's puts a space in front of each text; words are encoded without it.
+            self.prefix = " " if self._sp.encode_as_pieces("a")[:1] != ["a"] else ""
+            if self.prefix:
+                self._sp.load_from_serialized_proto(model + _NO_PREFIX)
         except (RuntimeError, OSError) as e:
             raise DataError(
                 f"{name}: this is not a SentencePiece model ({len(model):,} bytes): {e}. Delete "
@@ -153,6 +166,7 @@ class SentencePiece:
         self.bos_id: int = self._sp.bos_id()
         self.pieces = [self._piece(i) for i in range(self.vocab_size)]
         self._check(name)
+        self.specials = {p.text: i for i, p in enumerate(self.pieces) if p.kind == "control"}
         self.table = [piece.utf8() for piece in self.pieces]
         self.hash = self._hash()
         byte_ids = [self._sp.piece_to_id(f"<0x{b:02X}>") for b in SPACE.encode()]
@@ -178,8 +192,10 @@ class SentencePiece:
         pieces = [sp.id_to_piece(i) for i in range(self.vocab_size)]
         if self.vocab_size > MAX_VOCAB_SIZE:
             problems.append(f"it has {self.vocab_size:,} pieces, over {MAX_VOCAB_SIZE:,}")
-        if (sp.unk_id(), sp.bos_id(), sp.eos_id(), sp.pad_id()) != (0, 1, -1, -1):
-            problems.append("its special ids are not unk 0, bos 1 and no others")
+        if (sp.unk_id(), sp.bos_id()) != (0, 1):
+            problems.append("its special ids are not unk 0 and bos 1")
+        if any(piece.score != round(piece.score) for piece in self.pieces):
+            problems.append("it is no BPE (its scores are no ranks)")
         if sum(map(sp.is_byte, range(self.vocab_size))) != 256:
             problems.append("it lacks byte pieces")
         if any(re.search(f"[^{SPACE}]{SPACE}", p) or ("\n" in p and p != "\n") for p in pieces):
@@ -188,8 +204,8 @@ class SentencePiece:
             problems.append("it changes text (normalisation or white space)")
         if problems:
             raise DataError(
-                f"{name}: this tokenizer was not trained by data_pipeline.tokenizer: "
-                f"{'; '.join(problems)}. Prepare the data again to train a suitable one."
+                f"{name}: this tokenizer cannot be used: {'; '.join(problems)}. Prepare the data "
+                "again to train a suitable one."
             )
 
     def _hash(self) -> str:
@@ -200,6 +216,7 @@ class SentencePiece:
             kind = (sp.is_unknown(i), sp.is_control(i), sp.is_byte(i), sp.is_unused(i))
             digest.update(len(piece).to_bytes(4, "little") + piece + bytes(kind))
             digest.update(np.float32(sp.get_score(i)).tobytes())
+        digest.update(self.prefix.encode())
         return digest.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 python -m gptjax.export --workdir=runs/quickstart --format=hf --out=exported
 python -m gptjax.export --workdir=runs/quickstart --format=gguf --out=quickstart.gguf
+python -m gptjax.export --workdir=runs/quickstart --out=exported --push_to=user/name
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax.numpy as jnp
 from absl import flags
 
 from configs import cli
@@ -17,28 +19,34 @@ from configs.errors import UserError
 from configs.extras import imports_of_extra
 from data_pipeline.files import fsync, write_atomically
 from data_pipeline.token_store import TOKENIZER
-from gptjax.compat import gguf_file, hf_tokenizer, hf_weights
+from gptjax.compat import gguf_file, hf_tokenizer, hf_weights, hub, model_card
 from gptjax.inference import load_run
 
+DTYPES = ("float32", "bfloat16")  # of the exported weights
 
-def export_hf(workdir: Path, out: Path) -> None:
+
+def export_hf(workdir: Path, out: Path, dtype: str = DTYPES[0]) -> None:
     """Writes the best checkpoint of a run as a folder for Hugging Face's Auto classes.
 
-    The folder also holds our own tokenizer.model, so that `gptjax.import_hf` can import it.
+    The folder also holds our own tokenizer.model, so that `gptjax.import_hf` can import it, and a
+    model card.
 
     Raises:
-        UserError: `out` exists, the workdir has no checkpoint, or a package is missing.
+        UserError: `out` exists, the workdir has no checkpoint, or a package is missing; nothing is
+            left.
     """
     with imports_of_extra("export"):
         from safetensors.numpy import save
     with _new(out) as folder:
-        _, config, params, tokenizer, _ = load_run(workdir)
+        run = load_run(workdir)
+        tokenizer, config = run.tokenizer, run.model_config
         folder.mkdir()
-        tensors = hf_weights.to_hf(config, params, tokenizer.vocab_size)
-        weights = save(tensors, metadata={"format": "pt"})
-        write_atomically(folder / "model.safetensors", weights)
+        tensors = hf_weights.to_hf(config, run.params, tokenizer.vocab_size)
+        cast = {name: tensor.astype(jnp.dtype(dtype)) for name, tensor in tensors.items()}
+        write_atomically(folder / "model.safetensors", save(cast, metadata={"format": "pt"}))
         for name, content in (
-            ("config", hf_weights.hf_config(config, tokenizer)),
+            ("config", {**hf_weights.hf_config(config, tokenizer), "dtype": dtype}),
+            ("generation_config", hf_tokenizer.generation_config(tokenizer)),
             ("tokenizer", hf_tokenizer.tokenizer_json(tokenizer)),
             ("tokenizer_config", hf_tokenizer.tokenizer_config(tokenizer, config.block_size)),
         ):
@@ -46,38 +54,52 @@ def export_hf(workdir: Path, out: Path) -> None:
             write_atomically(folder / f"{name}.json", text.encode())
         if tokenizer.byte_level is None:
             write_atomically(folder / TOKENIZER, (workdir / TOKENIZER).read_bytes())
+        write_atomically(folder / "README.md", model_card.card(run, workdir, dtype).encode())
 
 
-def export_gguf(workdir: Path, out: Path) -> None:
+def export_gguf(workdir: Path, out: Path, dtype: str = DTYPES[0]) -> None:
     """Writes the file `out` for llama.cpp; errors are those of `export_hf`."""
     with _new(out) as path:
-        _, config, params, tokenizer, _ = load_run(workdir)
-        gguf_file.write(path, config, params, tokenizer, name=workdir.name)
+        run = load_run(workdir)
+        model = run.model_config, run.params, run.tokenizer
+        gguf_file.write(path, *model, name=workdir.name, dtype=dtype)
 
 
 @contextlib.contextmanager
 def _new(out: Path) -> Iterator[Path]:
-    """Yields a path in a temporary folder beside `out`, which it becomes on success."""
+    """Yields a path in a temporary folder near `out`, which it becomes on success."""
     if out.exists():
         raise UserError(f"{out} exists: remove it, or choose another --out. Nothing was changed.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+    existing = next(parent for parent in out.absolute().parents if parent.is_dir())
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=existing) as folder:
         path = Path(folder, out.name)
         yield path
         fsync(path)
+        out.parent.mkdir(parents=True, exist_ok=True)
         path.rename(out)
     fsync(out.parent)
 
 
 def _main(_: list[str]) -> None:
     values = flags.FLAGS
+    if values.push_to:
+        if values.format != "hf":
+            raise UserError("--push_to is for --format=hf.")
+        hub.check_name(values.push_to)
     export = export_hf if values.format == "hf" else export_gguf
-    export(Path(values.workdir), Path(values.out))
+    export(Path(values.workdir), Path(values.out), values.dtype)
     print(f"wrote {values.out}")
+    if values.push_to:
+        print(f"pushed to {hub.push(Path(values.out), values.push_to, private=values.private)}")
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
     flags.DEFINE_enum("format", "hf", ["hf", "gguf"], "hf: a folder; gguf: a file for llama.cpp.")
     flags.DEFINE_string("out", None, "Path to write; must not exist yet.", required=True)
+    flags.DEFINE_enum("dtype", DTYPES[0], DTYPES, "Of the weights; bfloat16 halves the size.")
+    flags.DEFINE_string(
+        "push_to", "", "USER/NAME: uploads the folder to the Hugging Face Hub, by the network."
+    )
+    flags.DEFINE_bool("private", True, "Whether a repository that --push_to creates is private.")
     cli.run_argv(_main, first="workdir")

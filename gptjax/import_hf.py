@@ -1,14 +1,16 @@
-r"""Imports a GPT-2 or Qwen3 of Hugging Face as a workdir: to evaluate, sample, and train from.
+r"""Imports a GPT-2, Qwen3 or Llama of Hugging Face as a workdir: to evaluate, sample, train from.
 
 python -m gptjax.import_hf --source=gpt2 --workdir=runs/gpt2
 python -m gptjax.generate --workdir=runs/gpt2
 python -m gptjax.main --config=configs/workdir.py:runs/gpt2 --config.init_from=runs/gpt2 \
     --config.tokenizer.file=runs/gpt2/tokenizer.model --config.workdir=runs/gpt2-tuned
 
-The source is a local folder with config.json, model.safetensors and the tokenizer: tokenizer.json,
-or vocab.json and merges.txt, or OpenAI's encoder.json and vocab.bpe.
+The source is a local folder with config.json, model.safetensors (or several and their index) and
+the tokenizer: tokenizer.model, tokenizer.json, vocab.json and merges.txt, or OpenAI's encoder.json
+and vocab.bpe.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -17,7 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs import base, cli
-from configs.errors import UserError
+from configs.errors import DataError, UserError
 from configs.read import MIB, read_bytes, read_json
 from configs.validate import leaves, model_problems, raise_problems, range_problems
 from data_pipeline import byte_level
@@ -27,7 +29,7 @@ from data_pipeline.tokenizer import MAX_FILE, Tokenizer
 from gptjax.checkpoint import manager
 from gptjax.common.workdir import save_config
 from gptjax.compat import hf_weights
-from gptjax.compat.safetensors_file import SafeTensors
+from gptjax.compat.safetensors_file import open_folder
 from gptjax.model import GPTConfig
 
 
@@ -38,14 +40,13 @@ def import_hf(source: Path, workdir: Path) -> ConfigDict:
     of its own, starts from the model if `init_from` and `tokenizer.file` name the new workdir.
 
     Raises:
-        UserError: the source is not a supported GPT-2 or Qwen3 or lacks a file, or the workdir
+        UserError: the source is no supported model or lacks a file, or the workdir
             exists; nothing is created.
     """
     if workdir.exists():
         raise UserError(f"{workdir} exists: choose another --workdir. Nothing was changed.")
     hf = read_json(source / "config.json", MIB)
-    tokenizer_bytes = _tokenizer(source)
-    tokenizer = Tokenizer(tokenizer_bytes, str(source))
+    tokenizer_bytes, tokenizer = _tokenizer(source)
     config = base.get_config()
     config.workdir = str(workdir)
     config.tokenizer.vocab_size = tokenizer.vocab_size
@@ -53,10 +54,7 @@ def import_hf(source: Path, workdir: Path) -> ConfigDict:
     config.model.bias = config.model.norm == "layernorm"
     raise_problems([*range_problems(leaves(config)), *model_problems(config.model)])
     model_config = GPTConfig.from_config(config, tokenizer.vocab_size)
-    path = source / "model.safetensors"
-    if not path.exists():
-        raise UserError(f"{path} is missing. (Other formats run code when read: convert them.)")
-    tensors = SafeTensors(path)
+    tensors = open_folder(source)
     hf_weights.require_shapes(tensors, hf, model_config)
     params, config.model.bias = hf_weights.from_hf(tensors, hf, tokenizer.vocab_size)
     if not all(np.isfinite(array).all() for array in jax.tree.leaves(params)):
@@ -68,17 +66,38 @@ def import_hf(source: Path, workdir: Path) -> ConfigDict:
     return config
 
 
-def _tokenizer(source: Path) -> bytes:
-    """Returns the content of the workdir's tokenizer.model."""
-    for name in (TOKENIZER, "tokenizer.json"):  # gptjax.export writes both: ours has precedence
-        if (source / name).is_file():
-            return read_bytes(source / name, MAX_FILE)
-    for vocab, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
-        if (source / vocab).is_file() and (source / merges).is_file():
-            lines = read_bytes(source / merges, MAX_FILE).decode(errors="replace").split("\n")
-            ids = read_json(source / vocab, MAX_FILE, {str: int})
-            return byte_level.make_json(ids, lines)
-    raise UserError(f"{source} has no tokenizer.json, and no vocab.json and merges.txt.")
+def _tokenizer(source: Path) -> tuple[bytes, Tokenizer]:
+    """Returns the first tokenizer of a folder that can be used, and its file.
+
+    gptjax.export writes tokenizer.model and tokenizer.json: ours has precedence. Llama 3's own
+    tokenizer.model is of another kind.
+    """
+    problems = []
+    for name, read in _FORMS.items():
+        if all((source / part).is_file() for part in name.split()):
+            try:
+                model = read(source)
+                return model, Tokenizer(model, str(source / name))
+            except DataError as error:
+                problems.append(error)
+    if problems:
+        raise problems[-1]
+    raise UserError(
+        f"{source} has no tokenizer.model, no tokenizer.json, and no vocab.json and merges.txt."
+    )
+
+
+def _gpt2(source: Path, vocab: str, merges: str) -> bytes:
+    lines = read_bytes(source / merges, MAX_FILE).decode(errors="replace").split("\n")
+    return byte_level.make_json(read_json(source / vocab, MAX_FILE, {str: int}), lines)
+
+
+_FORMS: dict[str, Callable[[Path], bytes]] = {
+    TOKENIZER: lambda source: read_bytes(source / TOKENIZER, MAX_FILE),
+    "tokenizer.json": lambda source: read_bytes(source / "tokenizer.json", MAX_FILE),
+    "vocab.json merges.txt": lambda source: _gpt2(source, "vocab.json", "merges.txt"),
+    "encoder.json vocab.bpe": lambda source: _gpt2(source, "encoder.json", "vocab.bpe"),
+}
 
 
 def _main(_: list[str]) -> None:

@@ -26,7 +26,10 @@ def main(config: ConfigDict, traced_steps: range = range(0)) -> None:
     require_gpu(config)
     _log.info("JAX %s on %s.", jax.__version__, cluster.describe_devices(jax.devices()))
     train_and_evaluate(config, traced_steps)
-    _log.info('Done. To generate text: gptjax generate %s --prompt="..."', config.workdir)
+    text = 'Done. To generate text: gptjax generate %s --prompt="..."'
+    if config.data.messages_column:
+        text = "Done. To talk with the model: gptjax chat %s"
+    _log.info(text, config.workdir)
 
 
 def define_flags() -> None:

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("configs", "data_pipeline", "gptjax")
 COMMANDS = {"gptjax/main.py", "gptjax/generate.py", "gptjax/export.py", "gptjax/import_hf.py"}
-COMMANDS |= {"gptjax/on_ray.py", "gptjax/lm_eval_adapter.py"}
+COMMANDS |= {"gptjax/chat.py", "gptjax/on_ray.py", "gptjax/lm_eval_adapter.py"}
 COMMANDS |= {f"gptjax/cli/{verb}.py" for verb in ("completion", "doctor", "watch")}
 COMMANDS |= {"data_pipeline/prepare.py", "data_pipeline/browse.py"}
 SOURCES = {

@@ -43,11 +43,12 @@ class Damage(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Where a row has its text and its id: data.text_column, data.id_column, data.separator."""
+    """Where a row has its text and its id: keys of `data` of these names."""
 
     text: str = "text"
     id: str = AUTO
     separator: str = ""
+    messages: str = ""  # of a conversation, instead of a text
 
 
 class Chunk(Protocol):

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from data_pipeline.folders import is_address
 from data_pipeline.sources import parquet, remote, text_files
+from data_pipeline.sources.conversations import Conversations
 from data_pipeline.sources.documents import MAGIC, Columns, NoSource, SourceFile
 from data_pipeline.sources.download import Remote, download_all
 from data_pipeline.sources.formats import Format, JsonLines, PlainText
@@ -53,9 +54,8 @@ def open_source(data: ConfigDict, *, download: bool = True) -> list[SourceFile]:
         named = find_files(data.source)
     for name, path in named.items():
         of_kind[_kind(name) or _PARQUET][name] = path
+    formats = _formats(columns, [kind for kind, files in of_kind.items() if files])
     opened = parquet.open_all(of_kind[_PARQUET], columns)
-    separator = columns.separator.encode()
-    formats: dict[str, Format] = {_JSON: JsonLines(columns), _TEXT: PlainText(separator)}
     cache, keep_before = local / "inspected", data.on_corrupt == "keep_before"
     for kind, format in formats.items():
         opened += text_files.open_all(of_kind[kind], format, cache, keep_before=keep_before)
@@ -64,7 +64,21 @@ def open_source(data: ConfigDict, *, download: bool = True) -> list[SourceFile]:
 
 def columns_of(data: ConfigDict) -> Columns:
     """Returns where rows have their text and id; `data` is config.data."""
-    return Columns(data.text_column, data.id_column, data.separator.replace(r"\n", "\n"))
+    separator = data.separator.replace(r"\n", "\n")
+    return Columns(data.text_column, data.id_column, separator, data.messages_column)
+
+
+def _formats(columns: Columns, kinds: Iterable[str]) -> dict[str, Format]:
+    """Returns the formats of files of records; NoSource: files of these kinds are not read so."""
+    if columns.messages:
+        if other := [kind for kind in kinds if kind != _JSON]:
+            raise NoSource(
+                f"data.source: conversations (data.messages_column = {columns.messages!r}) are "
+                f"read from JSON lines, and it has files of {other[0]}. Write one JSON object a "
+                "line, or name the files with a glob such as 'FOLDER/*.jsonl'."
+            )
+        return {_JSON: Conversations(columns)}
+    return {_JSON: JsonLines(columns), _TEXT: PlainText(columns.separator.encode())}
 
 
 class Unit(NamedTuple):
@@ -105,11 +119,11 @@ def open_unit(
         downloads.mkdir(parents=True, exist_ok=True)
         download_all(elsewhere, downloads)
     named = {n: downloads / n if isinstance(f, Remote) else f for n, f in unit.files}
+    formats = _formats(columns, [unit.kind])
     if unit.kind == _PARQUET:
         (opened,) = parquet.open_all(named, columns)
     else:
-        text = PlainText(columns.separator.encode())
-        format = JsonLines(columns) if unit.kind == _JSON else text
+        format = formats[unit.kind]
         (opened,) = text_files.open_all(named, format, cache, keep_before=keep_before)
     return opened
 

@@ -65,7 +65,19 @@ class JsonLines(NamedTuple):
 
     def document(self, record: bytes) -> tuple[str, bytes]:
         """See `Format`."""
-        text_column, id_column, _ = self.columns
+        value = self.parse(record)
+        text = self.value(value, "text_column", self.columns.text)
+        if text is None:
+            raise Unusable("null_text")
+        if not isinstance(text, str):
+            raise Broken(f"the value of {self.columns.text!r} is no string")
+        name = self.name(value)
+        if not text:
+            raise Unusable("empty_text")
+        return name, text.encode()
+
+    def parse(self, record: bytes) -> dict[str, Any]:
+        """Returns the object of a line; raises as `Format.document`."""
         if not record.strip():
             raise Unusable("empty_text")
         try:
@@ -76,25 +88,23 @@ class JsonLines(NamedTuple):
             raise Broken(f"it is no JSON ({e})") from e
         if not isinstance(value, dict):
             raise Broken("it is no JSON object")
-        text = self._value(value, "text_column", text_column)
-        if text is None:
-            raise Unusable("null_text")
-        if not isinstance(text, str):
-            raise Broken(f"the value of {text_column!r} is no string")
-        if id_column == AUTO:
-            name = value.get("id")
-            name = name if _is_name(name) else ""
-        else:
-            name = self._value(value, "id_column", id_column) if id_column else ""
-            if name is None:
-                raise Unusable("null_id")
-            if not _is_name(name):
-                raise Broken(f"the value of {id_column!r} is neither a string nor a whole number")
-        if not text:
-            raise Unusable("empty_text")
-        return str(name), text.encode()
+        return value
 
-    def _value(self, value: dict[str, Any], key: str, column: str) -> Any:
+    def name(self, value: dict[str, Any]) -> str:
+        """Returns the id of an object; "": none. Raises as `Format.document`."""
+        column = self.columns.id
+        if column == AUTO:
+            name = value.get("id")
+            return str(name) if _is_name(name) else ""
+        name = self.value(value, "id_column", column) if column else ""
+        if name is None:
+            raise Unusable("null_id")
+        if not _is_name(name):
+            raise Broken(f"the value of {column!r} is neither a string nor a whole number")
+        return str(name)
+
+    def value(self, value: dict[str, Any], key: str, column: str) -> Any:
+        """Returns what an object has under `column`, which data.`key` names."""
         if column not in value:
             keys = ", ".join(list(value)[:_MAX_KEYS])
             raise MissingColumn(f"it has no {column!r}, which data.{key} names; it has: {keys}")

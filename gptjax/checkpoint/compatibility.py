@@ -18,10 +18,10 @@ from gptjax.optim import decay_start, schedules
 # A different value is a different run.
 FIXED = frozenset(
     """
-    seed data.max_train_tokens data.document_mask
+    seed data.max_train_tokens data.document_mask data.messages_column
     model.block_size model.n_layer model.n_head model.n_embd model.dropout model.bias
-    model.norm model.position model.rope_theta model.qk_norm model.mlp model.mlp_dim
-    model.n_kv_head model.tie_embeddings model.zero_init
+    model.norm model.norm_eps model.position model.rope_theta model.rope_scaling
+    model.qk_norm model.mlp model.mlp_dim model.n_kv_head model.tie_embeddings model.zero_init
     optim.optimizer optim.beta1 optim.beta2 optim.eps optim.muon_momentum optim.grad_clip
     optim.ema_decay
     """.split()

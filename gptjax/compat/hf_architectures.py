@@ -1,4 +1,4 @@
-"""Tables of the stock architectures that a gptjax model can be exactly: GPT-2 and Qwen3.
+"""Tables of the stock architectures that a gptjax model can be exactly: GPT-2, Qwen3, Llama.
 
 A table lists what the architecture requires of a model, the keys of its config.json, and the names
 of our arrays in Hugging Face's `transformers` and in llama.cpp.
@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gptjax.model import GPTConfig
-from gptjax.model.gpt import LAYER_NORM_EPS
-from gptjax.model.layers import RMS_NORM_EPS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +37,8 @@ class Architecture:
     extras: Callable[[GPTConfig], dict[str, Any]]  # further keys of config.json
     flatten: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # config.json in the form of `fixed`
     tensors: tuple[Tensor, ...]
+    # In GGUF, a pair that is rotated are neighbours in queries and keys, not halves of a head.
+    gguf_pairs: bool = False
 
     def differences(self, model_config: GPTConfig) -> list[str]:
         """Returns the settings in which a model differs from this architecture."""
@@ -72,7 +72,8 @@ def _flat_gpt2(hf: Mapping[str, Any]) -> Mapping[str, Any]:
     width = hf.get("n_embd")
     default = 4 * width if isinstance(width, int) else None
     n_inner = default if hf.get("n_inner") is None else hf["n_inner"]
-    return {"tie_word_embeddings": True, **hf, "n_inner": n_inner}
+    defaults = {"tie_word_embeddings": True, "layer_norm_epsilon": 1e-5}
+    return {**defaults, **hf, "n_inner": n_inner}
 
 
 GPT2 = Architecture(
@@ -88,10 +89,10 @@ GPT2 = Architecture(
         "n_layer": "n_layer",
         "n_head": "n_head",
         "mlp_dim": "n_inner",
+        "norm_eps": "layer_norm_epsilon",
     },
     fixed={
         "activation_function": ("gelu_new", "gelu_pytorch_tanh", None),  # GELU in its tanh form
-        "layer_norm_epsilon": (LAYER_NORM_EPS, None),
         "scale_attn_weights": (True, None),
         "scale_attn_by_inverse_layer_idx": (False, None),
         "add_cross_attention": (False, None),
@@ -122,25 +123,55 @@ GPT2 = Architecture(
 )
 
 
-def _flat_qwen3(hf: Mapping[str, Any]) -> Mapping[str, Any]:
+ROPE_SCALINGS = {  # rope_type: the numbers of model.rope_scaling
+    "linear": ("factor",),
+    "llama3": (
+        *("factor", "low_freq_factor", "high_freq_factor"),
+        "original_max_position_embeddings",
+    ),
+}
+
+
+def _rotary(config: GPTConfig) -> dict[str, Any]:
+    """Returns the keys of config.json that follow from others, and how positions are scaled."""
+    keys: dict[str, Any] = {"head_dim": config.head_dim}
+    for kind, names in ROPE_SCALINGS.items():
+        if len(names) == len(config.rope_scaling):
+            numbers = dict(zip(names, config.rope_scaling, strict=True))
+            if kind == "llama3":
+                numbers["original_max_position_embeddings"] = int(config.rope_scaling[-1])
+            keys["rope_scaling"] = {"rope_type": kind, **numbers}
+    return keys
+
+
+def _flat(hf: Mapping[str, Any], defaults: Mapping[str, Any]) -> Mapping[str, Any]:
     """Unifies the forms of several versions of `transformers`, and fills defaults in.
 
     Positions: `rope_theta` beside `rope_scaling`, or `rope_parameters` with both.
     """
+    hf = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6, **defaults, **hf}
     rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     if not isinstance(rope, Mapping):
         rope = {"rope_type": rope}
-    layers = hf.get("layer_types")
-    n_kv_head = hf.get("num_key_value_heads", 32)
+    layers, n_head = hf.get("layer_types"), hf.get("num_attention_heads")
     return {
-        "tie_word_embeddings": False,
         **hf,
-        "head_dim": hf.get("head_dim", 128),
-        "num_key_value_heads": hf.get("num_attention_heads") if n_kv_head is None else n_kv_head,
+        "num_key_value_heads": n_head
+        if hf["num_key_value_heads"] is None
+        else hf["num_key_value_heads"],
         "rope_theta": rope.get("rope_theta", hf.get("rope_theta", 10_000.0)),
-        "rope_type": rope.get("rope_type", rope.get("type")),
+        "rope_type": (kind := rope.get("rope_type", rope.get("type"))),
+        "rope_scaling": tuple(rope.get(key) for key in ROPE_SCALINGS.get(str(kind), ())),
         "layer_types": sorted(set(map(str, layers))) if isinstance(layers, list) else layers,
     }
+
+
+def _head_dim(hf: Mapping[str, Any]) -> Any:
+    """Returns the width of heads, which a config.json can leave out."""
+    width, n_head = hf.get("hidden_size"), hf.get("num_attention_heads")
+    if hf.get("head_dim") is None and isinstance(width, int) and isinstance(n_head, int) and n_head:
+        return width / n_head
+    return hf.get("head_dim")
 
 
 QWEN3 = Architecture(
@@ -158,18 +189,18 @@ QWEN3 = Architecture(
         "n_kv_head": "num_key_value_heads",
         "mlp_dim": "intermediate_size",
         "rope_theta": "rope_theta",
+        "norm_eps": "rms_norm_eps",
     },
     fixed={
         "hidden_act": ("silu", None),
-        "rms_norm_eps": (RMS_NORM_EPS, None),
         "attention_bias": (False, None),
         "use_sliding_window": (False, None),
         "layer_types": (None, ["full_attention"]),
-        "rope_type": (None, "default"),
+        "rope_type": (None, "default", *ROPE_SCALINGS),
         "quantization_config": (None,),
     },
-    extras=lambda config: {"head_dim": config.head_dim},
-    flatten=_flat_qwen3,
+    extras=_rotary,
+    flatten=lambda hf: _flat(hf, {"head_dim": 128, "num_key_value_heads": 32}),
     tensors=_tensors(
         "model.layers.{}",
         {
@@ -193,4 +224,38 @@ QWEN3 = Architecture(
     ),
 )
 
-ARCHITECTURES = (GPT2, QWEN3)
+LLAMA = dataclasses.replace(
+    QWEN3,
+    title="Llama",
+    name="llama",
+    hf_class="LlamaForCausalLM",
+    needs={**QWEN3.needs, "qk_norm": False},
+    fixed={
+        "hidden_act": ("silu", None),
+        "attention_bias": (False, None),
+        "mlp_bias": (False, None),
+        "layer_types": (None, ["full_attention"]),
+        "rope_type": (None, "default", *ROPE_SCALINGS),
+        "quantization_config": (None,),
+    },
+    flatten=lambda hf: _flat(
+        {**hf, "head_dim": _head_dim(hf)},
+        {"num_key_value_heads": None, "max_position_embeddings": 2048},
+    ),
+    gguf_pairs=True,
+    tensors=tuple(row for row in QWEN3.tensors if "_norm." not in row.ours),
+)
+
+MISTRAL = dataclasses.replace(  # imported only: it is a Llama
+    LLAMA,
+    title="Mistral",
+    name="mistral",
+    hf_class="MistralForCausalLM",
+    fixed={**LLAMA.fixed, "sliding_window": (None,)},
+    flatten=lambda hf: _flat(
+        {"sliding_window": 4096, **hf, "head_dim": _head_dim(hf)},
+        {"num_key_value_heads": 8, "max_position_embeddings": 4096 * 32},
+    ),
+)
+
+ARCHITECTURES = (GPT2, QWEN3, LLAMA, MISTRAL)

@@ -13,6 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from configs.errors import UserError
+from configs.validate import CONSTRAINTS
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.compat.hf_architectures import ARCHITECTURES, Architecture, Tensor
 from gptjax.model import GPTConfig, Params, gpt
@@ -42,8 +43,8 @@ def architecture_of_json(hf: Mapping[str, Any]) -> Architecture:
         if hf.get("model_type") == architecture.name:
             return architecture
     raise UserError(
-        f"only {' and '.join(a.title for a in ARCHITECTURES)} models can be imported, but in "
-        f"config.json model_type is {hf.get('model_type')!r}"
+        f"only {', '.join(a.title for a in ARCHITECTURES)} models can be imported, but in config"
+        f".json model_type is {hf.get('model_type')!r}"
     )
 
 
@@ -83,10 +84,15 @@ def model_settings(hf: Mapping[str, Any]) -> dict[str, Any]:
         problems.append(f"tie_word_embeddings is {tied!r}, not true or false")
     invalid = []
     for key, value in sizes.items():
-        types = (int, float) if key == "rope_theta" else (int,)
+        types = (int, float) if key in ("rope_theta", "norm_eps") else (int,)
         if type(value) not in types or not 0 < value < math.inf:
             invalid.append(f"{architecture.keys[key]} is {value!r}, not a positive number")
     problems += invalid or _contradictions(architecture, sizes, hf)
+    if "rope_theta" in sizes:
+        sizes["rope_scaling"] = hf["rope_scaling"]
+        holds = CONSTRAINTS["model.rope_scaling"][1]
+        if not holds(hf["rope_scaling"]):
+            problems.append(f"rope_scaling has the numbers {hf['rope_scaling']!r}")
     if problems:
         raise UserError(
             f"gptjax has no model that computes the same as this {architecture.title}: in "

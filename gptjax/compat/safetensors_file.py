@@ -4,7 +4,9 @@ The file is the size of the header (8 bytes), the header (JSON: by name dtype, s
 the tensors.
 """
 
+import collections
 import math
+import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,11 +15,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.errors import UserError
-from configs.read import MIB, mismatch, os_reason, parse_json
+from configs.read import MIB, mismatch, os_reason, parse_json, read_json
 
 _MAX_HEADER = 16 * MIB  # bytes: 100,000 tensors
 _SCHEMA = {str: {"dtype": str, "shape": [int], "data_offsets": [int, int]}}
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def open_folder(folder: Path) -> Mapping[str, np.ndarray]:
+    """Returns the tensors of model.safetensors, or of the files that its index lists.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    path, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if path.exists() or not index.exists():
+        if not path.exists():
+            raise UserError(f"{path} is missing. (Other formats run code when read: convert them.)")
+        return SafeTensors(path)
+    names = sorted(
+        {*read_json(index, _MAX_HEADER, {"weight_map": {str: str}})["weight_map"].values()}
+    )
+    if strange := [name for name in names if os.path.basename(name) != name]:
+        raise UserError(f"{index}: the file name {strange[0]!r} leads out of its folder.")
+    return collections.ChainMap(*(SafeTensors(folder / name) for name in names))  # type: ignore[arg-type]
 
 
 class SafeTensors(Mapping[str, np.ndarray]):

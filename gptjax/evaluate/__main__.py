@@ -67,7 +67,8 @@ def _main(_: list[str]) -> None:
         store = None if values.store is None else Path(values.store)
         for source, documents in validation_documents(run, workdir, store).items():
             name = f"val of {source}" if source else "val"
-            result = evaluate_documents(run, documents, name)
+            is_chat = bool(run.config.data.messages_column)
+            result = evaluate_documents(run, documents, name, is_chat=is_chat)
             print(_line(name, result), flush=True)
             save(path, {"val": {source: result} if source else result})
     for text in values.text:

@@ -10,7 +10,7 @@ import numpy as np
 
 from configs import base
 from configs.errors import UserError
-from data_pipeline.packing import Documents, PackedRows, Row, permutation
+from data_pipeline.packing import Documents, Row, Rows, permutation
 from data_pipeline.prepare import complete_stores
 from data_pipeline.progress import BatchProgress
 from data_pipeline.sources.find import open_source
@@ -74,19 +74,21 @@ def read_texts(
 
 
 def evaluate_documents(
-    run: LoadedModel, documents: Documents, name: str | None = None
+    run: LoadedModel, documents: Documents, name: str | None = None, *, is_chat: bool = False
 ) -> dict[str, Any]:
     """Returns `loss` (nats per token), `perplexity`, `bits_per_byte`, and counts.
 
     Rows are packed as in training, and each token counts once. Each figure has a `_stderr` over
     documents (None for a single one): a target belongs to its document, BOS to the one it opens.
-    The counts are `n_documents`, `n_tokens` and `n_bytes`. With a `name`, progress is shown.
+    The counts are `n_documents`, `n_tokens` and `n_bytes`. With a `name`, progress is shown. With
+    `is_chat`, documents are conversations, and only what the assistant says counts.
     """
-    rows = evaluation_rows(run.config, documents, bos_id=run.tokenizer.bos_id)
+    rows = evaluation_rows(run.config, documents, run.tokenizer, is_chat=is_chat)
+    n_all = rows.rows_per_epoch
     size = rows_per_batch(run.model_config.block_size)
-    starts = range(0, rows.rows_per_epoch, size)
+    starts = range(0, n_all, size)
     nats, n_targets, n_bytes = (np.zeros(documents.n_docs) for _ in range(3))
-    batches = ((start, _batch(rows, start, size)) for start in starts)
+    batches = ((start, _batch(rows, n_all, start, size)) for start in starts)
     dispatched = (
         (start, batch, token_scores(run.params, batch, model_config=run.model_config))
         for start, batch in batches
@@ -95,10 +97,10 @@ def evaluate_documents(
         for start, batch, scores in one_ahead(dispatched):
             nats_BT = -jax.device_get(scores[0]).astype(np.float64)
             bytes_BT = run.tokenizer.token_bytes[batch["targets"]]
-            n_rows = min(size, rows.rows_per_epoch - start)  # the rest only fills the batch
+            n_rows = min(size, n_all - start)  # the rest only fills the batch
             for b in range(n_rows):
                 mask_T = batch["loss_mask"][b]
-                owners = _owners(rows, start + b, int(mask_T.sum()))
+                owners = _owners(rows, start + b, mask_T.size)[mask_T]
                 np.add.at(nats, owners, nats_BT[b, mask_T])
                 np.add.at(n_targets, owners, 1)
                 np.add.at(n_bytes, owners, bytes_BT[b, mask_T])
@@ -119,18 +121,23 @@ def evaluate_documents(
     }
 
 
-def _batch(rows: PackedRows, start: int, size: int) -> dict[str, np.ndarray]:
+def _batch(rows: Rows, n_rows: int, start: int, size: int) -> dict[str, np.ndarray]:
     """Returns rows start, start + 1, ... of the first epoch, and past its end its first again."""
-    columns = zip(*(rows[g % rows.rows_per_epoch] for g in range(start, start + size)), strict=True)
+    columns = zip(*(rows[g % n_rows] for g in range(start, start + size)), strict=True)
     named = zip(Row._fields, columns, strict=True)
     return {name: np.stack(arrays) for name, arrays in named if arrays[0] is not None}
 
 
-def _owners(rows: PackedRows, g: int, n_targets: int) -> np.ndarray:
-    """Returns the document of each target of row `g`: target i is the row's token i + 1."""
+def _owners(rows: Rows, g: int, block_size: int) -> np.ndarray:
+    """Returns the document of each target of row `g` [T]: target i is the row's token i + 1.
+
+    The final BOS, and padding, are of the last document.
+    """
     spans = rows.spans(g)
-    owners = np.repeat([s.document for s in spans], [s.stop - s.start for s in spans])
-    return np.append(owners[1:], owners[-1])[:n_targets]  # the final BOS: of the last document
+    owners = np.full(block_size + 1, spans[-1].document)
+    tokens = np.repeat([s.document for s in spans], [s.stop - s.start for s in spans])
+    owners[: tokens.size] = tokens
+    return owners[1:]
 
 
 def validation_documents(

@@ -1,6 +1,7 @@
 """Loads a run: its configuration, its tokenizer and its best parameters."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ class LoadedModel(NamedTuple):
     step: int  # optimizer steps before the parameters were saved
 
 
-def load_run(workdir: Path | str) -> LoadedModel:
+def load_run(workdir: str | os.PathLike[str]) -> LoadedModel:
     """Returns the best checkpoint of a run by val loss, else the newest, on one device.
 
     Raises UserError if the folder is not a workdir or has no good checkpoint.

@@ -9,6 +9,7 @@ from gptjax.model import attention
 from gptjax.model.layers import compute_dtype
 
 INIT_STD = 0.02  # GPT-2 (Radford et al. 2019)
+_NORM_EPS = {"layernorm": 1e-5, "rmsnorm": 1e-6}  # GPT-2's, Qwen3's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +33,10 @@ class GPTConfig:
     scan_unroll: int
     attention: str  # see gptjax/model/attention.py
     norm: str
+    norm_eps: float
     position: str
     rope_theta: float
+    rope_scaling: tuple[float, ...]
     qk_norm: bool
     mlp: str
     tie_embeddings: bool
@@ -47,6 +50,8 @@ class GPTConfig:
         """
         values = {f.name: config.model[f.name] for f in dataclasses.fields(cls)[1:]}
         values["compute_dtype"] = compute_dtype(config)
+        values["norm_eps"] = config.model.norm_eps or _NORM_EPS[config.model.norm]
+        values["rope_scaling"] = tuple(map(float, config.model.rope_scaling))
         values["n_kv_head"] = config.model.n_kv_head or config.model.n_head
         values["mlp_dim"] = config.model.mlp_dim or _default_mlp_dim(config.model)
         if values["attention"] == "auto":

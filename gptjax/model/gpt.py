@@ -24,7 +24,6 @@ from gptjax.model.config import INIT_STD, GPTConfig
 from gptjax.model.layers import Linear, RMSNorm, Rope, apply_rope, dropout, rope_table
 
 Params = dict[str, Any]
-LAYER_NORM_EPS = 1e-5
 
 # Attention in a layer: (q_BTNH, k_BTKH, v_BTKH) -> (y_BTNH, extra output of the layer: None in
 # training, keys and values for the cache in inference/kv_cache.py).
@@ -165,7 +164,8 @@ class GPT(nnx.Module):
             return None
         if positions_BT is None:
             positions_BT = jnp.arange(length)[None]
-        return rope_table(positions_BT, model_config.head_dim, model_config.rope_theta)
+        theta, scaling = model_config.rope_theta, model_config.rope_scaling
+        return rope_table(positions_BT, model_config.head_dim, theta, scaling)
 
 
 class Block(nnx.Module):
@@ -200,8 +200,9 @@ class SelfAttention(nnx.Module):
         width, self.head_dim = model_config.n_embd, model_config.head_dim
         self.kv_width = model_config.n_kv_head * self.head_dim
         self.c_attn = linear(model_config, width, width + 2 * self.kv_width, rngs=rngs)
-        self.q_norm = RMSNorm(self.head_dim) if model_config.qk_norm else None
-        self.k_norm = RMSNorm(self.head_dim) if model_config.qk_norm else None
+        eps = model_config.norm_eps
+        self.q_norm = RMSNorm(self.head_dim, eps) if model_config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, eps) if model_config.qk_norm else None
         self.c_proj = linear(model_config, width, width, rngs=rngs, std=model_config.residual_std)
 
     def __call__(self, x_BTD: Array, rope: Rope | None, attend: Attend) -> tuple[Array, Any]:
@@ -252,10 +253,10 @@ def linear(
 def norm(model_config: GPTConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm | RMSNorm:
     """Returns a norm over D with float32 statistics, a LayerNorm's two-pass."""
     if model_config.norm == "rmsnorm":
-        return RMSNorm(model_config.n_embd)
+        return RMSNorm(model_config.n_embd, model_config.norm_eps)
     return nnx.LayerNorm(
         model_config.n_embd,
-        epsilon=LAYER_NORM_EPS,
+        epsilon=model_config.norm_eps,
         use_bias=model_config.bias,
         dtype=jnp.dtype(model_config.compute_dtype),
         use_fast_variance=False,

@@ -2,11 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from ml_collections import ConfigDict
-
-RMS_NORM_EPS = 1e-6  # as Qwen3's
 
 Rope = tuple[Array, Array]  # cosines and sines (1 or B, T, 1, H / 2), float32
 
@@ -56,24 +55,46 @@ class RMSNorm(nnx.Module):
     The result has the dtype of `x`.
     """
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, eps: float):
+        self.eps = eps
         self.scale = nnx.Param(jnp.ones(width))
 
     def __call__(self, x: Array) -> Array:
         scale = self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))
         x_float32 = x.astype(jnp.float32)
         mean_square = jnp.mean(x_float32 * x_float32, axis=-1, keepdims=True)
-        return (x_float32 * jax.lax.rsqrt(mean_square + RMS_NORM_EPS) * scale).astype(x.dtype)
+        return (x_float32 * jax.lax.rsqrt(mean_square + self.eps) * scale).astype(x.dtype)
 
 
-def rope_table(positions_BT: Array, width: int, theta: float) -> Rope:
+def rope_table(
+    positions_BT: Array, width: int, theta: float, scaling: tuple[float, ...] = ()
+) -> Rope:
     """Returns cosines and sines of position / theta^(2 i / width), the angle of pair i of a head.
 
-    Float32 throughout: bfloat16 cannot tell positions above 256 apart.
+    With `scaling`, of that over `rope_divisors`. Float32 throughout: bfloat16 cannot tell positions
+    above 256 apart.
     """
     frequencies = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    if scaling:
+        frequencies = frequencies / jnp.asarray(rope_divisors(width, theta, scaling))
     angles = positions_BT.astype(jnp.float32)[:, :, None, None] * frequencies[None, None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
+
+
+def rope_divisors(width: int, theta: float, scaling: tuple[float, ...]) -> np.ndarray:
+    """Returns by what each pair's frequency is divided: float32 [width / 2].
+
+    `scaling` is (factor,) for all (Chen et al. 2023), or (factor, low, high, window) as in Llama
+    3.1: a pair that turns less than `low` times in the old window is slowed down by the factor, one
+    that turns more than `high` times is not, and between them the frequencies are interpolated.
+    """
+    factor = scaling[0]
+    if len(scaling) == 1:
+        return np.full(width // 2, factor, np.float32)
+    _, low, high, window = scaling
+    turns = window * theta ** (-np.arange(0, width, 2) / width) / (2 * np.pi)
+    kept = np.clip((turns - low) / (high - low), 0, 1)  # share of the frequency that stays
+    return np.asarray(1 / (kept + (1 - kept) / factor), np.float32)
 
 
 def apply_rope(x_BTNH: Array, rope: Rope) -> Array:

@@ -134,18 +134,10 @@ def name_of(tokenizer: Tokenizer, token: int) -> str:
     """Returns a token's text; for bytes that are no text by themselves, OpenAI's notation."""
     if token == tokenizer.bos_id:
         return "<|endoftext|>"
+    if token in tokenizer.special_names:
+        return tokenizer.special_names[token]
     data = tokenizer.decode_bytes([token])
     try:
         return data.decode()
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
-
-
-def logprobs_json(tokens: Sequence[Token]) -> dict[str, Any]:
-    """Returns the `logprobs` of a choice."""
-    return {
-        "tokens": [token.text for token in tokens],
-        "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": [token.top for token in tokens],
-        "text_offset": [token.offset for token in tokens],
-    }

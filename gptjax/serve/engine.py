@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 
 from starlette.concurrency import iterate_in_threadpool
 
+from data_pipeline.chat import has_markers
 from data_pipeline.tokenizer import Tokenizer
 from gptjax.inference import Sampler, scoring
 from gptjax.serve import completions, protocol
@@ -20,6 +21,7 @@ class Engine:
 
     def __init__(self, sampler: Sampler, tokenizer: Tokenizer, model_name: str):
         self.model_name, self.tokenizer = model_name, tokenizer
+        self.has_chat = has_markers(tokenizer)
         self.block_size = sampler.model_config.block_size
         self.n_requests = 0  # that wait or are computed
         self._sampler = sampler

@@ -7,7 +7,7 @@ honour is refused, never ignored.
 import dataclasses
 import reprlib
 import secrets
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -40,7 +40,7 @@ def _encodable(text: str) -> str:
     return text
 
 
-_Integer = Annotated[int, BeforeValidator(_whole)]  # 2.0 is an integer in JSON
+Integer = Annotated[int, BeforeValidator(_whole)]  # 2.0 is an integer in JSON
 _Text = Annotated[str, AfterValidator(_encodable)]
 _NonEmpty = Annotated[str, Field(min_length=1)]
 _NonEmptyList = Field(min_length=1, fail_fast=True)
@@ -49,7 +49,8 @@ _AsList = BeforeValidator(_as_list)
 _UNSUPPORTED = "is not supported: leave it out"
 
 
-def _number(default: Any, least: int, most: int, kind: str = "an integer") -> Any:
+def number(default: Any, least: int, most: int, kind: str = "an integer") -> Any:
+    """Returns the field of a number in a range."""
     description = f"must be {kind} from {least} to {most}"
     return Field(default, ge=least, le=most, description=description)
 
@@ -62,27 +63,19 @@ class StreamOptions(pydantic.BaseModel):
     include_usage: bool | None = None  # the last event but [DONE] counts the tokens
 
 
-class Parameters(pydantic.BaseModel):
-    """The parameters of a request; a description continues the name to an error message."""
+class Common(pydantic.BaseModel):
+    """Parameters of any request; a description continues the name to an error message."""
 
     model_config = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
 
     model: str | None = Field(None, description="must be the name of a model")
-    prompt: Annotated[list[_Text | _TokenIds], _NonEmptyList, _AsList] = Field(
-        [""],
-        description="must be a string without lone surrogates, a list of strings, a list of token "
-        "ids, or a list of such lists",
-    )
-    max_tokens: _Integer = _number(16, 0, 2**31)
-    temperature: float = _number(1.0, 0, 2, "a number")
-    top_p: float = _number(1.0, 0, 1, "a number")
-    n: _Integer = _number(1, 1, MAX_ROWS)
-    logprobs: _Integer | None = _number(None, 0, N_TOP)
-    seed: _Integer | None = _number(None, -(2**63), 2**64)
+    temperature: float = number(1.0, 0, 2, "a number")
+    top_p: float = number(1.0, 0, 1, "a number")
+    n: Integer = number(1, 1, MAX_ROWS)
+    seed: Integer | None = number(None, -(2**63), 2**64)
     stop: Annotated[list[_NonEmpty], Field(max_length=4, fail_fast=True), _AsList] = Field(
         [], description="must be a string or at most 4 strings, none of them empty"
     )
-    echo: bool = Field(False, description="must be true or false")
     stream: bool = Field(False, description="must be true or false")
     stream_options: StreamOptions = Field(
         StreamOptions(),
@@ -90,10 +83,24 @@ class Parameters(pydantic.BaseModel):
     )
     user: Any = None
     # Only values without effect are valid:
-    best_of: _Integer = Field(1, ge=1, le=1, description=_UNSUPPORTED)
     frequency_penalty: float = Field(0, ge=0, le=0, description=_UNSUPPORTED)
     logit_bias: dict[str, Any] = Field({}, max_length=0, description=_UNSUPPORTED)
     presence_penalty: float = Field(0, ge=0, le=0, description=_UNSUPPORTED)
+
+
+class Parameters(Common):
+    """Those of a request to continue texts."""
+
+    prompt: Annotated[list[_Text | _TokenIds], _NonEmptyList, _AsList] = Field(
+        [""],
+        description="must be a string without lone surrogates, a list of strings, a list of token "
+        "ids, or a list of such lists",
+    )
+    max_tokens: Integer = number(16, 0, 2**31)
+    logprobs: Integer | None = number(None, 0, N_TOP)
+    echo: bool = Field(False, description="must be true or false")
+    # Only values without effect are valid:
+    best_of: Integer = Field(1, ge=1, le=1, description=_UNSUPPORTED)
     suffix: str = Field("", max_length=0, description=_UNSUPPORTED)
 
 
@@ -124,18 +131,21 @@ class Completion:
         return {**counts, "total_tokens": n_prompt + n_drawn}
 
 
-def parse(body: Any, *, tokenizer: Tokenizer, block_size: int, model_name: str) -> Completion:
-    """Validates a decoded JSON body; raises APIError that names the first wrong parameter."""
+P = TypeVar("P", bound=Common)
+
+
+def validated(body: Any, kind: type[P], model_name: str) -> P:
+    """Returns the parameters of a decoded JSON body; APIError names the first wrong one."""
     if not isinstance(body, dict):
         raise APIError("The body must be a JSON object.")
-    fields = Parameters.model_fields
+    fields = kind.model_fields
     for name in body:
         if name not in fields:
             message = f"Unrecognized request argument supplied: {name:.100}"
             raise APIError(message, param=name[:100])
     given = {name: value for name, value in body.items() if value is not None}
     try:
-        parameters = Parameters.model_validate(given)
+        parameters = kind.model_validate(given)
     except pydantic.ValidationError as error:
         name = str(error.errors(include_url=False)[0]["loc"][0])
         message = f"{name} {fields[name].description} (given: {reprlib.repr(body[name])})."
@@ -145,7 +155,12 @@ def parse(body: Any, *, tokenizer: Tokenizer, block_size: int, model_name: str) 
     if "stream_options" in given and not parameters.stream:
         description = fields["stream_options"].description
         raise APIError(f"stream_options {description}.", param="stream_options")
+    return parameters
 
+
+def parse(body: Any, *, tokenizer: Tokenizer, block_size: int, model_name: str) -> Completion:
+    """Validates a decoded JSON body; raises APIError that names the first wrong parameter."""
+    parameters = validated(body, Parameters, model_name)
     texts, prompts, rows = [], [], []
     for prompt in parameters.prompt:
         if isinstance(prompt, str):
@@ -164,21 +179,29 @@ def parse(body: Any, *, tokenizer: Tokenizer, block_size: int, model_name: str) 
     n = parameters.n
     if len(rows) * n > MAX_ROWS:
         raise APIError(f"{len(rows)} prompts x n = {n}: at most {MAX_ROWS} texts.", param="n")
-    longest = max(map(len, rows))
-    if longest + parameters.max_tokens > block_size:
-        raise APIError(
-            f"This model's maximum context length is {block_size} tokens, however you requested "
-            f"{longest + parameters.max_tokens} tokens ({longest} in your prompt; "
-            f"{parameters.max_tokens} for the completion). Please reduce your prompt; or "
-            "completion length.",
-            param="max_tokens",
-            code="context_length_exceeded",
-        )
-    seed = secrets.randbits(32) if parameters.seed is None else parameters.seed
+    check_length(max(map(len, rows)), parameters.max_tokens, block_size, "prompt")
     return Completion(
         parameters,
         texts=[text for text in texts for _ in range(n)],
         prompts=[prompt for prompt in prompts for _ in range(n)],
         rows=[row for row in rows for _ in range(n)],
-        seeds=[seed + i for _ in rows for i in range(n)],
+        seeds=seeds_of(parameters) * len(rows),
     )
+
+
+def seeds_of(parameters: Common) -> list[int]:
+    """Returns the seeds of the `parameters.n` texts of a prompt."""
+    seed = secrets.randbits(32) if parameters.seed is None else parameters.seed
+    return [seed + i for i in range(parameters.n)]
+
+
+def check_length(n_prompt: int, max_tokens: int, block_size: int, what: str) -> None:
+    """Raises APIError if a prompt and as many tokens are more than the model sees."""
+    if n_prompt + max_tokens > block_size:
+        raise APIError(
+            f"This model's maximum context length is {block_size} tokens, however you requested "
+            f"{n_prompt + max_tokens} tokens ({n_prompt} in your {what}; {max_tokens} for the "
+            f"completion). Please reduce your {what}; or completion length.",
+            param="max_tokens",
+            code="context_length_exceeded",
+        )

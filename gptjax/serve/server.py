@@ -1,12 +1,11 @@
-"""An application with OpenAI's completions API, and a page to try a model on."""
+"""An application with OpenAI's two completions APIs, and a page to try a model on."""
 
 import asyncio
 import contextlib
 import json
 import logging
-import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from gptjax.serve import completions, protocol
+from gptjax.serve import chat_protocol, protocol
 from gptjax.serve.access import Guard
+from gptjax.serve.answers import Answer, ChatAnswer, TextAnswer
 from gptjax.serve.completions import CompletionChunk
 from gptjax.serve.engine import Engine
 from gptjax.serve.errors import APIError
@@ -72,29 +72,16 @@ def build_app(engine: Engine, *, token: str | None, hosts: Sequence[str] | None)
             raise protocol.unknown_model(name, engine.model_name)
         return model_json(name)
 
-    @application.post("/v1/chat/completions")
-    async def chat() -> Any:
-        raise APIError(
-            f"{engine.model_name!r} has no chat template: it continues texts and was not trained "
-            "to converse. Use /v1/completions.",
-            code="no_chat_template",
-        )
-
-    @application.post("/v1/completions")
-    async def create(request: Request) -> Any:
+    async def answered(request: Request, parse: Any, form: Callable[..., Answer]) -> Any:
+        """Answers a request that `parse` validates."""
         completion = await run_in_threadpool(
-            protocol.parse,
+            parse,
             await _json_body(request),
             tokenizer=engine.tokenizer,
             block_size=engine.block_size,
             model_name=engine.model_name,
         )
-        answer = {
-            "id": f"cmpl-{secrets.token_hex(12)}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": engine.model_name,
-        }
+        answer = form(completion, engine.model_name)
         steps = engine.run(completion)
         if completion.parameters.stream:
             events = _events(steps, completion, answer)
@@ -108,6 +95,20 @@ def build_app(engine: Engine, *, token: str | None, hosts: Sequence[str] | None)
             whole.cancel()
             raise ClientDisconnect
         return await whole
+
+    @application.post("/v1/completions")
+    async def complete(request: Request) -> Any:
+        return await answered(request, protocol.parse, TextAnswer)
+
+    @application.post("/v1/chat/completions")
+    async def chat(request: Request) -> Any:
+        if not engine.has_chat:
+            raise APIError(
+                f"{engine.model_name!r} has no chat template: it continues texts and was not "
+                "trained to converse. Use /v1/completions.",
+                code="no_chat_template",
+            )
+        return await answered(request, chat_protocol.parse, ChatAnswer)
 
     return application
 
@@ -155,20 +156,8 @@ async def _json_body(request: Request) -> Any:
         raise APIError(f"The body is not valid JSON: {error}.") from error
 
 
-def _choice_json(chunks: list[CompletionChunk], completion: Completion) -> dict[str, Any]:
-    """Returns consecutive chunks of a choice as one."""
-    tokens = [token for chunk in chunks for token in chunk.tokens]
-    scored = completion.parameters.logprobs is not None
-    return {
-        "index": chunks[0].choice,
-        "text": "".join(chunk.text for chunk in chunks),
-        "logprobs": completions.logprobs_json(tokens) if scored else None,
-        "finish_reason": chunks[-1].finish_reason,
-    }
-
-
 async def _whole(
-    steps: AsyncGenerator[list[CompletionChunk]], completion: Completion, answer: dict[str, Any]
+    steps: AsyncGenerator[list[CompletionChunk]], completion: Completion, answer: Answer
 ) -> dict[str, Any]:
     """Returns the answer in one piece."""
     chunks_of: list[list[CompletionChunk]] = [[] for _ in completion.rows]
@@ -177,12 +166,12 @@ async def _whole(
             for chunk in chunks:
                 chunks_of[chunk.choice].append(chunk)
     usage = completion.usage(sum(chunk.n_drawn for chunks in chunks_of for chunk in chunks))
-    choices = [_choice_json(chunks, completion) for chunks in chunks_of]
-    return {**answer, "choices": choices, "usage": usage}
+    choices = [answer.choice(chunks) for chunks in chunks_of]
+    return {**answer.whole, "choices": choices, "usage": usage}
 
 
 async def _events(
-    steps: AsyncIterator[list[CompletionChunk]], completion: Completion, answer: dict[str, Any]
+    steps: AsyncIterator[list[CompletionChunk]], completion: Completion, answer: Answer
 ) -> AsyncIterator[str]:
     """Yields server-sent events: one for each chunk, the usage if requested, and [DONE]."""
     include_usage = completion.parameters.stream_options.include_usage
@@ -192,12 +181,12 @@ async def _events(
         async for chunks in steps:
             for chunk in chunks:
                 n_drawn += chunk.n_drawn
-                yield _event({**answer, "choices": [_choice_json([chunk], completion)], **usage})
+                yield _event({**answer.event, "choices": [answer.part(chunk)], **usage})
     except Exception as error:  # the status has been sent already
         yield _event(_as_api_error(error).body)
         return
     if include_usage:
-        yield _event({**answer, "choices": [], "usage": completion.usage(n_drawn)})
+        yield _event({**answer.event, "choices": [], "usage": completion.usage(n_drawn)})
     yield "data: [DONE]\n\n"
 
 

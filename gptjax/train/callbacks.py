@@ -100,14 +100,18 @@ def _guarded(name: str, callback: Callback, *, gather: bool = True) -> Callback:
 
 
 def _samples(config: ConfigDict, model_config: GPTConfig, tokenizer: Tokenizer) -> Callback:
-    """Logs a continuation of each of `sample.prompts` and writes them to workdir/samples."""
-    prompts = list(config.sample.prompts)
+    """Logs a continuation of each of `sample.prompts` and writes them to workdir/samples.
+
+    Of a chat, that is the answer to each.
+    """
+    prompts, is_chat = list(config.sample.prompts), bool(config.data.messages_column)
+    options: Any = {"seeds": [config.seed] * len(prompts), "is_chat": is_chat}
     sampling = Sampling(**{field.name: config.sample[field.name] for field in fields(Sampling)})
 
     def sample(step: int, params: Any) -> None:
         sampler = Sampler(model_config, params)
-        texts, seeds = list(prompts), [config.seed] * len(prompts)
-        for i, piece in continue_texts(sampler, tokenizer, prompts, sampling, seeds=seeds):
+        texts = [f"{prompt}\n" if is_chat else prompt for prompt in prompts]
+        for i, piece in continue_texts(sampler, tokenizer, prompts, sampling, **options):
             texts[i] += piece
         for text in texts:
             _log.info("Sample:\n%s\n", text)

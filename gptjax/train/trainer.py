@@ -175,6 +175,8 @@ class Trainer:
             return
         with StopSignal(self._stop_notice) as self._stop:
             self._stop.nothing_to_save = True
+            if self._config.init_from and not self.step:
+                self._evaluate_start()
             self._first_step()
             self._stop.nothing_to_save = False
             self._between_steps(self._due())
@@ -221,6 +223,15 @@ class Trainer:
         if self._decision is None:
             return self._checkpoints.save_due()
         return self._decision.save
+
+    def _evaluate_start(self) -> None:
+        """Reports the val loss of another run's parameters, with which this one begins."""
+        self._verification.wait()
+        with self._training_log.clock.paused():
+            start = time.monotonic()
+            values = self._validation.run(self.state.eval_params)
+            seconds = time.monotonic() - start
+            self._training_log.add_validation(0, values, is_best=False, seconds=seconds)
 
     def _first_step(self) -> None:
         """Makes the step that compiles, which does not count as training time."""

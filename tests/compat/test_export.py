@@ -3,8 +3,10 @@
 import copy
 import json
 import re
+import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -20,8 +22,9 @@ from configs import workdir as workdir_config
 from configs.errors import UserError
 from data_pipeline.tokenizer import MAX_WORD, SPACE, Tokenizer
 from gptjax import export
-from gptjax.compat import gguf_file, hf_tokenizer, hf_weights
+from gptjax.compat import gguf_file, hf_tokenizer, hf_weights, hub, model_card
 from gptjax.compat.hf_weights import from_hf, to_hf
+from gptjax.import_hf import import_hf
 from gptjax.inference.load import load_run
 from gptjax.model.config import GPTConfig
 from gptjax.train import init_state, trainer
@@ -180,9 +183,9 @@ def test_matrices_are_transposed_for_llama_cpp():
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("model_type", "llama", "model_type is 'llama'"),
+        ("model_type", "bloom", "model_type is 'bloom'"),
         ("activation_function", "relu", "activation_function"),
-        ("layer_norm_epsilon", 1e-6, "layer_norm_epsilon"),
+        ("layer_norm_epsilon", -1e-6, "layer_norm_epsilon"),
         ("scale_attn_by_inverse_layer_idx", True, "scale_attn"),
         ("n_head", 3, "does not divide"),
         ("n_inner", "7", "n_inner is '7'"),
@@ -229,6 +232,11 @@ def test_the_exported_folder(workdir, tmp_path):
     config = json.loads((out / "config.json").read_text())
     assert hf_weights.model_settings(config)["n_embd"] == model_config.n_embd == 32
     assert (config["vocab_size"], config["bos_token_id"]) == (512, 1)
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert generation == {"bos_token_id": 1, "eos_token_id": [1], "pad_token_id": 0}
+    names = json.loads((out / "tokenizer_config.json").read_text())
+    assert (names["bos_token"], names["eos_token"], names["pad_token"]) == ("<s>", "<s>", "<unk>")
+    assert "chat_template" not in names and names["split_special_tokens"]
     spec = json.loads((out / "tokenizer.json").read_text())
     assert Replayed(spec).encode("The end") == tokenizer.encode("The end").tolist()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -240,7 +248,83 @@ def test_existing_paths_are_left_alone(workdir, tmp_path):
         export.export_hf(workdir, tmp_path)
     with pytest.raises(UserError, match="not the workdir of a run"):
         export.export_hf(tmp_path, tmp_path / "new" / "out")
-    assert list(tmp_path.rglob("*")) == [tmp_path / "new"]
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_weights_of_half_the_size(workdir, tmp_path):
+    """Each is the nearest bfloat16: the upper half of a float32, rounded to even."""
+    pytest.importorskip("safetensors", reason="needs the extra `export`")
+    export.export_hf(workdir, tmp_path / "out", "bfloat16")
+    data = (tmp_path / "out/model.safetensors").read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    model_config, params, tokenizer = load_run(workdir)[1:4]
+    tensors = to_hf(model_config, params, tokenizer.vocab_size)
+    assert header.keys() == tensors.keys() | {"__metadata__"}
+    for name, array in tensors.items():
+        assert header[name]["dtype"] == "BF16"
+        first, last = header[name]["data_offsets"]
+        ours = np.frombuffer(data[start + first : start + last], "<u2").astype(np.uint32)
+        bits = array.reshape(-1).view(np.uint32)
+        assert_same(ours, (bits + 0x7FFF + (bits >> 16 & 1)) >> 16)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["dtype"] == "bfloat16"
+    import_hf(tmp_path / "out", tmp_path / "back")
+    back = load_run(tmp_path / "back").params
+    assert_same(back, jax.tree.map(lambda x: np.asarray(x.astype("bfloat16"), np.float32), params))
+
+
+def test_the_model_card(workdir, tmp_path):
+    run = load_run(workdir)
+    (workdir / "eval").mkdir(exist_ok=True)
+    results = {"val": {"bits_per_byte": 3.25}, "benchmarks": {"piqa": {"accuracy": 0.5}}}
+    (workdir / "eval" / f"{run.step}.json").write_text(json.dumps(results))
+    text = model_card.card(run, workdir, "float32")
+    shutil.rmtree(workdir / "eval")
+    head, body = text.removeprefix("---\n").split("\n---\n", 1)
+    assert "library_name: transformers" in head and "- gpt2" in head
+    for words in (
+        *("# exported", "| parameters | 42,", "GPT2LMHeadModel: 2 layers x 32, 2 heads"),
+        *("| training | 2 steps of 8 x 32 tokens with adamw, 512 targets in all |", "nats a token"),
+        *("- `quickstart.parquet`: 2,736 documents, 3,192,148 bytes", "bits per byte", "piqa"),
+        *('AutoTokenizer.from_pretrained("exported")', "It sees 32 tokens at a time."),
+    ):
+        assert words in body, words
+    assert str(workdir.parent) not in text and "apply_chat_template" not in text
+
+
+class FakeHub:
+    """`huggingface_hub.HfApi`, which keeps what it is asked for."""
+
+    def __init__(self, library_name):
+        self.calls = []
+        FakeHub.last = self
+
+    def create_repo(self, name, *, private, exist_ok):
+        self.calls.append((name, private, exist_ok))
+        return f"https://huggingface.co/{name}"
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        if repo_id.startswith("nobody"):
+            raise ConnectionError("401 Client Error\nmore")
+        self.calls.append((repo_id, sorted(p.name for p in folder_path.iterdir())))
+
+
+def test_a_folder_is_pushed_to_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(HfApi=FakeHub))
+    (tmp_path / "config.json").touch()
+    address = hub.push(tmp_path, "user/name", private=True)
+    assert address == "https://huggingface.co/user/name"
+    assert FakeHub.last.calls == [("user/name", True, True), ("user/name", ["config.json"])]
+    with pytest.raises(UserError, match=r"401 Client Error\). The folder is complete.*hf upload"):
+        hub.push(tmp_path, "nobody/name", private=False)
+    hub.check_name("user/name-1.0")
+    for wrong in ("name", "a/b/c", "https://x/y", "a b/c"):
+        with pytest.raises(UserError, match="USER/NAME"):
+            hub.check_name(wrong)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=r"gptjax\[remote\]"):
+        hub.check_name("user/name")
 
 
 @pytest.mark.parametrize(

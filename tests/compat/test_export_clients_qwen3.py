@@ -1,4 +1,4 @@
-"""A modern model as a Qwen3 in transformers and llama.cpp, and Qwen3s of transformers imported.
+"""A modern model as a Qwen3 or Llama in transformers and llama.cpp, and theirs imported.
 
 These need the extra `export`, torch, transformers and xllamacpp, which nothing else here does.
 """
@@ -32,6 +32,14 @@ from gptjax.inference.load import load_run
 from gptjax.model.config import GPTConfig
 
 pytestmark = pytest.mark.slow
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 
 
 @pytest.fixture(scope="module", params=SHAPES)
@@ -79,7 +87,8 @@ def greedy_ids(run) -> tuple[list[int], list[int]]:
 
 
 def test_transformers_loads_every_tensor_and_computes_our_logits(exported, run):
-    assert type(exported.model).__name__ == "Qwen3ForCausalLM"
+    kind = "Qwen3ForCausalLM" if run[0].qk_norm else "LlamaForCausalLM"
+    assert type(exported.model).__name__ == kind
     assert_logits_agree(exported, run)
 
 
@@ -125,16 +134,20 @@ def test_llama_cpp_gets_no_file_of_what_it_cannot_compute(store, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
-# Import of a Qwen3
+# Import of a Qwen3 or a Llama
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+@pytest.fixture(scope="module", params=["tied Qwen3", "untied Qwen3", "untied Llama"])
 def qwen3_source(request, store, tmp_path_factory) -> Path:
-    """A Qwen3 as transformers makes and saves it, its vocabulary padded, beside our tokenizer."""
+    """What transformers makes and saves, its vocabulary padded, beside our tokenizer.
+
+    The Llama is in bfloat16, and in several files.
+    """
     torch = pytest.importorskip("torch", reason="needs torch")
     transformers = pytest.importorskip("transformers", reason="needs transformers")
     pytest.importorskip("safetensors", reason="needs the extra `export`")
-    config = transformers.Qwen3Config(
+    tied, kind = request.param.split()
+    config = getattr(transformers, f"{kind}Config")(
         vocab_size=store.tokenizer.vocab_size + 16,
         hidden_size=48,
         intermediate_size=100,
@@ -143,16 +156,22 @@ def qwen3_source(request, store, tmp_path_factory) -> Path:
         num_key_value_heads=2,
         head_dim=8,
         max_position_embeddings=64,
-        rope_theta=1234.0,
-        tie_word_embeddings=request.param,
+        rope_parameters={"rope_theta": 1234.0, **(LLAMA3 if kind == "Llama" else {})},
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=tied == "tied",
     )
     torch.manual_seed(0)
-    qwen3 = transformers.Qwen3ForCausalLM(config)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config)
     with torch.no_grad():
-        for name, p in qwen3.named_parameters():
+        for name, p in model.named_parameters():
             p.add_(torch.randn_like(p) * (0.02 if "embed" in name or "head" in name else 0.2))
-    folder = tmp_path_factory.mktemp("qwen3")
-    qwen3.save_pretrained(folder)
+    folder = tmp_path_factory.mktemp("source")
+    if kind == "Llama":
+        assert model.config.rope_parameters["rope_type"] == "llama3"
+        model.bfloat16().save_pretrained(folder, max_shard_size="60KB")
+        assert len(list(folder.glob("*.safetensors"))) > 2
+    else:
+        model.save_pretrained(folder)
     (folder / TOKENIZER).write_bytes((store.path / TOKENIZER).read_bytes())
     return folder
 
@@ -176,7 +195,7 @@ def test_an_imported_qwen3_computes_what_transformers_does(qwen3_source, importe
         model_config.block_size,
     ) == (1234.0, 2, 100, 64)
     ids_BT = batch_of(run)
-    qwen3 = transformers.AutoModelForCausalLM.from_pretrained(qwen3_source)
+    qwen3 = transformers.AutoModelForCausalLM.from_pretrained(qwen3_source, dtype=torch.float32)
     assert model_config.tie_embeddings == qwen3.config.tie_word_embeddings
     with torch.no_grad():
         theirs = qwen3(torch.from_numpy(ids_BT).long()).logits.numpy()
@@ -190,14 +209,14 @@ def test_an_imported_qwen3_computes_what_transformers_does(qwen3_source, importe
         ("attention_bias", True, "attention_bias is True"),
         ("use_sliding_window", True, "use_sliding_window is True"),
         ("head_dim", 16, "head_dim is 16, not hidden_size"),
-        ("rms_norm_eps", 1e-5, "rms_norm_eps is 1e-05"),
         (
             "rope_parameters",
-            {"rope_type": "linear", "factor": 2.0, "rope_theta": 1234.0},
-            "rope_type is 'linear'",
+            {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1234.0},
+            "rope_type is 'dynamic'",
         ),
     ],
 )
+@pytest.mark.parametrize("qwen3_source", ["tied Qwen3"], indirect=True)
 def test_what_transformers_saves_of_another_qwen3_is_refused(
     key, value, words, qwen3_source, tmp_path
 ):
@@ -211,7 +230,7 @@ def test_what_transformers_saves_of_another_qwen3_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("qwen3_source", [False], ids=["untied"], indirect=True)
+@pytest.mark.parametrize("qwen3_source", ["untied Qwen3", "untied Llama"], indirect=True)
 def test_a_run_trains_from_an_imported_qwen3_and_is_exported_again(imported, tmp_path):
     """The programs, as a user runs them; then transformers and llama.cpp on the result."""
     shard = "data_pipeline/shard/quickstart.parquet"

@@ -1,4 +1,4 @@
-"""A modern model's tensors under Qwen3's names, computed with as Qwen3 does, by hand in NumPy."""
+"""A modern model's tensors under Qwen3's or Llama's names, computed with by hand in NumPy."""
 
 import dataclasses
 import json
@@ -26,6 +26,9 @@ SHAPES = {  # heads of 6, 16 and 40; two, four and one of queries for each of ke
     "tied": {"n_head": 4, "n_embd": 24, "n_kv_head": 2, "mlp_dim": 36, "rope_theta": 500.0},
     "untied": {"n_head": 4, "n_embd": 64, "n_kv_head": 1, "tie_embeddings": False},
     "wide": {"n_head": 2, "n_embd": 80, "rope_theta": 1e6},
+    "llama": {"n_head": 4, "n_embd": 48, "n_kv_head": 2, "qk_norm": False, "norm_eps": 1e-3},
+    "llama3": {"n_head": 2, "n_embd": 64, "qk_norm": False, "rope_scaling": (4.0, 1.0, 3.0, 16)},
+    "linear": {"n_head": 2, "n_embd": 48, "qk_norm": False, "rope_scaling": (2.5,)},
 }
 
 
@@ -77,7 +80,10 @@ def run(request):
 
 
 def qwen3_logits(hf: dict, tensors: dict[str, np.ndarray], ids_T: np.ndarray) -> np.ndarray:
-    """Logits (T, V) in float64 by the definition of Qwen3, token by token and head by head."""
+    """Logits (T, V) in float64 by the definition of Qwen3, token by token and head by head.
+
+    Llama's is the same without norms of queries and keys.
+    """
     w = {name: array.astype(np.float64) for name, array in tensors.items()}
     n_head, n_kv_head = hf["num_attention_heads"], hf["num_key_value_heads"]
     width = hf["head_dim"]
@@ -85,10 +91,29 @@ def qwen3_logits(hf: dict, tensors: dict[str, np.ndarray], ids_T: np.ndarray) ->
     def norm(x, name):
         return x / np.sqrt((x * x).mean() + hf["rms_norm_eps"]) * w[f"{name}.weight"]
 
+    def normed(head, name):
+        return norm(head, name) if hf["model_type"] == "qwen3" else head
+
+    def scaled(frequency):
+        """As transformers defines it, by wavelengths."""
+        rope = hf.get("rope_scaling", {"rope_type": "default"})
+        if rope["rope_type"] == "default":
+            return frequency
+        if rope["rope_type"] == "linear":
+            return frequency / rope["factor"]
+        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+        window, wavelength = rope["original_max_position_embeddings"], 2 * np.pi / frequency
+        if wavelength < window / high:
+            return frequency
+        if wavelength > window / low:
+            return frequency / rope["factor"]
+        smooth = (window / wavelength - low) / (high - low)
+        return (1 - smooth) * frequency / rope["factor"] + smooth * frequency
+
     def turned(x, t):
         y = np.empty_like(x)
         for i in range(width // 2):
-            angle = t / hf["rope_theta"] ** (2 * i / width)
+            angle = t * scaled(1 / hf["rope_theta"] ** (2 * i / width))
             a, b = x[i], x[i + width // 2]
             y[i] = a * np.cos(angle) - b * np.sin(angle)
             y[i + width // 2] = b * np.cos(angle) + a * np.sin(angle)
@@ -103,8 +128,8 @@ def qwen3_logits(hf: dict, tensors: dict[str, np.ndarray], ids_T: np.ndarray) ->
             rows = [
                 (w[f"{at}.self_attn.{name}_proj.weight"] @ h).reshape(-1, width) for name in "qkv"
             ]
-            q.append([turned(norm(head, f"{at}.self_attn.q_norm"), t) for head in rows[0]])
-            k.append([turned(norm(head, f"{at}.self_attn.k_norm"), t) for head in rows[1]])
+            q.append([turned(normed(head, f"{at}.self_attn.q_norm"), t) for head in rows[0]])
+            k.append([turned(normed(head, f"{at}.self_attn.k_norm"), t) for head in rows[1]])
             v.append(rows[2])
         for t, x in enumerate(x_T):
             heads = []
@@ -121,7 +146,7 @@ def qwen3_logits(hf: dict, tensors: dict[str, np.ndarray], ids_T: np.ndarray) ->
     return np.stack([head @ norm(x, "model.norm") for x in x_T])
 
 
-def test_qwen3s_definition_gives_our_logits(run, store):
+def test_the_definition_gives_our_logits(run, store):
     model_config, params = run
     ids_T = np.random.default_rng(1).integers(0, 50, 20).astype(np.int32)
     with jax.default_matmul_precision("float32"):
@@ -173,11 +198,12 @@ def test_parameters_come_back_bit_for_bit(run, store):
     assert_same(back, params)
     bare = {name.removeprefix("model."): array for name, array in tensors.items()}
     assert_same(from_hf(bare, hf, 50)[0], params)
-    bare["layers.1.self_attn.k_norm.weight"] = np.ones(3)
-    with pytest.raises(UserError, match=r"self_attn\.k_norm\.weight: .*same shape"):
+    bare["layers.1.input_layernorm.weight"] = np.ones(3)
+    with pytest.raises(UserError, match=r"input_layernorm\.weight: .*same shape"):
         from_hf(bare, hf, 50)
-    del bare["layers.1.self_attn.k_norm.weight"]
-    with pytest.raises(UserError, match=r"layers\.1\.self_attn\.k_norm\.weight: is it a Qwen3"):
+    del bare["layers.1.input_layernorm.weight"]
+    title = "Qwen3" if model_config.qk_norm else "Llama"
+    with pytest.raises(UserError, match=rf"layers\.1\.input_layernorm\.weight: is it a {title}"):
         from_hf(bare, hf, 50)
 
 
@@ -221,18 +247,31 @@ def test_llama_cpps_names_and_layouts(run):
     assert {name for name in gguf if not name.startswith("blk.")} == {
         *("token_embd.weight", "output_norm.weight"),
         *([] if model_config.tie_embeddings else ["output.weight"]),
+        *(["rope_freqs.weight"] if len(model_config.rope_scaling) > 1 else []),
     }
     block = {name.split(".")[2] for name in gguf if name.startswith("blk.1.")}
     assert block == {
-        *("attn_norm", "attn_q", "attn_k", "attn_v", "attn_q_norm", "attn_k_norm", "attn_output"),
+        *("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output"),
         *("ffn_norm", "ffn_gate", "ffn_up", "ffn_down"),
+        *(("attn_q_norm", "attn_k_norm") if model_config.qk_norm else ()),
     }
-    assert len(gguf) == len(hf) == 2 * len(block) + 3 - model_config.tie_embeddings
+    assert len(hf) == 2 * len(block) + 3 - model_config.tie_embeddings
+    assert len(gguf) == len(hf) + (len(model_config.rope_scaling) > 1)
     for theirs, name in (
-        *(("attn_k", "self_attn.k_proj"), ("attn_output", "self_attn.o_proj")),
+        *(("attn_v", "self_attn.v_proj"), ("attn_output", "self_attn.o_proj")),
         *(("ffn_gate", "mlp.gate_proj"), ("ffn_down", "mlp.down_proj")),
     ):
         assert_same(gguf[f"blk.1.{theirs}.weight"], hf[f"model.layers.1.{name}.weight"])
+    for theirs, name in (("attn_q", "self_attn.q_proj"), ("attn_k", "self_attn.k_proj")):
+        rows = hf[f"model.layers.1.{name}.weight"].reshape(
+            -1, model_config.head_dim, gguf["token_embd.weight"].shape[1]
+        )
+        if not model_config.qk_norm:  # pairs of a Llama are neighbours there
+            half = model_config.head_dim // 2
+            order = [i + j for i in range(half) for j in (0, half)]
+            rows = rows[:, order]
+        expected = rows.reshape(-1, rows.shape[-1])
+        assert_same(gguf[f"blk.1.{theirs}.weight"], expected)
 
 
 # What is refused
@@ -242,7 +281,7 @@ def test_llama_cpps_names_and_layouts(run):
     ("leaves", "words"),
     [
         ({"mlp": "relu2"}, "Qwen3 needs model.mlp = 'swiglu' (is 'relu2')\n"),
-        ({"qk_norm": False}, "Qwen3 needs model.qk_norm = True (is False)\n"),
+        ({"qk_norm": False, "mlp": "gelu"}, "Llama needs model.mlp = 'swiglu' (is 'gelu')\n"),
         (
             {"norm": "layernorm", "bias": True},
             "Qwen3 needs model.norm = 'rmsnorm' (is 'layernorm'), model.bias = False",
@@ -274,7 +313,6 @@ def test_a_qwen3_that_computes_something_else_is_refused_with_all_its_difference
     wrong = {
         "attention_bias": True,
         "use_sliding_window": True,
-        "rms_norm_eps": 1e-5,
         "head_dim": 8,
         "hidden_act": "gelu",
         "num_key_value_heads": 3,
@@ -298,8 +336,8 @@ def test_a_qwen3_that_computes_something_else_is_refused_with_all_its_difference
             if (name, value) != ("num_key_value_heads", None):  # as many as of queries
                 with pytest.raises(UserError, match=f"{name} is"):
                     model_settings(hf | {name: value})
-    with pytest.raises(UserError, match="GPT-2 and Qwen3.*model_type is 'llama'"):
-        model_settings(hf | {"model_type": "llama"})
+    with pytest.raises(UserError, match="GPT-2, Qwen3, Llama, Mistral.*model_type is 'gemma'"):
+        model_settings(hf | {"model_type": "gemma"})
 
 
 def test_the_forms_of_several_versions_are_read(store):
@@ -313,14 +351,44 @@ def test_the_forms_of_several_versions_are_read(store):
     assert model_settings(hf | newer) == ours
     older = {"rope_theta": 500.0, "rope_scaling": None, "sliding_window": 4096}
     assert model_settings(hf | older) == ours
-    with pytest.raises(UserError, match="rope_type is 'linear'"):
-        model_settings(hf | {"rope_scaling": {"type": "linear", "factor": 2.0}})
+    with pytest.raises(UserError, match="rope_type is 'dynamic'"):
+        model_settings(hf | {"rope_scaling": {"type": "dynamic", "factor": 2.0}})
+    linear = hf | {"rope_scaling": {"type": "linear", "factor": 2.0}}
+    scaled = {"rope_theta": 10_000.0, "rope_scaling": (2.0,)}
+    assert model_settings(linear) == ours | scaled
+    with pytest.raises(UserError, match=r"rope_scaling has the numbers \(None,\)"):
+        model_settings(hf | {"rope_scaling": {"type": "linear"}})
     assert model_settings(hf | {"num_key_value_heads": None})["n_kv_head"] == 4
     absent = {key: value for key, value in hf.items() if key != "tie_word_embeddings"}
     assert not model_settings(absent)["tie_embeddings"]
     del absent["head_dim"]
     with pytest.raises(UserError, match="head_dim is 128"):
         model_settings(absent)
+
+
+def test_llamas_of_several_kinds(store):
+    """The config.json of Llama 2, SmolLM2, Mistral, with their defaults left out, or not."""
+    hf = hf_config(modern_run("llama", 50)[0], store.tokenizer)
+    ours = model_settings(hf)
+    assert (hf["model_type"], ours["norm_eps"], ours["qk_norm"]) == ("llama", 1e-3, False)
+    bare = {k: v for k, v in hf.items() if k not in ("head_dim", "attention_bias", "mlp_bias")}
+    assert model_settings(bare) == ours
+    smol = {"pretraining_tp": 1, "rope_interleaved": False, "rope_scaling": None, "is_llama": True}
+    assert model_settings(bare | smol) == ours
+    older = {k: v for k, v in bare.items() if k not in ("num_key_value_heads", "rms_norm_eps")}
+    assert model_settings(older) == ours | {"n_kv_head": 4, "norm_eps": 1e-6}
+    mistral = bare | {"model_type": "mistral", "sliding_window": None}
+    assert model_settings(mistral) == ours
+    del mistral["sliding_window"]
+    for wrong, words in (
+        (mistral, "sliding_window is 4096"),
+        (bare | {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, r"numbers \(8.0, None"),
+        (bare | {"head_dim": 16}, "head_dim is 16, not hidden_size / num_attention_heads = 12"),
+        (bare | {"mlp_bias": True}, "mlp_bias is True"),
+        (bare | {"attention_bias": True}, "attention_bias is True"),
+    ):
+        with pytest.raises(UserError, match=words):
+            model_settings(wrong)
 
 
 # GPT-2s of other widths and heads
@@ -346,7 +414,7 @@ def test_a_gpt2_with_its_own_head_and_another_hidden_width(store):
 def test_an_exported_folder_becomes_the_same_run_again(store, tmp_path):
     pytest.importorskip("safetensors", reason="needs the extra `export`")
     n_tokens = store.tokenizer.vocab_size
-    for name in ("tied", "untied"):
+    for name in ("untied", "llama"):
         _, params = modern_run(name, n_tokens)
         workdir, out, back = (tmp_path / f"{name}{i}" for i in range(3))
         make_workdir(workdir, modern_config(name), params, (store.path / TOKENIZER).read_bytes())

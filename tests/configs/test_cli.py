@@ -87,6 +87,7 @@ COMMANDS = {  # with a text that its --help must contain
     "gptjax.on_ray": "--workers",
     "gptjax.plan": "--[no]compile",
     "gptjax.generate": "--prompt",
+    "gptjax.chat": "--system",
     "gptjax.evaluate": "--benchmarks",
     "gptjax.export": "--format",
     "gptjax.import_hf": "--source",
@@ -286,6 +287,7 @@ def test_each_form_of_file_and_keys_is_understood(forms, form):
 
 WITHOUT_CONFIG = {  # with the flags that they need
     "gptjax.generate": ["--workdir=a"],
+    "gptjax.chat": ["--workdir=a"],
     "gptjax.evaluate": ["--workdir=a"],
     "gptjax.export": ["--workdir=a", "--out=b"],
     "gptjax.import_hf": ["--source=a", "--workdir=b"],

@@ -117,18 +117,21 @@ def test_text_becomes_ids_and_bytes_again():
 
 STYLES = {name: key for key, name in gguf_file._WORDS.items()}  # the regular expressions
 SPECIALS = {"llama-bpe": "<|begin_of_text|>", "qwen2": "<|endoftext|>", "gpt-4o": "<s>"}
+SPECIALS |= {"smollm": "<|endoftext|>"}
 PROSE = "The HTTPServer's 1,234 users didn't see 3.14\n\n\tor größere Wörter,  naïve …\n日本 x/\n/y"
 
 
-@pytest.fixture(scope="module", params=STYLES)
+@pytest.fixture(scope="module", params=SPECIALS)
 def trained(request):
-    """A tokenizer of the style of Llama 3, Qwen or GPT-4o, by `tokenizers`; its name and JSON."""
+    """A tokenizer of the style of Llama 3, Qwen, GPT-4o or SmolLM: its name and JSON."""
     library = pytest.importorskip("tokenizers", reason="needs the extra `export`")
-    pattern, ignore_merges = STYLES[request.param]
+    pattern, ignore_merges = STYLES.get(request.param, ("", False))
     split = library.pre_tokenizers.Split(library.Regex(pattern), "isolated")
+    if not pattern:
+        split = library.pre_tokenizers.Digits(individual_digits=True)
     theirs = library.Tokenizer(library.models.BPE(ignore_merges=ignore_merges))
     theirs.pre_tokenizer = library.pre_tokenizers.Sequence(
-        [split, library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [split, library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not pattern)]
     )
     trainer = library.trainers.BpeTrainer(
         vocab_size=400, initial_alphabet=CHARACTERS, show_progress=False

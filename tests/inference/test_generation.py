@@ -117,7 +117,7 @@ def test_a_text_ends_before_the_first_stop_string():
     class Letters:
         """A tokenizer whose ids spell pieces of a text."""
 
-        bos_id = -1
+        ends = frozenset[int]()
 
         def __init__(self, pieces):
             self.pieces = pieces

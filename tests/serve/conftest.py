@@ -1,6 +1,7 @@
 """A server of a small random model, in this process, on a socket."""
 
 import contextlib
+import functools
 import socket
 import threading
 
@@ -16,15 +17,13 @@ from gptjax.serve.engine import Engine
 from gptjax.serve.server import build_app
 
 
-@pytest.fixture(scope="module")
-def listening(store):
-    """listening(token=None): a context that serves on a free port, which it yields."""
-    model_config = tiny_gpt(vocab_size=store.tokenizer.vocab_size, block_size=128, n_layer=1)
-    sampler = Sampler(model_config, gpt.init(model_config, jax.random.key(0)))
+@pytest.fixture(scope="session")
+def serving():
+    """serving(sampler, tokenizer, token=None): a context that serves on a free port: yields it."""
 
     @contextlib.contextmanager
-    def listen(token=None):
-        engine = Engine(sampler, store.tokenizer, "debug")
+    def serve(sampler, tokenizer, token=None):
+        engine = Engine(sampler, tokenizer, "debug")
         web = server_of(build_app(engine, token=token, hosts=("127.0.0.1",)))
         with __main__._listen("127.0.0.1", 0) as listener:
             # The system takes little off the server for a client that does not read.
@@ -36,7 +35,15 @@ def listening(store):
             thread.join(timeout=5)
         assert not thread.is_alive()
 
-    return listen
+    return serve
+
+
+@pytest.fixture(scope="module")
+def listening(store, serving):
+    """listening(token=None): `serving` of a model that continues texts."""
+    model_config = tiny_gpt(vocab_size=store.tokenizer.vocab_size, block_size=128, n_layer=1)
+    sampler = Sampler(model_config, gpt.init(model_config, jax.random.key(0)))
+    return functools.partial(serving, sampler, store.tokenizer)
 
 
 @pytest.fixture(scope="module")

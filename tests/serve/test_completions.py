@@ -12,6 +12,7 @@ from gptjax.inference.sampler import Sampler
 from gptjax.inference.scoring import ScoredTokens
 from gptjax.model import gpt
 from gptjax.serve import completions
+from gptjax.serve.answers import TextAnswer
 from gptjax.serve.completions import complete
 from gptjax.serve.errors import APIError
 from gptjax.serve.protocol import Parameters, parse
@@ -252,9 +253,10 @@ def test_tokens_end_where_the_text_does(tokenizer, chunk):
     assert used["completion_tokens"] == len("a...b. STOP")
 
 
-def test_json_of_log_probabilities():
+def test_json_of_log_probabilities(tokenizer):
     token = completions.Token("a", 3, -0.5, {"a": -0.5, "b": -1.0})
-    assert completions.logprobs_json([token]) == {
+    answer = TextAnswer(parsed(tokenizer, logprobs=2), "debug")
+    assert answer.part(completions.CompletionChunk(0, "a", [token], 1, None))["logprobs"] == {
         "tokens": ["a"],
         "token_logprobs": [-0.5],
         "top_logprobs": [{"a": -0.5, "b": -1.0}],
