@@ -75,7 +75,7 @@ def test_a_leaf_of_each_type_can_be_overridden():
 def test_a_missing_file_is_reported_with_those_that_exist():
     result = run("-c", PRINT_CONFIG, "--config=configs/rtx4090.py", "--config.sed=1")
     assert result.returncode == 2
-    assert "configs/rtx4090.py is no file (names of bundled ones: base, debug," in result.stderr
+    assert "configs/rtx4090.py is no file (names of bundled ones: base, chat, " in result.stderr
     assert "rtx4070_best, workdir)" in result.stderr  # and no other file of configs/
     assert "sed is not a key" in result.stderr  # both mistakes at once
 
