@@ -46,7 +46,7 @@ RECIPE = frozenset(
 MACHINE = frozenset(
     """
     workdir allow_cpu compilation_cache_dir init_from
-    data.source data.text_column data.id_column data.separator
+    data.source data.text_column data.id_column data.split_by data.separator
     data.mixture data.mixture_schedule data.mixture_file data.cache_dir data.local_dir
     data.cache_bytes data.engine data.prepare_workers data.prefetch_batches tokenizer.file
     eval.benchmarks report.interval log.tensorboard log.wandb log.wandb_project

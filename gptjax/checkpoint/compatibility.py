@@ -41,7 +41,7 @@ BATCH = frozenset(["train.batch_size", "train.gradient_accumulation_steps"])
 DATA = frozenset(
     """
     data.source data.mixture data.mixture_schedule data.mixture_file
-    data.text_column data.id_column data.separator data.val_fraction
+    data.text_column data.id_column data.split_by data.separator data.val_fraction
     data.drop_duplicates data.on_corrupt
     tokenizer.vocab_size tokenizer.sample_bytes tokenizer.file
     """.split()
