@@ -1,0 +1,44 @@
+"""Changes of the best recipe, one at a time, in 0.70 of the tokens of baselines.py: a seed each.
+
+Run `python -m gptjax.sweep --sweep=benchmarks/sweeps/changes.py`. 4 x 64, 547 steps over the slice
+of 0.8M tokens; the schedule ends there. The results are in benchmarks/LOG.md.
+"""
+
+from ml_collections import ConfigDict
+
+from benchmarks.sweeps import small
+from gptjax.sweep import Change, sweep
+
+
+def get_config() -> ConfigDict:
+    """Returns the sweep."""
+    base = small.recipe(tokens=800_000, passes=2)
+    base.model.n_embd, base.model.n_head = 64, 1
+    small.set_steps(base, 547, evaluations=1)
+    small.before(base)
+    spectral = {
+        "optim.muon_scale": "spectral",
+        "optim.min_lr": 0.0,
+        "optim.muon_learning_rate": 0.02,
+    }
+    one: dict[str, dict[str, object]] = {
+        "spectral": {},
+        "table-9.6e-3": {"optim.learning_rate": 9.6e-3},
+        "rate-0.04": {"optim.muon_learning_rate": 0.04},
+        "wsd": {"optim.schedule": "wsd", "optim.wsd_decay_iters": 330},
+        "polar": {"optim.muon_coefficients": "polar_express"},
+        "normuon": {"optim.muon_beta2": 0.95},
+        "cautious": {"optim.cautious_decay": True},
+        "rate-0.01": {"optim.muon_learning_rate": 0.01},
+        "beta1": {"optim.beta1": 0.8, "optim.beta2": 0.95},
+        "momentum-0.9": {"optim.muon_momentum": 0.9},
+        "table-4.8e-3": {"optim.learning_rate": 4.8e-3},
+        "decay-0.03": {"optim.muon_weight_decay": 0.03},
+        "decay-0.3": {"optim.muon_weight_decay": 0.3},
+        "table-decay": {"optim.weight_decay": 0.01, "optim.muon_weight_decay": 0.1},
+        "untied": {"model.tie_embeddings": False},
+        "relu2": {"model.mlp": "relu2"},
+        "no-clip": {"optim.grad_clip": 0.0},
+    }
+    settings: dict[str, Change] = {name: {**spectral, **change} for name, change in one.items()}
+    return sweep(base=base, settings=settings, seeds=(1,))
