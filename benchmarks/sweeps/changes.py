@@ -23,22 +23,15 @@ def get_config() -> ConfigDict:
     }
     one: dict[str, dict[str, object]] = {
         "spectral": {},
+        "wsd": {"optim.schedule": "wsd", "optim.wsd_decay_iters": 330},
         "table-9.6e-3": {"optim.learning_rate": 9.6e-3},
         "rate-0.04": {"optim.muon_learning_rate": 0.04},
-        "wsd": {"optim.schedule": "wsd", "optim.wsd_decay_iters": 330},
-        "polar": {"optim.muon_coefficients": "polar_express"},
         "normuon": {"optim.muon_beta2": 0.95},
         "cautious": {"optim.cautious_decay": True},
-        "rate-0.01": {"optim.muon_learning_rate": 0.01},
-        "beta1": {"optim.beta1": 0.8, "optim.beta2": 0.95},
-        "momentum-0.9": {"optim.muon_momentum": 0.9},
-        "table-4.8e-3": {"optim.learning_rate": 4.8e-3},
-        "decay-0.03": {"optim.muon_weight_decay": 0.03},
+        "polar": {"optim.muon_coefficients": "polar_express"},
         "decay-0.3": {"optim.muon_weight_decay": 0.3},
-        "table-decay": {"optim.weight_decay": 0.01, "optim.muon_weight_decay": 0.1},
+        "rate-0.01": {"optim.muon_learning_rate": 0.01},
         "untied": {"model.tie_embeddings": False},
-        "relu2": {"model.mlp": "relu2"},
-        "no-clip": {"optim.grad_clip": 0.0},
     }
     settings: dict[str, Change] = {name: {**spectral, **change} for name, change in one.items()}
     return sweep(base=base, settings=settings, seeds=(1,))
