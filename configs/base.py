@@ -90,11 +90,6 @@ def get_config() -> ConfigDict:
         eps=1e-8,
         muon_learning_rate=2e-3,  # peak for muon's matrices, in the units of muon_scale; follows the schedule of learning_rate
         muon_scale="rms",  # 0.2 of a rate is the RMS of an update, as adamw's tends to be (rms); or a rate is its spectral norm, x sqrt(d_out / d_in) where that is more (spectral), whose best value is the same for any width
-        muon_coefficients="jordan",  # of the quintic steps: jordan, or polar_express
-        muon_beta2=0.0,  # of a mean square of each neuron's updates, by whose root they are divided (NorMuon): share that it keeps a step; 0: none
-        cautious_decay=False,  # True: weight decay only where the update shrinks an entry
-        head_learning_rate=0.0,  # with muon, that of an untied head; 0: learning_rate
-        muon_weight_decay=0.0,  # that of muon's matrices; 0: weight_decay
         muon_momentum=0.95,
         grad_clip=1.0,  # global L2 norm; 0: no clipping
         ema_decay=0.0,  # moving average of the weights, kept beside them, to evaluate, sample and export with: share that it keeps a step; 0: none

@@ -31,7 +31,6 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda x: x >= 0,
         """
         seed model.loss_chunk optim.min_lr optim.warmup_iters
-        optim.head_learning_rate optim.muon_weight_decay
         optim.wsd_decay_iters optim.weight_decay optim.weight_decay_end optim.grad_clip
         train.loss_spike_sigma data.max_train_tokens data.prepare_workers checkpoint.keep_best
         eval.benchmark_interval eval.benchmark_limit sample.interval sample.max_new_tokens
@@ -57,8 +56,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "must be in [0, 1)",
         lambda x: 0 <= x < 1,
-        "model.dropout model.norm_eps optim.beta1 optim.beta2 optim.muon_momentum optim.muon_beta2 "
-        "optim.ema_decay",
+        "model.dropout model.norm_eps optim.beta1 optim.beta2 optim.muon_momentum optim.ema_decay",
     ),
     ("must be in (0, 1)", lambda x: 0 < x < 1, "data.val_fraction"),
     ("must be in (0, 1]", lambda x: 0 < x <= 1, "sample.top_p"),
@@ -75,7 +73,6 @@ _CHOICES = {
     "optim.optimizer": ("adamw", "muon"),
     "optim.schedule": ("cosine", "wsd"),
     "optim.muon_scale": ("rms", "spectral"),
-    "optim.muon_coefficients": ("jordan", "polar_express"),
     "optim.weight_decay_schedule": ("constant", "linear"),
     "mesh.gather": ("step", "layer"),
 }

@@ -23,15 +23,24 @@ def get_config() -> ConfigDict:
     }
     one: dict[str, dict[str, object]] = {
         "spectral": {},
-        "wsd": {"optim.schedule": "wsd", "optim.wsd_decay_iters": 330},
         "table-9.6e-3": {"optim.learning_rate": 9.6e-3},
-        "rate-0.04": {"optim.muon_learning_rate": 0.04},
-        "normuon": {"optim.muon_beta2": 0.95},
-        "cautious": {"optim.cautious_decay": True},
-        "polar": {"optim.muon_coefficients": "polar_express"},
-        "decay-0.3": {"optim.muon_weight_decay": 0.3},
-        "rate-0.01": {"optim.muon_learning_rate": 0.01},
-        "untied": {"model.tie_embeddings": False},
+        "table-0.02": {"optim.learning_rate": 0.02},
+        "table-0.04": {"optim.learning_rate": 0.04},
+        "untied-0.04": {
+            "model.tie_embeddings": False,
+            "optim.learning_rate": 0.04,
+            "optim.head_learning_rate": 5e-3,
+        },
+        "normuon-0.02": {"optim.muon_beta2": 0.95, "optim.learning_rate": 0.02},
+        "cautious-0.02": {"optim.cautious_decay": True, "optim.learning_rate": 0.02},
+        "wsd-0.02": {
+            "optim.schedule": "wsd",
+            "optim.wsd_decay_iters": 330,
+            "optim.learning_rate": 0.02,
+        },
+        "polar-0.02": {"optim.muon_coefficients": "polar_express", "optim.learning_rate": 0.02},
+        "rate-0.04-0.02": {"optim.muon_learning_rate": 0.04, "optim.learning_rate": 0.02},
+        "rate-0.01-0.02": {"optim.muon_learning_rate": 0.01, "optim.learning_rate": 0.02},
     }
     settings: dict[str, Change] = {name: {**spectral, **change} for name, change in one.items()}
     return sweep(base=base, settings=settings, seeds=(1,))

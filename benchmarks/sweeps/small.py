@@ -11,17 +11,16 @@ from configs import modern, rtx4070
 STEP = 2048  # tokens
 
 
-def recipe(*, tokens: int, passes: int, slice_number: int = 0) -> ConfigDict:
+def recipe(*, tokens: int, passes: int) -> ConfigDict:
     """Returns the recipe for a model of 4 x 128 and so many passes over `tokens`, on a CPU.
 
-    Validation is on whole files that are not trained on. Another `slice_number` is another slice,
-    and other files: the share of files that are kept for validation decides the order of the rest.
+    Validation is on whole files that are not trained on.
     """
     config = rtx4070.get_config()
     config.allow_cpu = True
     config.data.source = "../shared/data/bench.parquet"  # not in the repo; any English shard serves
     config.data.split_by = "file_path"
-    config.data.val_fraction = 0.05 + 0.005 * slice_number
+    config.data.val_fraction = 0.05
     config.data.max_train_tokens = tokens
     config.tokenizer.vocab_size = 2048
     config.model.block_size = 256
@@ -37,6 +36,14 @@ def recipe(*, tokens: int, passes: int, slice_number: int = 0) -> ConfigDict:
     config.eval.eval_iters = 64
     set_steps(config, passes * tokens // STEP)
     return config
+
+
+def slice_of(number: int) -> dict[str, object]:
+    """Returns what makes the training tokens another random slice, and most validation files new.
+
+    A slice is the first documents in a random order, which depends on how many there are.
+    """
+    return {"data.val_fraction": 0.05 + 0.1 * number}
 
 
 def set_steps(config: ConfigDict, steps: int, *, evaluations: int = 4) -> None:
@@ -64,3 +71,13 @@ def before(config: ConfigDict) -> None:
     config.optim.optimizer = "muon"
     config.optim.learning_rate = 2.4e-3  # of the embeddings, which AdamW keeps
     config.optim.muon_learning_rate = 2.4e-3  # 5 times the root mean square of an update
+
+
+def best(config: ConfigDict) -> None:
+    """Changes the recipe to the best one: Muon's rate in spectral norm, four times as high."""
+    before(config)
+    optim, steps = config.optim, config.train.max_iters
+    optim.muon_scale = "spectral"
+    optim.muon_learning_rate = 0.02
+    optim.learning_rate = 5e-3
+    optim.schedule, optim.wsd_decay_iters, optim.min_lr = "wsd", steps * 6 // 10, 0.0

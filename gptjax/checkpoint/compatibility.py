@@ -23,8 +23,7 @@ FIXED = frozenset(
     model.norm model.norm_eps model.position model.rope_theta model.rope_scaling
     model.qk_norm model.mlp model.mlp_dim model.n_kv_head model.tie_embeddings model.zero_init
     optim.optimizer optim.beta1 optim.beta2 optim.eps optim.muon_momentum optim.muon_scale
-    optim.grad_clip optim.muon_coefficients optim.muon_beta2 optim.cautious_decay
-    optim.head_learning_rate optim.muon_weight_decay optim.ema_decay
+    optim.grad_clip optim.ema_decay
     """.split()
 )
 # They decide learning rates and weight decay, which must be the same for the steps already done.

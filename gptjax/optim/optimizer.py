@@ -1,7 +1,6 @@
 """AdamW and Muon, clipping, skipping of bad steps, and accumulation by `optax.MultiSteps`."""
 
-import functools
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +8,6 @@ import optax
 from jax import Array
 from ml_collections import ConfigDict
 
-from gptjax.optim.muon import decay as decay_by
 from gptjax.optim.muon import muon
 from gptjax.optim.schedules import learning_rate_schedule, muon_learning_rate_schedule, weight_decay
 from gptjax.optim.skip_bad_steps import skip_bad_steps
@@ -32,7 +30,7 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(is_decayed, params)
 
 
-def param_labels(params: Any, groups: Container[str] = ()) -> Any:
+def param_labels(params: Any) -> Any:
     """Returns `muon` for the matrices inside blocks, `adamw` for all else, with `optimizer` = muon.
 
     Embeddings and the head are tables of vectors, each moved by few tokens: Muon is not for them.
@@ -41,8 +39,6 @@ def param_labels(params: Any, groups: Container[str] = ()) -> Any:
     decay_mask(params)  # checks the names
 
     def label(path: tuple[Any, ...], leaf: Any) -> str:
-        if path[-1].key == "lm_head" and "head" in groups:
-            return "head"
         if path[-1].key != "kernel":
             return "adamw"
         if leaf.ndim != 3:
@@ -107,29 +103,23 @@ class Optimizer:
 def _transformation(
     optim: ConfigDict, max_iters: int, compute_dtype: str, spread: Callable[[Array], Array]
 ) -> optax.GradientTransformation:
-    decay = weight_decay(optim, max_iters)
-
-    def adamw(rate: optax.Schedule) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.scale_by_adam(optim.beta1, optim.beta2, optim.eps),
-            optax.masked(decay_by(decay, cautious=optim.cautious_decay), decay_mask),
-            optax.scale_by_learning_rate(rate),
-        )
-
-    rate = learning_rate_schedule(optim, max_iters)
-    optimizer = adamw(rate)
+    optimizer = optax.adamw(
+        learning_rate_schedule(optim, max_iters),
+        b1=optim.beta1,
+        b2=optim.beta2,
+        eps=optim.eps,
+        weight_decay=weight_decay(optim, max_iters),
+        mask=decay_mask,
+    )
     if optim.optimizer == "muon":
         hidden = muon(
             muon_learning_rate_schedule(optim, max_iters),
-            optim=optim,
-            weight_decay=optim.muon_weight_decay or decay,
+            momentum=optim.muon_momentum,
+            weight_decay=weight_decay(optim, max_iters),
+            scale=optim.muon_scale,
             compute_dtype=compute_dtype,
             spread=spread,
         )
-        groups = {"muon": hidden, "adamw": optimizer}
-        if optim.head_learning_rate:
-            scale = optim.head_learning_rate / optim.learning_rate
-            groups["head"] = adamw(lambda steps: scale * rate(steps))
-        optimizer = optax.partition(groups, functools.partial(param_labels, groups=groups))
+        optimizer = optax.partition({"muon": hidden, "adamw": optimizer}, param_labels)
     clip = optax.clip_by_global_norm(optim.grad_clip) if optim.grad_clip else optax.identity()
     return optax.chain(clip, optimizer)
