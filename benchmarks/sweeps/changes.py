@@ -22,25 +22,24 @@ def get_config() -> ConfigDict:
         "optim.muon_learning_rate": 0.02,
     }
     one: dict[str, dict[str, object]] = {
-        "spectral": {},
+        "table-2.4e-3": {},
         "table-9.6e-3": {"optim.learning_rate": 9.6e-3},
         "table-0.02": {"optim.learning_rate": 0.02},
         "table-0.04": {"optim.learning_rate": 0.04},
-        "untied-0.04": {
-            "model.tie_embeddings": False,
-            "optim.learning_rate": 0.04,
-            "optim.head_learning_rate": 5e-3,
-        },
-        "normuon-0.02": {"optim.muon_beta2": 0.95, "optim.learning_rate": 0.02},
-        "cautious-0.02": {"optim.cautious_decay": True, "optim.learning_rate": 0.02},
-        "wsd-0.02": {
+        "normuon": {"optim.learning_rate": 0.02, "optim.muon_beta2": 0.95},
+        "muon-0.01": {"optim.learning_rate": 0.02, "optim.muon_learning_rate": 0.01},
+        "wsd": {
+            "optim.learning_rate": 0.02,
             "optim.schedule": "wsd",
             "optim.wsd_decay_iters": 330,
-            "optim.learning_rate": 0.02,
         },
-        "polar-0.02": {"optim.muon_coefficients": "polar_express", "optim.learning_rate": 0.02},
-        "rate-0.04-0.02": {"optim.muon_learning_rate": 0.04, "optim.learning_rate": 0.02},
-        "rate-0.01-0.02": {"optim.muon_learning_rate": 0.01, "optim.learning_rate": 0.02},
+        "cautious": {"optim.learning_rate": 0.02, "optim.cautious_decay": True},
+        "untied": {
+            "model.tie_embeddings": False,
+            "optim.learning_rate": 0.04,
+            "optim.head_learning_rate": 0.01,
+        },
+        "polar": {"optim.learning_rate": 0.02, "optim.muon_coefficients": "polar_express"},
     }
     settings: dict[str, Change] = {name: {**spectral, **change} for name, change in one.items()}
     return sweep(base=base, settings=settings, seeds=(1,))

@@ -20,7 +20,8 @@ def get_config() -> ConfigDict:
     one: dict[str, dict[str, object]] = {  # by the rates of Muon and of the table
         "0.02-0.005": {**wsd, "optim.muon_learning_rate": 0.02, "optim.learning_rate": 5e-3},
         "0.02-0.02": {"optim.muon_learning_rate": 0.02, "optim.learning_rate": 0.02},
-        "0.02-0.04": {"optim.muon_learning_rate": 0.02, "optim.learning_rate": 0.04},
+        "0.01-0.01": {**wsd, "optim.muon_learning_rate": 0.01, "optim.learning_rate": 0.01},
+        "0.005-0.01": {**wsd, "optim.muon_learning_rate": 0.005, "optim.learning_rate": 0.01},
     }
     settings: dict[str, Change] = {name: {**spectral, **change} for name, change in one.items()}
     return sweep(base=base, settings=settings, seeds=(1,))
