@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     base.model.n_embd, base.model.n_head = 64, 1
     small.set_steps(base, STEPS, evaluations=1)
     settings: dict[str, Change] = {}
-    for rate in (4.8e-3, 9.6e-3, 2.4e-3):
+    for rate in (4.8e-3, 9.6e-3):
         settings[f"modern-{rate:g}"] = [small.modern_adamw, {"optim.learning_rate": rate}]
     for share in (0.32, 0.70):
         steps = int(share * STEPS)
@@ -27,8 +27,9 @@ def get_config() -> ConfigDict:
             lambda config, steps=steps: small.set_steps(config, steps, evaluations=1),
             small.best,
         ]
+    for rate in (0.0192, 0.0384):
+        settings[f"modern-{rate:g}"] = [small.modern_adamw, {"optim.learning_rate": rate}]
+    settings["before"] = small.before
     for rate in (4.8e-3, 2.4e-3, 1.2e-3, 6e-4):
         settings[f"recipe-{rate:g}"] = {"optim.learning_rate": rate}
-    settings["before"] = small.before
-    settings["modern-0.0012"] = [small.modern_adamw, {"optim.learning_rate": 1.2e-3}]
     return sweep(base=base, settings=settings, seeds=(1,))
