@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
         text_column="text",  # column of parquet, or key of JSON lines, with the text
         messages_column="",  # key of JSON lines with a conversation, a list of {role, content}: the loss is then on the assistant's messages, and rows keep conversations whole; "": text
         id_column="auto",  # that with the id: a name; "": file name and row number; auto: `id`, and where a parquet file or a line has none, as with ""
+        split_by="",  # column of parquet, or key of JSON lines, whose value is hashed for the val split instead of the id: documents that share it, as pages of one file, are on one side; "": the id
         separator="",  # what is between the documents of a .txt file, for example "\\n\\n" (\\n: end of a line); "": a file is a document
         mixture=(),  # several sources and their shares of the rows, instead of data.source: (("a", 0.7), ("b", 0.3)); exact in whole numbers or short decimals
         mixture_schedule=(),  # steps from which other weights hold, in the order of data.mixture: ((1000, (0.5, 0.5)),); 0 leaves a source out
@@ -32,7 +33,7 @@ def get_config() -> ConfigDict:
         local_dir="data/local",  # with a cache_dir that is an address: keeps the files of stores that are in use
         cache_bytes=100_000_000_000,  # bytes in local_dir; at least two groups of shards, of about 16 GB each
         engine="local",  # what prepares: local (processes of this machine), or ray (tasks of a Ray cluster; the extra `ray`)
-        val_fraction=0.005,  # share of documents, chosen by a hash of `id`, never trained on
+        val_fraction=0.005,  # share of documents, chosen by a hash of their id or of data.split_by, never trained on
         max_train_tokens=0,  # train on this many tokens only, of documents that are the same for every seed; the val split stays whole; 0: all
         document_mask=False,  # True: a token attends only inside its own document
         drop_duplicates=False,  # True: of documents of equal text, only the first is used (of the val split: there); False: they are counted
@@ -87,7 +88,8 @@ def get_config() -> ConfigDict:
         beta1=0.9,
         beta2=0.99,
         eps=1e-8,
-        muon_learning_rate=2e-3,  # peak for muon's matrices; follows the schedule of learning_rate. An update's RMS is 0.2 of it, as adamw's tends to be
+        muon_learning_rate=2e-3,  # peak for muon's matrices, in the units of muon_scale; follows the schedule of learning_rate
+        muon_scale="rms",  # 0.2 of a rate is the RMS of an update, as adamw's tends to be (rms); or a rate is its spectral norm, x sqrt(d_out / d_in) where that is more (spectral), whose best value is the same for any width
         muon_momentum=0.95,
         grad_clip=1.0,  # global L2 norm; 0: no clipping
         ema_decay=0.0,  # moving average of the weights, kept beside them, to evaluate, sample and export with: share that it keeps a step; 0: none

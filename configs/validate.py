@@ -72,6 +72,7 @@ _CHOICES = {
     "data.engine": ("local", "ray"),
     "optim.optimizer": ("adamw", "muon"),
     "optim.schedule": ("cosine", "wsd"),
+    "optim.muon_scale": ("rms", "spectral"),
     "optim.weight_decay_schedule": ("constant", "linear"),
     "mesh.gather": ("step", "layer"),
 }

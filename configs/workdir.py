@@ -33,7 +33,7 @@ RECIPE = frozenset(
     optim.optimizer optim.learning_rate optim.min_lr optim.schedule optim.warmup_iters
     optim.lr_decay_iters optim.rewarm_at optim.wsd_decay_iters optim.weight_decay
     optim.weight_decay_schedule optim.weight_decay_end optim.beta1 optim.beta2 optim.eps
-    optim.muon_learning_rate optim.muon_momentum optim.grad_clip optim.ema_decay
+    optim.muon_learning_rate optim.muon_scale optim.muon_momentum optim.grad_clip optim.ema_decay
     train.batch_size train.gradient_accumulation_steps train.max_iters train.log_interval
     train.max_epochs train.max_consecutive_skips train.loss_spike_sigma train.max_hours
     eval.eval_interval eval.eval_iters eval.benchmark_interval eval.benchmark_limit
@@ -46,7 +46,7 @@ RECIPE = frozenset(
 MACHINE = frozenset(
     """
     workdir allow_cpu compilation_cache_dir init_from
-    data.source data.text_column data.id_column data.separator
+    data.source data.text_column data.id_column data.split_by data.separator
     data.mixture data.mixture_schedule data.mixture_file data.cache_dir data.local_dir
     data.cache_bytes data.engine data.prepare_workers data.prefetch_batches tokenizer.file
     eval.benchmarks report.interval log.tensorboard log.wandb log.wandb_project

@@ -19,12 +19,8 @@ from data_pipeline.tokenizer import MAX_FILE, Tokenizer
 
 # Raise it when the same source and settings would give different tokens or splits.
 PREPARATION_VERSION = 2
-_COLUMNS = (
-    "text_column",
-    "id_column",
-    "separator",
-    "messages_column",
-)  # keys of data: how a source is read
+# Keys of data: how a source is read.
+_COLUMNS = ("text_column", "id_column", "split_by", "separator", "messages_column")
 
 
 def locate(config: ConfigDict, *, download: bool = True) -> tuple[Path, list[SourceFile]]:

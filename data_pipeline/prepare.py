@@ -7,7 +7,7 @@ but for a run of several processes, which needs it beforehand, where all of them
 Parts of the files (a few chunks each) are encoded by several processes, then joined. A killed
 preparation resumes after the last finished part when it is started again; the store is the same.
 
-A store depends on data.source and how it is read (data.text_column, data.id_column,
+A store depends on data.source and how it is read (data.text_column, data.id_column, data.split_by,
 data.separator, data.messages_column, data.on_corrupt), data.val_fraction, data.drop_duplicates and
 the keys of `tokenizer`; data.cache_dir and data.prepare_workers set where it is and how fast it is
 made.

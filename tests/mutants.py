@@ -119,7 +119,8 @@ TABLE: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("gptjax/optim/muon.py", "tests/optim/test_muon.py"): [
         ("(width + kernel.shape[2]) // 2", "2 * width"),
-        ("consistent_rms=_UPDATE_RMS", "consistent_rms=None"),
+        ("consistent_rms=_CONSISTENT_RMS[scale]", "consistent_rms=None"),
+        ('"spectral": None', '"spectral": 0.2'),
         ("beta=momentum", "beta=momentum**2"),
     ],
     ("gptjax/optim/schedules.py", "tests/optim/test_optimizer.py"): [

@@ -1,4 +1,4 @@
-"""The user's recipe in small, the base of the sweeps in this folder, and the best one.
+"""The user's recipe in small, the base of the sweeps in this folder, and the best ones.
 
 configs/rtx4070.py with what depends on size scaled by a rule: heads stay 64 wide, the warm-up stays
 0.8 % of the steps, the cosine ends with the run. A step has 2,048 tokens.
@@ -8,16 +8,21 @@ from ml_collections import ConfigDict
 
 from configs import modern, rtx4070
 
-BEST_RATE = 2.4e-3  # rates.py
+STEP = 2048  # tokens
 
 
-def recipe(*, tokens: int) -> ConfigDict:
-    """Returns the recipe for a model of 4 x 128 that reads `tokens` in all, on a CPU."""
+def recipe(*, tokens: int, passes: int) -> ConfigDict:
+    """Returns the recipe for a model of 4 x 128 and so many passes over `tokens`, on a CPU.
+
+    Validation is on whole files that are not trained on.
+    """
     config = rtx4070.get_config()
     config.allow_cpu = True
     config.data.source = "../shared/data/bench.parquet"  # not in the repo; any English shard serves
+    config.data.split_by = "file_path"
     config.data.val_fraction = 0.05
-    config.tokenizer.vocab_size = 4096
+    config.data.max_train_tokens = tokens
+    config.tokenizer.vocab_size = 2048
     config.model.block_size = 256
     config.model.n_layer = 4
     config.model.n_head = 2
@@ -29,34 +34,51 @@ def recipe(*, tokens: int) -> ConfigDict:
     config.train.gradient_accumulation_steps = 1
     config.train.log_interval = 50
     config.eval.eval_iters = 64
-    set_tokens(config, tokens)
+    set_steps(config, passes * tokens // STEP)
     return config
 
 
-def repeated(*, tokens: int, passes: int) -> ConfigDict:
-    """Returns the recipe with 2,048 pieces for so many passes over a slice of `tokens`."""
-    config = recipe(tokens=passes * tokens)
-    config.tokenizer.vocab_size = 2048
-    config.data.max_train_tokens = tokens
-    return config
+def slice_of(number: int) -> dict[str, object]:
+    """Returns what makes the training tokens another random slice, and most validation files new.
+
+    A slice is the first documents in a random order, which depends on how many there are.
+    """
+    return {"data.val_fraction": 0.05 + 0.1 * number}
+
+
+def set_steps(config: ConfigDict, steps: int, *, evaluations: int = 4) -> None:
+    """Sets the length of a run and of its schedules, and how often it is evaluated.
+
+    A crossing of two curves is known to 1 / `evaluations` of the run.
+    """
+    optim = config.optim
+    config.train.max_iters = steps
+    optim.lr_decay_iters = steps
+    optim.warmup_iters = max(steps * 8 // 1000, 1)
+    optim.wsd_decay_iters = steps // 5
+    config.eval.eval_interval = max(steps // evaluations, 1)
+
+
+def modern_adamw(config: ConfigDict) -> None:
+    """Changes the recipe to the modern shape, with a warm-up of 5 %."""
+    modern.apply(config)
+    config.optim.warmup_iters = max(config.train.max_iters // 20, 1)
+
+
+def before(config: ConfigDict) -> None:
+    """Changes the recipe to the best one of 2026-11-24: the modern shape, and Muon."""
+    modern_adamw(config)
+    config.optim.optimizer = "muon"
+    config.optim.learning_rate = 2.4e-3  # of the embeddings, which AdamW keeps
+    config.optim.muon_learning_rate = 2.4e-3  # 5 times the root mean square of an update
 
 
 def best(config: ConfigDict) -> None:
-    """Changes the recipe to the best one: the modern shape, Muon, a warm-up of 5 %."""
-    modern.apply(config)
+    """Changes the recipe to the best one: rates of tuning.py, and a fall over 60 % of the steps."""
+    before(config)
     optim = config.optim
-    optim.optimizer = "muon"
-    optim.learning_rate = BEST_RATE  # of the embeddings, which AdamW keeps
-    optim.muon_learning_rate = BEST_RATE
-    optim.warmup_iters = max(config.train.max_iters // 20, 1)
-
-
-def set_tokens(config: ConfigDict, tokens: int) -> None:
-    """Sets the length of the run and of its schedules to `tokens`."""
-    train, optim = config.train, config.optim
-    rows = train.batch_size * train.gradient_accumulation_steps
-    train.max_iters = tokens // (rows * config.model.block_size)
-    optim.lr_decay_iters = train.max_iters
-    optim.warmup_iters = max(train.max_iters * 8 // 1000, 1)
-    optim.wsd_decay_iters = train.max_iters // 5
-    config.eval.eval_interval = max(train.max_iters // 10, 1)
+    optim.muon_scale = "spectral"
+    optim.muon_learning_rate = 0.01
+    optim.learning_rate = 0.01
+    optim.schedule, optim.min_lr = "wsd", 0.0
+    optim.wsd_decay_iters = config.train.max_iters * 6 // 10

@@ -45,7 +45,7 @@ class Conversations(NamedTuple):
 
     def identity(self) -> dict[str, Any]:
         """See `Format`."""
-        return {"messages_column": self.columns.messages, "id_column": self.columns.id}
+        return {"messages_column": self.columns.messages, self.columns.id_key: self.columns.id}
 
 
 def read(text: bytes | memoryview) -> list[chat.Message]:

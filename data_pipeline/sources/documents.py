@@ -23,7 +23,7 @@ class Document(NamedTuple):
     """One usable row of a chunk."""
 
     row: int  # index in its chunk, skipped rows included
-    id: str
+    id: str  # or the value of data.split_by: its hash decides the split
     utf8: bytes | memoryview  # of the text: valid and never empty; a view can be of 50 MB
     token_count: int | None  # GPT-2 tokens, where the file has FineWeb's column
 
@@ -49,6 +49,7 @@ class Columns(NamedTuple):
     id: str = AUTO
     separator: str = ""
     messages: str = ""  # of a conversation, instead of a text
+    id_key: str = "id_column"  # of data: what names `id`, split_by where that is set
 
 
 class Chunk(Protocol):

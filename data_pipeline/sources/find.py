@@ -4,12 +4,13 @@ import glob
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ml_collections import ConfigDict
 
+from configs.errors import DataError
 from data_pipeline.folders import is_address
 from data_pipeline.sources import parquet, remote, text_files
 from data_pipeline.sources.conversations import Conversations
@@ -37,6 +38,8 @@ _DOWNLOAD = (
     "with --config.data.source=..."
 )
 
+_File = TypeVar("_File", Path, Remote, Path | Remote)
+
 
 def open_source(data: ConfigDict, *, download: bool = True) -> list[SourceFile]:
     """Returns the files of `data.source`, inspected; `data` is config.data.
@@ -47,13 +50,11 @@ def open_source(data: ConfigDict, *, download: bool = True) -> list[SourceFile]:
     """
     columns = columns_of(data)
     local = Path(data.local_dir if is_address(data.cache_dir) else data.cache_dir)
-    of_kind: dict[str, dict[str, Path]] = {kind: {} for kind in _KINDS}
     if is_address(data.source):
         named = remote.fetch(data.source, local / "downloads", _data_files, download=download)
     else:
         named = find_files(data.source)
-    for name, path in named.items():
-        of_kind[_kind(name) or _PARQUET][name] = path
+    of_kind = _by_kind(named, data)
     formats = _formats(columns, [kind for kind, files in of_kind.items() if files])
     opened = parquet.open_all(of_kind[_PARQUET], columns)
     cache, keep_before = local / "inspected", data.on_corrupt == "keep_before"
@@ -64,8 +65,9 @@ def open_source(data: ConfigDict, *, download: bool = True) -> list[SourceFile]:
 
 def columns_of(data: ConfigDict) -> Columns:
     """Returns where rows have their text and id; `data` is config.data."""
+    id_key = "split_by" if data.split_by else "id_column"
     separator = data.separator.replace(r"\n", "\n")
-    return Columns(data.text_column, data.id_column, separator, data.messages_column)
+    return Columns(data.text_column, data[id_key], separator, data.messages_column, id_key)
 
 
 def _formats(columns: Columns, kinds: Iterable[str]) -> dict[str, Format]:
@@ -95,11 +97,9 @@ def list_units(data: ConfigDict) -> list[Unit]:
         found = {file.name: file for file in remote.list_files(data.source, _data_files)}
     else:
         found = {**find_files(data.source)}
-    of_kind: dict[str, list[tuple[str, Path | Remote]]] = {kind: [] for kind in _KINDS}
-    for name, file in found.items():
-        of_kind[_kind(name) or _PARQUET].append((name, file))
     units = []
-    for kind, files in of_kind.items():
+    for kind, of_kind in _by_kind(found, data).items():
+        files = list(of_kind.items())
         groups = [slice(i, i + 1) for i in range(len(files))]
         if kind == _TEXT and not data.separator:
             sizes = [f.size if isinstance(f, Remote) else f.stat().st_size for _, f in files]
@@ -155,6 +155,20 @@ def find_files(source: str | Path) -> dict[str, Path]:
     if not chosen:
         raise NoSource(f"data.source: {missing}. {_DOWNLOAD}")
     return {name: found[name] for name in chosen}
+
+
+def _by_kind(named: Mapping[str, _File], data: ConfigDict) -> dict[str, dict[str, _File]]:
+    """Returns the files of a source by kind; DataError: some have no column data.split_by."""
+    of_kind: dict[str, dict[str, _File]] = {kind: {} for kind in _KINDS}
+    for name, file in named.items():
+        of_kind[_kind(name) or _PARQUET][name] = file
+    if data.split_by and of_kind[_TEXT]:
+        raise DataError(
+            f"data.split_by = {data.split_by!r}: {next(iter(of_kind[_TEXT]))} is a file of text, "
+            "which has no columns. Leave data.split_by empty, or name a source of parquet or JSON "
+            "lines with --config.data.source=..."
+        )
+    return of_kind
 
 
 def _data_files(names: Iterable[str], *, is_folder: bool) -> list[str]:

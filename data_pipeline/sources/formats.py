@@ -96,7 +96,7 @@ class JsonLines(NamedTuple):
         if column == AUTO:
             name = value.get("id")
             return str(name) if _is_name(name) else ""
-        name = self.value(value, "id_column", column) if column else ""
+        name = self.value(value, self.columns.id_key, column) if column else ""
         if name is None:
             raise Unusable("null_id")
         if not _is_name(name):
@@ -118,7 +118,7 @@ class JsonLines(NamedTuple):
 
     def identity(self) -> dict[str, Any]:
         """See `Format`."""
-        return {"text_column": self.columns.text, "id_column": self.columns.id}
+        return {"text_column": self.columns.text, self.columns.id_key: self.columns.id}
 
 
 def _is_name(value: Any) -> bool:

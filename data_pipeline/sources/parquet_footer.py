@@ -137,7 +137,7 @@ def _checked_footer(footer: _Footer) -> ShardInfo:
     if id_column == AUTO:
         has_id = schema.names.count("id") == 1 and _is_string(schema.field("id").type)
         id_column = "id" if has_id else ""
-    for key, name in (("text_column", columns.text), ("id_column", id_column)):
+    for key, name in (("text_column", columns.text), (columns.id_key, id_column)):
         if name or key == "text_column":
             _check_string_column(path, schema, key, name)
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]

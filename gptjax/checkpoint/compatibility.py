@@ -22,8 +22,8 @@ FIXED = frozenset(
     model.block_size model.n_layer model.n_head model.n_embd model.dropout model.bias
     model.norm model.norm_eps model.position model.rope_theta model.rope_scaling
     model.qk_norm model.mlp model.mlp_dim model.n_kv_head model.tie_embeddings model.zero_init
-    optim.optimizer optim.beta1 optim.beta2 optim.eps optim.muon_momentum optim.grad_clip
-    optim.ema_decay
+    optim.optimizer optim.beta1 optim.beta2 optim.eps optim.muon_momentum optim.muon_scale
+    optim.grad_clip optim.ema_decay
     """.split()
 )
 # They decide learning rates and weight decay, which must be the same for the steps already done.
@@ -41,7 +41,7 @@ BATCH = frozenset(["train.batch_size", "train.gradient_accumulation_steps"])
 DATA = frozenset(
     """
     data.source data.mixture data.mixture_schedule data.mixture_file
-    data.text_column data.id_column data.separator data.val_fraction
+    data.text_column data.id_column data.split_by data.separator data.val_fraction
     data.drop_duplicates data.on_corrupt
     tokenizer.vocab_size tokenizer.sample_bytes tokenizer.file
     """.split()

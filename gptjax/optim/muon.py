@@ -13,10 +13,12 @@ import optax
 from jax import Array
 from optax.contrib import MuonDimensionNumbers
 
-# The factor of Moonlight (Liu et al. 2025, 2502.16982, section 2.2): the root mean square of an
-# update is this times the learning rate for any shape, as AdamW's is in practice. So rates and
-# weight decay mean the same to both, and no shape needs its own rate.
-_UPDATE_RMS = 0.2
+# What a learning rate is, by optim.muon_scale: optax's `consistent_rms`. With a number, the root
+# mean square of an update is this times the rate for any shape, as AdamW's is in practice
+# (Moonlight, Liu et al. 2025, 2502.16982, section 2.2); its spectral norm grows as the root of the
+# width. With None, that norm is near the rate x sqrt(max(1, d_out / d_in)), so that an input of
+# unit RMS moves what a layer gives by as much at any width.
+_CONSISTENT_RMS = {"rms": 0.2, "spectral": None}
 _STACKED = MuonDimensionNumbers((1,), (2,))  # (L, d_in, d_out)
 # Operands of the iteration, which needs no more digits; sums are float32 in either case.
 _PRECISIONS = {"float32": "float32", "bfloat16": "BF16_BF16_F32"}
@@ -27,22 +29,24 @@ def muon(
     *,
     momentum: float,
     weight_decay: float | optax.Schedule,
+    scale: str,
     compute_dtype: str,
     spread: Callable[[Array], Array] = lambda kernel: kernel,
 ) -> optax.GradientTransformationExtraArgs:
     """Returns Muon with Nesterov momentum and decoupled weight decay, for a tree of kernels.
 
     The momentum, a bias-corrected mean as Adam's, keeps the share `momentum` a step; five quintic
-    Newton-Schulz steps bring its singular values near 1 (0.7 to 1.2). `compute_dtype` is that of
-    the operands of their matmuls; a CPU always takes float32. `spread` states where the matrices
-    (L, d_in, d_out) are during the iteration: whole ones, so that their matmuls exchange nothing.
+    Newton-Schulz steps bring its singular values near 1 (0.7 to 1.2), and `scale` says what
+    multiple of the rate they become. `compute_dtype` is that of the operands of their matmuls; a
+    CPU always takes float32. `spread` states where the matrices (L, d_in, d_out) are during the
+    iteration: whole ones, so that their matmuls exchange nothing.
     """
     inner = optax.contrib.muon(
         learning_rate,
         beta=momentum,
         weight_decay=weight_decay,
         muon_weight_dimension_numbers=lambda params: jax.tree.map(lambda _: _STACKED, params),
-        consistent_rms=_UPDATE_RMS,
+        consistent_rms=_CONSISTENT_RMS[scale],
     )
 
     def init(params: Any) -> Any:

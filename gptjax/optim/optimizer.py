@@ -116,6 +116,7 @@ def _transformation(
             muon_learning_rate_schedule(optim, max_iters),
             momentum=optim.muon_momentum,
             weight_decay=weight_decay(optim, max_iters),
+            scale=optim.muon_scale,
             compute_dtype=compute_dtype,
             spread=spread,
         )

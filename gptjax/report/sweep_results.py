@@ -212,7 +212,8 @@ def _figures(
 def _equal_loss(done: Mapping[str, Mapping[int, Row]], reference: str) -> Table:
     """Returns the tokens and seconds until each run reached the reference's loss at its end.
 
-    Runs of a seed are compared. Ratios are means over seeds, with their standard error.
+    Runs of a seed are compared. Ratios are means over seeds, with their standard error; `within`
+    is the most tokens between two evaluations about a crossing, in percent of its own.
     """
     ends = {seed: run["curve"][-1] for seed, run in done[reference].items()}
     lines = []
@@ -220,28 +221,34 @@ def _equal_loss(done: Mapping[str, Mapping[int, Row]], reference: str) -> Table:
         common = [seed for seed in runs if seed in ends]
         crossings = [_crossing(runs[seed]["curve"], ends[seed][3]) for seed in common]
         reached = [crossing for crossing in crossings if crossing is not None]
-        cells = [_UNKNOWN] * 4
+        cells = [_UNKNOWN] * 5
         if common and len(reached) == len(common):  # a mean over some would flatter
             cells = []
             for i, form in ((0, ",.0f"), (1, ",.1f")):
                 ratios = [at[i] / ends[s][1 + i] for at, s in zip(reached, common, strict=True)]
                 cells.append(format(float(np.mean([at[i] for at in reached])), form))
                 cells.append(_mean(ratios, ".3f"))
+            cells.append(f"{max(100 * at[2] / at[0] for at in reached):.0f} %")
         lines.append([name, f"{len(reached)} of {len(common)}", *cells])
     return Table(
-        ["setting", "reached", "tokens", "ratio", "seconds", "ratio"],
+        ["setting", "reached", "tokens", "ratio", "seconds", "ratio", "within"],
         lines,
         caption=f"Until each run was as good as that of {reference} with its seed at the end "
         "(straight between evaluations):",
     )
 
 
-def _crossing(curve: Sequence[Sequence[Any]], target: float) -> tuple[float, float] | None:
-    """Returns (tokens, seconds) at which a run first reached `target`; None if never."""
+def _crossing(curve: Sequence[Sequence[Any]], target: float) -> tuple[float, float, float] | None:
+    """Returns (tokens, seconds) at which a run first reached `target`; None if never.
+
+    The third is the tokens between the evaluations before and after it.
+    """
     points = np.array([point[1:] for point in curve if point[3] is not None])
     reached = points[:, 2] <= target
     if not reached.any():
         return None
     first = int(reached.argmax())
     tokens, seconds, bits = points[max(first - 1, 0) : first + 1][::-1].T  # bits increase
-    return float(np.interp(target, bits, tokens)), float(np.interp(target, bits, seconds))
+    between = points[first, 0] - (points[first - 1, 0] if first else 0)
+    at = np.interp(target, bits, tokens), np.interp(target, bits, seconds)
+    return float(at[0]), float(at[1]), float(between)

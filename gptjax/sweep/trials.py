@@ -81,7 +81,8 @@ def declared_trials(sweep: ConfigDict, folder: Path) -> list[Trial]:
             problems.append(f"the setting {setting!r} cannot be the name of a folder")
         for seed in sweep.seeds:
             config = base.get_config()
-            own = _apply(config, [leaves(sweep.base), LEAN, sweep.common, change, {"seed": seed}])
+            common = [leaves(sweep.base), LEAN, sweep.common, sweep.per_seed.get(seed, ())]
+            own = _apply(config, [*common, change, {"seed": seed}])
             trial = Trial(setting, seed, config)
             config.workdir = str(folder / trial.name)
             try:

@@ -233,6 +233,15 @@ def test_an_allowed_change_keeps_the_rates_of_the_steps_done():
     assert 3 < allowed < 22
 
 
+def test_the_muon_rate_of_a_run_from_before_its_units_keeps_its_meaning(run):
+    muon = {"optim__optimizer": "muon"}
+    saved = copy.deepcopy(at(8, run(**muon)))
+    del saved["config"]["optim"]["muon_scale"]
+    assert incompatibilities(saved, run(**muon)) == []
+    spectral = run(**muon, optim__muon_scale="spectral")
+    assert incompatibilities(saved, spectral) == ["optim.muon_scale: rms saved, spectral now"]
+
+
 def test_the_muon_rate_and_the_weight_decay_of_the_steps_done_must_stay(run):
     muon = {"optim__optimizer": "muon"}
     saved = at(8, run(**muon))

@@ -103,6 +103,7 @@ OTHER = {  # than the defaults
     **dict.fromkeys(("data.source", "data.cache_dir", "data.local_dir"), "elsewhere"),
     **{"tokenizer.file": "elsewhere", "data.cache_bytes": 7, "data.engine": "ray"},
     **dict.fromkeys(("data.text_column", "data.id_column", "data.separator"), "elsewhere"),
+    **{"data.split_by": "elsewhere"},
     **{"data.mixture": (("elsewhere", 1),), "data.mixture_schedule": ((5, (1,)),)},
     **{"data.mixture_file": "elsewhere"},
     **{"allow_cpu": True, "data.prepare_workers": 7, "data.prefetch_batches": 7},

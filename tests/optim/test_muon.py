@@ -50,18 +50,23 @@ def leaf(tree, name):
     return tree
 
 
-def newton_schulz(m):
+def newton_schulz(m, coefficients=((3.4445, -4.7750, 2.0315),) * 5):
     """Five quintic steps on one matrix, wide or tall."""
     if m.shape[0] > m.shape[1]:
-        return newton_schulz(m.T).T
+        return newton_schulz(m.T, coefficients).T
     x = m / np.sqrt(np.sum(m**2))
-    for _ in range(5):
+    for a, b, c in coefficients:
         gram = x @ x.T
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        x = a * x + (b * gram + c * gram @ gram) @ x
     return x
 
 
-def numpy_muon(p, grads, rates, decays, momentum=0.95):
+def scale_of(shape, scale):
+    """The factor of an orthogonal d_in x d_out update."""
+    return {"rms": 0.2 * np.sqrt(max(shape)), "spectral": max(1, shape[1] / shape[0]) ** 0.5}[scale]
+
+
+def numpy_muon(p, grads, rates, decays, momentum=0.95, scale="rms"):
     """Updates one matrix by each of `grads`; returns it."""
     mean = np.zeros_like(p)
     for t, (g, rate, decay) in enumerate(zip(grads, rates, decays, strict=True), 1):
@@ -69,7 +74,7 @@ def numpy_muon(p, grads, rates, decays, momentum=0.95):
         # Nesterov: what the mean will be if this gradient comes again, both parts bias-corrected.
         ahead = momentum * mean / (1 - momentum ** (t + 1))
         ahead = ahead + (1 - momentum) * g / (1 - momentum**t)
-        p = p - rate * (0.2 * np.sqrt(max(p.shape)) * newton_schulz(ahead) + decay * p)
+        p = p - rate * (scale_of(p.shape, scale) * newton_schulz(ahead) + decay * p)
     return p
 
 
@@ -102,10 +107,12 @@ def train(optim, params, grads, micro_steps=1):
 
 
 @pytest.mark.parametrize(
-    ("micro_steps", "head_columns", "schedule"),
-    [(1, 24, "constant"), (2, 16, "linear")],  # 16 columns: half as many key and value heads
+    ("micro_steps", "head_columns", "schedule", "scale"),
+    # 16 columns: half as many key and value heads
+    [(1, 24, "constant", "rms"), (2, 16, "linear", "spectral")],
 )
-def test_trajectory_equals_numpy(optim, micro_steps, head_columns, schedule):
+def test_trajectory_equals_numpy(optim, micro_steps, head_columns, schedule, scale):
+    optim.muon_scale = scale
     optim.weight_decay, optim.weight_decay_end, optim.weight_decay_schedule = 0.5, 2.5, schedule
     rng = np.random.default_rng(0)
     params = make_params(rng, head_columns)
@@ -136,6 +143,7 @@ def test_trajectory_equals_numpy(optim, micro_steps, head_columns, schedule):
                         [leaf(g, name)[layer, :, start:stop] for g in means[:updates]],
                         rates[:updates],
                         decays[:updates],
+                        scale=scale,
                     )
                     np.testing.assert_allclose(ours[layer, :, start:stop], theirs, atol=5e-6)
 
@@ -160,8 +168,9 @@ def conditioned(rng, shape):
     return (u * np.geomspace(0.05, 1, min(shape))) @ v
 
 
-def test_singular_values_of_an_update_are_near_one(optim):
-    optim.weight_decay, optim.warmup_iters = 0.0, 0
+@pytest.mark.parametrize("scale", ["rms", "spectral"])
+def test_singular_values_of_an_update_are_near_one(optim, scale):
+    optim.weight_decay, optim.warmup_iters, optim.muon_scale = 0.0, 0, scale
     rng = np.random.default_rng(2)
     params = make_params(rng)
     grads = jax.tree.map(np.zeros_like, params)
@@ -178,11 +187,12 @@ def test_singular_values_of_an_update_are_near_one(optim):
         update = np.asarray(leaf(trained, f"blocks/{name}/kernel"), np.float64)
         matrices = np.split(update, 3, axis=2) if "c_attn" in name else [update]
         for matrix in matrices:
-            scale = optim.muon_learning_rate * 0.2 * np.sqrt(max(matrix.shape[1:]))
-            values = np.linalg.svd(matrix / scale, compute_uv=False)
+            factor = optim.muon_learning_rate * scale_of(matrix.shape[1:], scale)
+            values = np.linalg.svd(matrix / factor, compute_uv=False)
             assert np.all((values > 0.65) & (values < 1.25)), (name, values)
-            rms = np.sqrt(np.mean(matrix**2))  # that of the paper, whatever the shape
-            assert 0.7 < rms / (0.2 * optim.muon_learning_rate) < 1.15, name
+            if scale == "rms":
+                rms = np.sqrt(np.mean(matrix**2))  # that of the paper, whatever the shape
+                assert 0.7 < rms / (0.2 * optim.muon_learning_rate) < 1.15, name
 
 
 def test_queries_keys_and_values_do_not_touch_each_other(optim):

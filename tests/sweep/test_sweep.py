@@ -27,8 +27,8 @@ RNG = np.random.default_rng(0)
 # ---- declarations
 
 
-def declare(settings, *, seeds=(1, 2), common=()):
-    return sweep(base=debug.get_config(), settings=settings, seeds=seeds, common=common)
+def declare(settings, *, seeds=(1, 2), **others):
+    return sweep(base=debug.get_config(), settings=settings, seeds=seeds, **others)
 
 
 def test_trials_are_the_product_with_changes_in_order(tmp_path):
@@ -38,14 +38,16 @@ def test_trials_are_the_product_with_changes_in_order(tmp_path):
 
     declared = declare(
         {"a": {}, "b": (deeper, {"optim.beta2": 0.75})},
-        common={"model.n_layer": 1, "train.max_epochs": 3.0},
+        common={"model.n_layer": 1, "train.max_epochs": 3.0, "optim.eps": 1e-3},
+        per_seed={2: {"optim.eps": 1e-4, "model.n_layer": 2}},
     )
     runs = trials.declared_trials(declared, tmp_path)
     assert [trial.name for trial in runs] == ["a-s1", "b-s1", "a-s2", "b-s2"]
     for trial in runs:
         config, is_b = trial.config, trial.setting == "b"
         assert config.workdir == str(tmp_path / trial.name) and config.seed == trial.seed
-        assert config.model.n_layer == (3 if is_b else 1)
+        assert config.model.n_layer == (3 if is_b else trial.seed)
+        assert config.optim.eps == (1e-4 if trial.seed == 2 else 1e-3)
         assert config.optim.beta2 == (0.75 if is_b else 0.99)
         assert config.train.max_epochs == 3.0 and len(config.sample.prompts) == 0
     assert trials.changes(runs[1].config).items() >= {"model.n_layer": 3, "seed": 1}.items()
@@ -137,10 +139,12 @@ def test_summary_is_that_of_numpy():
     for s in both:  # each with the reference's run of that seed
         reached = xs[np.interp(xs, [125, 250, 375, 500], b[s]) <= a[s, -1]]
         ratios.append(reached[0] / 1000)
+    within = f"{max(100 * 125 / (1000 * ratio) for ratio in ratios):.0f} %"
     error = np.std(ratios, ddof=1) / math.sqrt(3)
-    third, fourth = (c for c in cells if c and c[0] in ("a", "b") and len(c) == 6)
-    assert third[1:] == ["5 of 5", "1,000", "1.000 ± 0.0000", "10.0", "1.000 ± 0.0000"]
-    assert fourth[1] == "3 of 3" and float(fourth[2]) == round(1000 * np.mean(ratios))
+    third, fourth = (c for c in cells if c and c[0] in ("a", "b") and len(c) == 7)
+    assert third[1:] == ["5 of 5", "1,000", "1.000 ± 0.0000", "10.0", "1.000 ± 0.0000", "25 %"]
+    assert fourth[1] == "3 of 3" and fourth[6] == within
+    assert float(fourth[2]) == round(1000 * np.mean(ratios))
     for cell, scale in ((fourth[3], 1), (fourth[5], 1000 / 500 * 20 / 10)):
         printed = [float(x) for x in cell.split(" ± ")]
         assert printed == pytest.approx([scale * np.mean(ratios), scale * error], abs=6e-4)
@@ -154,10 +158,10 @@ def test_unreached_losses_and_single_runs_have_no_figure():
     rows = [row("a", 1, [3.0, 2.0]), row("b", 2, [3.0, 2.5])]
     text = summary(rows, [], "a")
     assert "| a | 1 | 2.0000 |  |" in text and "| b | 1 | 2.5000 | – |" in text
-    assert "| b | 0 of 0 | – | – | – | – |" in text
+    assert "| b | 0 of 0 | – | – | – | – | – |" in text
     assert "| b | 1 | 2.5000 |  |" in summary(rows, [], "b")
     rows += [row("b", 1, [3.0, 1.5]), row("a", 2, [3.0, 2.4])]  # with seed 2, b is too late
-    assert "| b | 1 of 2 | – | – | – | – |" in summary(rows, [], "a")
+    assert "| b | 1 of 2 | – | – | – | – | – |" in summary(rows, [], "a")
     with pytest.raises(UserError, match="the settings are a, b"):
         summary(rows, [], "c")
 
