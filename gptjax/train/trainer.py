@@ -226,11 +226,8 @@ class Trainer:
 
     def _evaluate_start(self) -> None:
         """Reports the val loss of another run's parameters, with which this one begins."""
-        self._verification.wait()
         with self._training_log.clock.paused():
-            start = time.monotonic()
-            values = self._validation.run(self.state.eval_params)
-            seconds = time.monotonic() - start
+            values, seconds = self._validate(self.state.eval_params)
             self._training_log.add_validation(0, values, is_best=False, seconds=seconds)
 
     def _first_step(self) -> None:
@@ -305,11 +302,13 @@ class Trainer:
                 if self._decision is not None:
                     self._decision.save = False
 
-    def _evaluate_and_save(self, step: int, params: Any) -> None:
+    def _validate(self, params: Any) -> tuple[dict[str, float], float]:
         self._verification.wait()  # a state that a damaged store has made is not saved
         start = time.monotonic()
-        values = self._validation.run(params)
-        seconds = time.monotonic() - start
+        return self._validation.run(params), time.monotonic() - start
+
+    def _evaluate_and_save(self, step: int, params: Any) -> None:
+        values, seconds = self._validate(params)
         loss = values["loss"]
         finite = math.isfinite(loss)
         is_best = finite and (self._best_val_loss is None or loss < self._best_val_loss)

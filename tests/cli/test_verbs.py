@@ -98,7 +98,7 @@ echo "${{COMPREPLY[@]}}"
 
 
 def test_bash_completes_verbs_names_and_keys():
-    assert completed("gptjax ch") == ["checkpoint"]
+    assert completed("gptjax che") == ["checkpoint"]
     assert completed("gptjax train rtx4070_") == ["rtx4070_110m", "rtx4070_best"]
     assert completed("gptjax plan optim.learn") == ["optim.learning_rate="]
     assert completed("gptjax train --q") == ["--quiet"]

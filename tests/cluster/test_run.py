@@ -102,7 +102,7 @@ def test_several_processes_need_a_prepared_store(processes, tmp_path):
     assert [process.wait(timeout=100) for process in started] == [1, 1]
     for i in (0, 1):
         assert f"[{i}] error: " in processes.log(i)
-        assert "python -m data_pipeline.prepare" in processes.log(i)
+        assert "gptjax prepare" in processes.log(i)
         assert "Traceback" not in processes.log(i)
     assert not processes.workdir.exists()
 

@@ -113,7 +113,7 @@ def test_an_object_store_has_it_and_a_mirror_what_is_used(shards, made, tmp_path
 def test_a_finished_store_is_not_made_again(shards, tmp_path, monkeypatch, ray):
     address = f"memory://{tmp_path.name}"
     config = configured(shards, tmp_path, address)
-    with pytest.raises(DataError, match=r"no token store.*data_pipeline\.prepare"):
+    with pytest.raises(DataError, match="no token store.*gptjax prepare"):
         prepare.require(config)
     path = prepare.prepare(config)
     monkeypatch.setattr(by_shard.Making, "make", operator.itemgetter(None))

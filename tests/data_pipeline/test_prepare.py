@@ -449,8 +449,8 @@ def test_help_suffices():
     command = [sys.executable, "-m", "data_pipeline.prepare", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert "\n  --config: " in done.stdout
-    assert "--config=configs/quickstart.py" in done.stdout
-    listed = set(re.findall(r"^  --config\.((?:data|tokenizer)\.\w+)=", done.stdout, re.MULTILINE))
+    assert "gptjax prepare quickstart" in done.stdout
+    listed = set(re.findall(r"(?<= )((?:data|tokenizer)\.\w+)=", done.stdout))
     known = {name for name in leaves(base.get_config()) if name.startswith(("data.", "tokenizer."))}
     assert listed == known
 
@@ -482,6 +482,6 @@ def test_a_store_that_is_required_is_not_made(store, debug_config, tmp_path):
     assert prepare.require(debug_config) == store.path
     config = copy.deepcopy(debug_config)
     config.data.cache_dir = str(tmp_path / "stores")
-    with pytest.raises(DataError, match=r"no token store.*python -m data_pipeline\.prepare"):
+    with pytest.raises(DataError, match="no token store.*gptjax prepare"):
         prepare.require(config)
     assert not (tmp_path / "stores").exists()

@@ -214,7 +214,7 @@ def test_verify_accepts_an_undamaged_store(made):
 
 def test_no_store(tmp_path):
     for path in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(DataError, match="no token store.*data_pipeline.prepare"):
+        with pytest.raises(DataError, match="no token store.*gptjax prepare"):
             TokenStore.open(path)
 
 

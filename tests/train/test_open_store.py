@@ -11,5 +11,5 @@ def test_several_processes_do_not_make_a_store(config, store, monkeypatch, tmp_p
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     assert open_store(config).path == store.path
     config.data.cache_dir = str(tmp_path / "stores")
-    with pytest.raises(DataError, match=r"python -m data_pipeline\.prepare"):
+    with pytest.raises(DataError, match="gptjax prepare"):
         open_store(config)
