@@ -309,11 +309,9 @@ class Trainer:
 
     def _evaluate_and_save(self, step: int, params: Any) -> None:
         values, seconds = self._validate(params)
-        loss = values["loss"]
-        finite = math.isfinite(loss)
+        finite = math.isfinite(loss := values["loss"])
         is_best = finite and (self._best_val_loss is None or loss < self._best_val_loss)
-        if is_best:
-            self._best_val_loss = loss
+        self._best_val_loss = loss if is_best else self._best_val_loss
         self._training_log.add_validation(step, values, is_best=is_best, seconds=seconds)
         if not finite:
             _log.error("The val loss is %g: this state is not saved.", loss)
