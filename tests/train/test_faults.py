@@ -155,6 +155,7 @@ def test_a_disk_that_is_full_for_a_while(config, tmp_path):
     assert metric_lines(config) == metric_lines(same)
 
 
+@pytest.mark.slow
 def test_a_disk_that_stays_full_is_reported_at_the_end(config, tmp_path):
     result = limited(config, tmp_path / "run", 3, 99)
     assert result.returncode == 1
@@ -318,7 +319,14 @@ def start(config, workdir):
     raise AssertionError("".join(read))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_saves_and_exits_0_in_the_announced_time(config, tmp_path, number):
     program = start(config, tmp_path / "run")
     begin = time.monotonic()
@@ -337,6 +345,7 @@ def test_a_signal_saves_and_exits_0_in_the_announced_time(config, tmp_path, numb
     assert newest >= json.loads(lines[-1])["step"] >= 100
 
 
+@pytest.mark.slow
 def test_max_hours_stops_the_same_way(config, tmp_path):
     program = launch(config, tmp_path / "run", "--config.train.max_hours=0.001")
     _, text = program.communicate(timeout=60)

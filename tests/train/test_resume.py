@@ -172,6 +172,7 @@ def test_resuming_reads_the_store_and_not_its_source(recording, config, tmp_path
     assert_same_bits(rest, whole)
 
 
+@pytest.mark.slow
 def test_a_wsd_run_made_longer_is_the_longer_run_bit_for_bit(recording, config, tmp_path, caplog):
     """Also after its end: the last checkpoint before the decay is kept."""
     config.optim.schedule, config.optim.wsd_decay_iters = "wsd", 3
