@@ -3,9 +3,11 @@
 import math
 import statistics
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
-_AXES = ("tokens", "seconds")
+# Of a metric, by step: its value, and the run's tokens and seconds.
+_Curve = dict[int, tuple[float | None, float | None, float | None]]
 
 
 def means(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -22,45 +24,47 @@ def means(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _mean(runs: list[dict[str, Any]]) -> dict[str, Any]:
     found = [dict(_curves(run)) for run in runs]
-    by_steps: dict[tuple[int, ...], dict[str, list[list[Any]]]] = defaultdict(dict)
+    by_steps = defaultdict(list)
     for name in found[0]:
         if all(name in curves for curves in found):
-            rows = [curves[name] for curves in found]
-            steps = [step for step in rows[0] if all(step in row for row in rows)]
+            steps = tuple(s for s in found[0][name] if all(s in curves[name] for curves in found))
             if steps:
-                by_steps[tuple(steps)][name] = [[row[s][0] for row in rows] for s in steps]
-                by_steps[tuple(steps)].setdefault("", [[row[s][1:] for row in rows] for s in steps])
-    tables = []
-    for at, columns in by_steps.items():
-        axes = dict(zip(_AXES, zip(*map(_mean_axes, columns.pop("")), strict=True), strict=True))
-        results = {name: [_mean_and_error(x) for x in values] for name, values in columns.items()}
-        tables.append(
-            {
-                "step": list(at),
-                **{axis: None if None in values else list(values) for axis, values in axes.items()},
-                "values": {name: [mean for mean, _ in pairs] for name, pairs in results.items()},
-                "errors": {name: [error for _, error in pairs] for name, pairs in results.items()},
-            }
-        )
+                by_steps[steps].append(name)
     return {
         "name": f"{runs[0]['setting']}, mean of {len(runs)}",
         "group": runs[0]["group"],
         "flops_per_token": runs[0]["flops_per_token"],
-        "tables": tables,
+        "tables": [
+            _table(steps, {name: [curves[name] for curves in found] for name in names})
+            for steps, names in by_steps.items()
+        ],
     }
 
 
-def _curves(run: dict[str, Any]) -> Any:
-    """Yields (metric, {step: (value, tokens, seconds)})."""
+def _table(steps: tuple[int, ...], curves: dict[str, list[_Curve]]) -> dict[str, Any]:
+    def column(name: str, i: int) -> list[tuple[float | None, float | None]]:
+        return [_mean_and_error([curve[step][i] for curve in curves[name]]) for step in steps]
+
+    def axis(i: int) -> list[float | None] | None:
+        values = [mean for mean, _ in column(next(iter(curves)), i)]
+        return None if None in values else values
+
+    values = {name: column(name, 0) for name in curves}
+    return {
+        "step": list(steps),
+        "tokens": axis(1),
+        "seconds": axis(2),
+        "values": {name: [mean for mean, _ in pairs] for name, pairs in values.items()},
+        "errors": {name: [error for _, error in pairs] for name, pairs in values.items()},
+    }
+
+
+def _curves(run: dict[str, Any]) -> Iterator[tuple[str, _Curve]]:
     for table in run["tables"]:
         unknown = [None] * len(table["step"])
-        axes = [table[axis] or unknown for axis in _AXES]
+        axes = table["tokens"] or unknown, table["seconds"] or unknown
         for name, values in table["values"].items():
             yield name, dict(zip(table["step"], zip(values, *axes, strict=True), strict=True))
-
-
-def _mean_axes(places: list[tuple[float | None, ...]]) -> list[float | None]:
-    return [_mean_and_error(list(values))[0] for values in zip(*places, strict=True)]
 
 
 def _mean_and_error(values: list[float | None]) -> tuple[float | None, float | None]:
