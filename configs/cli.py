@@ -123,6 +123,15 @@ def paragraph(error: UserError | OSError) -> str:
     )
 
 
+def define_compilation_cache_dir() -> None:
+    """Defines the flag of that name, for a program without --config."""
+    flags.DEFINE_string(
+        "compilation_cache_dir",
+        base.get_config().compilation_cache_dir,
+        "Folder that keeps compiled programs, so that the next start is quick.",
+    )
+
+
 def _define_quiet() -> None:
     flags.DEFINE_bool("quiet", False, "No progress and no log but warnings and errors.")
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["quiet"])
@@ -133,15 +142,13 @@ def _parse(argv: list[str]) -> list[str]:
 
     What is behind --help, and no flag, are the keys that it explains.
     """
-    wanted = [argument in _HELP for argument in argv]
-    topics = (
-        [a for a in argv[wanted.index(True) + 1 :] if not a.startswith("-")] if any(wanted) else []
-    )
-    if any(wanted):
+    arguments, topics = argv, list[str]()
+    if asked := next((i for i, argument in enumerate(argv) if argument in _HELP), None):
+        arguments, topics = [argv[0], "--help"], [a for a in argv[asked:] if not a.startswith("-")]
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # of `| head`
     if not topics or "config" not in flags.FLAGS:
         try:
-            return app.parse_flags_with_usage([argv[0], "--help"] if any(wanted) else argv)
+            return app.parse_flags_with_usage(arguments)
         except SystemExit as stop:
             if isinstance(stop.__context__, flags.Error):
                 raise

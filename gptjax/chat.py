@@ -12,10 +12,10 @@ from pathlib import Path
 
 from absl import flags
 
-from configs import base, cli
+from configs import cli
 from configs.errors import UserError
 from data_pipeline.chat import ASSISTANT, SYSTEM, USER, Chat, Message
-from gptjax.inference import LoadedModel, Sampler, Sampling, continue_rows, load_run
+from gptjax.inference import LoadedModel, Sampler, Sampling, continue_rows, load_run, sampling_flags
 from gptjax.step.compilation_cache import keep_compiled
 
 _NEW = "/new"
@@ -93,11 +93,9 @@ def talk(conversation: Conversation) -> None:
 
 def _main(_: list[str]) -> None:
     values = flags.FLAGS
-    if not 0 < values.top_p <= 1:
-        raise UserError(f"--top_p={values.top_p} must be in (0, 1].")
+    sampling = sampling_flags.sampling_of(values)
     keep_compiled(values.compilation_cache_dir)
     run = load_run(Path(values.workdir))
-    sampling = Sampling(**{f.name: getattr(values, f.name) for f in dataclasses.fields(Sampling)})
     conversation = Conversation(run, sampling, system=values.system, seed=values.seed)
     print(f"{values.workdir}, step {run.step:,}. {_NEW}: another conversation; Ctrl-D: the end.\n")
     talk(conversation)
@@ -107,13 +105,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
     flags.DEFINE_string("system", "", "What the model is to keep in mind; empty: nothing.")
     flags.DEFINE_integer("max_new_tokens", 200, "Tokens of an answer, at most.", lower_bound=1)
-    flags.DEFINE_float("temperature", 0.7, "0: the most likely token each time.", lower_bound=0)
-    flags.DEFINE_integer("top_k", 50, "Draw from the k most likely tokens; 0: all.", lower_bound=0)
-    flags.DEFINE_float("top_p", 1.0, "Draw from the smallest set with this probability.")
+    sampling_flags.define(temperature=0.7, top_k=50)
     flags.DEFINE_integer("seed", 0, "The same seed and messages give the same answers.")
-    flags.DEFINE_string(
-        "compilation_cache_dir",
-        base.get_config().compilation_cache_dir,
-        "Folder that keeps compiled programs, so that the next start is quick.",
-    )
+    cli.define_compilation_cache_dir()
     cli.run_argv(_main, first="workdir")

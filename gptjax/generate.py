@@ -3,7 +3,6 @@
 gptjax generate runs/quickstart --prompt="The " --num_samples=3 --stop="."
 """
 
-import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from absl import flags
 
 from configs import cli
 from configs.errors import UserError
-from gptjax.inference import Sampler, Sampling, continue_texts, load_run
+from gptjax.inference import Sampler, continue_texts, load_run, sampling_flags
 
 
 def _in_turn(pieces: Iterable[tuple[int, str]], prompts: Sequence[str]) -> Iterator[str]:
@@ -30,12 +29,10 @@ def _in_turn(pieces: Iterable[tuple[int, str]], prompts: Sequence[str]) -> Itera
 
 def _main(_: list[str]) -> None:
     values = flags.FLAGS
-    if not 0 < values.top_p <= 1:
-        raise UserError(f"--top_p={values.top_p} must be in (0, 1].")
+    sampling = sampling_flags.sampling_of(values)
     if "" in values.stop:
         raise UserError("--stop= is empty: every text would end before its first character.")
     run = load_run(Path(values.workdir))
-    sampling = Sampling(**{f.name: getattr(values, f.name) for f in dataclasses.fields(Sampling)})
     prompts = [prompt for prompt in values.prompt for _ in range(values.num_samples)]
     seeds = [values.seed + i for _ in values.prompt for i in range(values.num_samples)]
     pieces = continue_texts(
@@ -58,8 +55,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("num_samples", 1, "Texts for each prompt.", lower_bound=1)
     flags.DEFINE_multi_string("stop", [], "A text ends before this string.")
     flags.DEFINE_integer("max_new_tokens", 200, "Tokens to draw.", lower_bound=0)
-    flags.DEFINE_float("temperature", 0.8, "0: the most likely token each time.", lower_bound=0)
-    flags.DEFINE_integer("top_k", 200, "Draw from the k most likely tokens; 0: all.", lower_bound=0)
-    flags.DEFINE_float("top_p", 1.0, "Draw from the smallest set with this probability.")
+    sampling_flags.define(temperature=0.8, top_k=200)
     flags.DEFINE_integer("seed", 0, "The same seed gives the same texts; the i-th has seed + i.")
     cli.run_argv(_main, first="workdir")

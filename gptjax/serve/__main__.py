@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from configs import base, cli
+from configs import cli
 from configs.errors import UserError
 from configs.extras import imports_of_extra
 from gptjax.inference import Sampler, load_run
@@ -80,9 +80,5 @@ if __name__ == "__main__":
     flags.DEFINE_integer("port", 8000, "Port; 0: any free one.", lower_bound=0)
     flags.DEFINE_bool("public", False, "Allow a --host that other machines can reach.")
     flags.DEFINE_string("token_file", None, "File with the token that clients must send.")
-    flags.DEFINE_string(
-        "compilation_cache_dir",
-        base.get_config().compilation_cache_dir,
-        "Folder that keeps compiled programs, so that the next start is quick.",
-    )
+    cli.define_compilation_cache_dir()
     cli.run_argv(_main, first="workdir")
