@@ -10,9 +10,8 @@ from configs.read import mismatch, parse_json, read_bytes, read_json
 from configs.validate import leaves
 from configs.workdir import CONFIG, MAX_CONFIG
 from data_pipeline.lock import is_held
-from gptjax.common.workdir import LOCK, MAX_METRICS, MAX_SAMPLE, METRICS, SAMPLES
+from gptjax.common.workdir import LOCK, MAX_METRICS, MAX_SAMPLE, METRICS, SAMPLES, START
 
-_START = "run/start_step"  # in a line of its own, at each start
 _RATE_LINES = 20  # the last ones, whose time and steps give the speed
 
 
@@ -40,9 +39,8 @@ class Follower:
 
     def update(self) -> None:
         """Reads what is new; from the beginning where a resumed run has written the file again."""
-        self.is_running = is_held(
-            self.workdir / LOCK
-        )  # first: what an ended run has written is all
+        # First: once a run has ended, what it has written is all.
+        self.is_running = is_held(self.workdir / LOCK)
         try:
             config = leaves(read_json(self.workdir / CONFIG, MAX_CONFIG))
             self.max_iters = int(config["train.max_iters"])
@@ -71,7 +69,7 @@ class Follower:
         if mismatch(line, {"step": int, "time": float}):
             return
         step = line.pop("step")
-        if _START in line:  # lines of steps that are made again may follow
+        if START in line:  # lines of steps that are made again may follow
             self._times.clear()
         if "train/loss" in line:
             self._times = [*self._times[1 - _RATE_LINES :], (line["time"], step)]

@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"  # one JSON object a line: step, time and values
 MAX_METRICS = 128 * MIB  # bytes: 300,000 lines of usual length
 MAX_LINES = 1_000_000
+START = "run/start_step"  # in a line of its own when a run starts or resumes, and in no other
 CHECKPOINTS = "checkpoints"  # a folder for each saved step
 EVALUATIONS = "eval"  # STEP.json, by gptjax.evaluate
 MAX_EVALUATION = 4 * MIB  # bytes of one of them

@@ -18,7 +18,6 @@ from gptjax.metrics.wandb_run import WandbRun
 
 _log = logging.getLogger(__name__)
 
-START = "run/start_step"  # written when a run starts or resumes, and at no other time
 BENCHMARK = "benchmark/"  # + task/metric, task/metric_stderr, task/n and task/chance
 
 

@@ -7,8 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Set
 from typing import Any
 
+from gptjax.common.workdir import START
 from gptjax.evaluate.tasks import TASKS
-from gptjax.metrics.writers import BENCHMARK, START
+from gptjax.metrics.writers import BENCHMARK
 from gptjax.report import seeds
 from gptjax.report.run_history import History, is_number
 

@@ -25,10 +25,10 @@ from gptjax.common.workdir import (
     MAX_SAMPLE,
     METRICS,
     SAMPLES,
+    START,
     load_config,
     read_metrics,
 )
-from gptjax.metrics.writers import START
 from gptjax.model import GPTConfig, flops_per_token
 
 Line = tuple[int, dict[str, Any]]  # step, and values by name; None: unknown

@@ -16,9 +16,10 @@ import numpy as np
 from configs import base
 from configs.validate import leaves
 from data_pipeline.progress import format_seconds
+from gptjax.common.workdir import START
 from gptjax.evaluate.published import Results, comparison
 from gptjax.evaluate.tasks import TASKS
-from gptjax.metrics.writers import BENCHMARK, START
+from gptjax.metrics.writers import BENCHMARK
 from gptjax.report.run_history import History, is_number
 from gptjax.report.table import Table
 

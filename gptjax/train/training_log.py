@@ -16,8 +16,8 @@ from configs.errors import UserError
 from data_pipeline.packing import Rows
 from data_pipeline.progress import ProgressBar, format_seconds
 from gptjax.checkpoint import RunProgress
+from gptjax.common.workdir import START
 from gptjax.metrics import Clock, MetricsWriter, Window
-from gptjax.metrics.writers import START
 from gptjax.model import GPTConfig, flops_per_token
 from gptjax.plan.devices import peak_flops
 from gptjax.step import TrainState

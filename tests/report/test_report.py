@@ -22,8 +22,8 @@ from report_runs import (
 
 from configs import debug
 from data_pipeline.token_store import TOKENIZER
+from gptjax.common.workdir import START
 from gptjax.evaluate.published import FIGURES, SOURCES
-from gptjax.metrics.writers import START
 from gptjax.report import run_history
 
 

@@ -15,8 +15,8 @@ import pytest
 
 from configs.errors import UserError
 from gptjax.checkpoint import storage
+from gptjax.common.workdir import START
 from gptjax.inference.load import load_run
-from gptjax.metrics.writers import START
 from gptjax.train import trainer
 
 
