@@ -75,12 +75,11 @@ def _messages(given: list[dict[str, Any]]) -> list[Message]:
     wrong = problem(messages)
     if not wrong and messages[-1]["role"] != USER:
         wrong = f"messages[{len(messages) - 1}].role must be {USER!r}: the assistant answers it"
-    if not wrong and any(_is_no_text(message["content"]) for message in messages):
+    try:
+        for message in messages if not wrong else ():
+            protocol.encodable(message["content"])
+    except ValueError:
         wrong = "messages have a lone surrogate, which is no text"
     if wrong:
         raise APIError(f"{wrong}.", param="messages")
     return messages_of(messages)
-
-
-def _is_no_text(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)

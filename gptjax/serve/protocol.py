@@ -35,13 +35,14 @@ def _as_list(value: Any) -> Any:
     return [value] if single else value
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
+    """Returns the text; ValueError: it is none."""
     text.encode()  # a lone surrogate raises UnicodeEncodeError, which is a ValueError
     return text
 
 
 Integer = Annotated[int, BeforeValidator(_whole)]  # 2.0 is an integer in JSON
-_Text = Annotated[str, AfterValidator(_encodable)]
+_Text = Annotated[str, AfterValidator(encodable)]
 _NonEmpty = Annotated[str, Field(min_length=1)]
 _NonEmptyList = Field(min_length=1, fail_fast=True)
 _TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], _NonEmptyList]
