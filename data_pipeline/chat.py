@@ -82,7 +82,8 @@ class Chat:
         self._tokenizer = tokenizer
         self._start, self._end = (tokenizer.specials[name] for name in MARKERS)
         self._newline = tokenizer.encode("\n").tolist()
-        self._header = tokenizer.decode_bytes(tokenizer.encode(f"{ASSISTANT}\n"))
+        self._header_ids = tokenizer.encode(f"{ASSISTANT}\n").tolist()
+        self._header = tokenizer.decode_bytes(self._header_ids)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Returns the ids of a conversation, BOS first."""
@@ -94,8 +95,7 @@ class Chat:
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Returns the ids of a conversation, up to where the assistant's next message begins."""
-        header = self._tokenizer.encode(f"{ASSISTANT}\n").tolist()
-        return [*self.encode(messages), self._start, *header]
+        return [*self.encode(messages), self._start, *self._header_ids]
 
     def counted(self, ids: np.ndarray) -> np.ndarray:
         """Returns which tokens of a conversation, or of its beginning, count in the loss: bool [n].

@@ -72,7 +72,7 @@ def tokenizer_file(config: ConfigDict) -> bytes:
     """Returns the content of tokenizer.file; for conversations it gets the markers of a chat.
 
     Raises:
-      DataError: it is missing or unsuitable.
+      DataError: it is missing, or cannot get them.
     """
     path = Path(config.tokenizer.file)
     if not path.is_file():
@@ -81,5 +81,4 @@ def tokenizer_file(config: ConfigDict) -> bytes:
             "set it to nothing to train a tokenizer."
         )
     model = read_bytes(path, MAX_FILE)
-    names = chat.MARKERS if config.data.messages_column else ()
-    return with_specials(model, names, str(path))
+    return with_specials(model, chat.MARKERS, str(path)) if config.data.messages_column else model

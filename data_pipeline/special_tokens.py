@@ -6,6 +6,7 @@ A special token is in no text: what spells its name is encoded as other characte
 import json
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 from data_pipeline.tokenizer import Tokenizer
 
@@ -28,16 +29,21 @@ def with_specials(model: bytes, names: Sequence[str], file: str = "tokenizer") -
         extended = model + b"".join(map(_control_piece, missing))
     else:
         spec = tokenizer.byte_level.json
-        vocab, flags = spec["model"]["vocab"], ("single_word", "lstrip", "rstrip", "normalized")
+        vocab = spec["model"]["vocab"]
         added = [
-            {"id": vocab.get(name, tokenizer.vocab_size + i), "content": name, "special": True}
-            | dict.fromkeys(flags, False)
+            added_token(name, vocab.get(name, tokenizer.vocab_size + i))
             for i, name in enumerate(missing)
         ]
         spec = {**spec, "added_tokens": [*spec["added_tokens"], *added]}
         extended = json.dumps(spec, ensure_ascii=False).encode()
     Tokenizer(extended, file)
     return extended
+
+
+def added_token(name: str, i: int) -> dict[str, Any]:
+    """Returns the special token `name` as tokenizer.json lists it."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": i, "content": name, "special": True, **flags}
 
 
 def _control_piece(name: str) -> bytes:

@@ -64,11 +64,11 @@ def divide(sizes: Sequence[int], n_bytes: int, weights: Sequence[int] = ()) -> l
     Evenly, or by weight; the parts of those that lack some are larger than they are.
     """
     weights = weights or [1] * len(sizes)
-    parts, left = [0] * len(sizes), n_bytes
-    order = sorted(range(len(sizes)), key=lambda i: sizes[i] / weights[i])  # small ones first
-    for done, i in enumerate(order):
-        parts[i] = left * weights[i] // sum(weights[j] for j in order[done:])
+    parts, left, weight_left = [0] * len(sizes), n_bytes, sum(weights)
+    for i in sorted(range(len(sizes)), key=lambda i: sizes[i] / weights[i]):  # small ones first
+        parts[i] = left * weights[i] // weight_left
         left -= min(sizes[i], parts[i])
+        weight_left -= weights[i]
     return parts
 
 

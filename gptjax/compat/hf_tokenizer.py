@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_pipeline.chat import END, TEMPLATE, has_markers
+from data_pipeline.special_tokens import added_token
 from data_pipeline.tokenizer import END_NAMES, WORD, Piece, Tokenizer
-
-_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 
 def last_merges(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
@@ -56,7 +55,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": i, "content": name, "special": True} | dict.fromkeys(_FLAGS, False)
+            added_token(name, i)
             for name, i in (tokenizer.specials.items() if has_markers(tokenizer) else ())
         ],
         "normalizer": {"type": "Prepend", "prepend": prefix} if prefix else None,
