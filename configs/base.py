@@ -76,6 +76,7 @@ def get_config() -> ConfigDict:
     config.optim = config_dict.create(
         optimizer="adamw",  # adamw, or muon (for matrices inside blocks; adamw for embeddings, head, norms and biases)
         learning_rate=6e-4,  # peak, reached after warmup_iters; with muon, that of adamw's share
+        head_learning_rate=0.0,  # peak of an untied head, which follows the schedule of learning_rate; 0: learning_rate
         min_lr=6e-5,  # floor, reached at lr_decay_iters (cosine) or train.max_iters (wsd), and kept
         schedule="cosine",  # after the warm-up: cosine, or wsd (stays at the peak, then falls fast: the run can be made longer until then)
         warmup_iters=2000,  # optimizer steps of linear warm-up

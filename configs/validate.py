@@ -30,7 +30,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "must not be negative",
         lambda x: x >= 0,
         """
-        seed model.loss_chunk optim.min_lr optim.warmup_iters
+        seed model.loss_chunk optim.min_lr optim.head_learning_rate optim.warmup_iters
         optim.wsd_decay_iters optim.weight_decay optim.weight_decay_end optim.grad_clip
         train.loss_spike_sigma data.max_train_tokens data.prepare_workers checkpoint.keep_best
         eval.benchmark_interval eval.benchmark_limit sample.interval sample.max_new_tokens
@@ -149,6 +149,8 @@ def _relations(config: ConfigDict, n_devices: int) -> Iterator[str]:
         )
     if optim.min_lr > optim.learning_rate:
         yield f"optim.min_lr = {optim.min_lr} exceeds optim.learning_rate = {optim.learning_rate}"
+    if optim.head_learning_rate > 0 and model.tie_embeddings:
+        yield "optim.head_learning_rate is of a head of its own: model.tie_embeddings = False"
     planned = optim.warmup_iters + optim.wsd_decay_iters
     if optim.schedule == "wsd" and planned > train.max_iters:
         yield (

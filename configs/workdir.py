@@ -30,7 +30,8 @@ RECIPE = frozenset(
     model.mlp_dim model.tie_embeddings
     model.zero_init model.dropout model.bias model.compute_dtype model.attention model.remat
     model.scan_unroll model.loss_chunk
-    optim.optimizer optim.learning_rate optim.min_lr optim.schedule optim.warmup_iters
+    optim.optimizer optim.learning_rate optim.head_learning_rate optim.min_lr optim.schedule
+    optim.warmup_iters
     optim.lr_decay_iters optim.rewarm_at optim.wsd_decay_iters optim.weight_decay
     optim.weight_decay_schedule optim.weight_decay_end optim.beta1 optim.beta2 optim.eps
     optim.muon_learning_rate optim.muon_scale optim.muon_momentum optim.grad_clip optim.ema_decay

@@ -30,8 +30,8 @@ FIXED = frozenset(
 SCHEDULE = frozenset(
     """
     optim.schedule optim.learning_rate optim.min_lr optim.warmup_iters optim.lr_decay_iters
-    optim.rewarm_at optim.wsd_decay_iters optim.muon_learning_rate optim.weight_decay
-    optim.weight_decay_schedule optim.weight_decay_end train.max_iters
+    optim.rewarm_at optim.wsd_decay_iters optim.head_learning_rate optim.muon_learning_rate
+    optim.weight_decay optim.weight_decay_schedule optim.weight_decay_end train.max_iters
     """.split()
 )
 # Their product is the batch and is fixed; how it is split can follow the memory of the device.

@@ -34,7 +34,7 @@ class Clock:
             self._since = self._now()
 
 
-_SCHEDULED = ("learning_rate", "muon_learning_rate", "weight_decay")  # the second with Muon only
+_SCHEDULED = ("learning_rate", "head_learning_rate", "muon_learning_rate", "weight_decay")
 _WINDOW_SCALARS = tuple(
     """
     train/loss train/bits_per_byte optim/learning_rate optim/grad_norm optim/param_norm

@@ -100,9 +100,8 @@ class Optimizer:
         return optax.apply_updates(params, updates), state
 
 
-def _transformation(
-    optim: ConfigDict, max_iters: int, compute_dtype: str, spread: Callable[[Array], Array]
-) -> optax.GradientTransformation:
+def adamw(optim: ConfigDict, max_iters: int) -> optax.GradientTransformation:
+    """Returns AdamW, which moves an untied head at a rate of its own (optim.head_learning_rate)."""
     optimizer = optax.adamw(
         learning_rate_schedule(optim, max_iters),
         b1=optim.beta1,
@@ -111,6 +110,24 @@ def _transformation(
         weight_decay=weight_decay(optim, max_iters),
         mask=decay_mask,
     )
+    if not optim.head_learning_rate:
+        return optimizer
+    factor = optim.head_learning_rate / optim.learning_rate  # of the whole update: the decay, too
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = optimizer.update(grads, state, params)
+        return jax.tree_util.tree_map_with_path(scale, updates), state
+
+    def scale(path: tuple[Any, ...], leaf: Array) -> Array:
+        return factor * leaf if path[-1].key == "lm_head" else leaf
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def _transformation(
+    optim: ConfigDict, max_iters: int, compute_dtype: str, spread: Callable[[Array], Array]
+) -> optax.GradientTransformation:
+    optimizer = adamw(optim, max_iters)
     if optim.optimizer == "muon":
         hidden = muon(
             muon_learning_rate_schedule(optim, max_iters),

@@ -75,9 +75,12 @@ def rewarm_notice(optim: ConfigDict, max_iters: int) -> str:
 
 def muon_learning_rate_schedule(optim: ConfigDict, max_iters: int) -> optax.Schedule:
     """Returns the learning rate of Muon: AdamW's, with its peak moved to `muon_learning_rate`."""
-    rate = learning_rate_schedule(optim, max_iters)
-    scale = optim.muon_learning_rate / optim.learning_rate
-    return lambda steps: scale * rate(steps)
+    return _moved(optim, max_iters, optim.muon_learning_rate)
+
+
+def _moved(optim: ConfigDict, max_iters: int, peak: float) -> optax.Schedule:
+    rate, factor = learning_rate_schedule(optim, max_iters), peak / optim.learning_rate
+    return lambda steps: factor * rate(steps)
 
 
 def weight_decay(optim: ConfigDict, max_iters: int) -> float | optax.Schedule:
@@ -99,6 +102,8 @@ def schedules(optim: ConfigDict, max_iters: int) -> dict[str, optax.Schedule]:
         "learning_rate": learning_rate_schedule(optim, max_iters),
         "weight_decay": decay if callable(decay) else optax.constant_schedule(decay),
     }
+    if optim.head_learning_rate:
+        by_key["head_learning_rate"] = _moved(optim, max_iters, optim.head_learning_rate)
     if optim.optimizer == "muon":
         by_key["muon_learning_rate"] = muon_learning_rate_schedule(optim, max_iters)
     return by_key

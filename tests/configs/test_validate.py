@@ -42,7 +42,7 @@ NOT_NEGATIVE = """
     model.loss_chunk data.prepare_workers checkpoint.keep_best sample.max_new_tokens
     sample.temperature sample.top_k train.loss_spike_sigma sample.interval report.interval
     eval.benchmark_interval eval.benchmark_limit model.n_kv_head model.mlp_dim
-    optim.weight_decay_end data.max_train_tokens
+    optim.weight_decay_end data.max_train_tokens optim.head_learning_rate
 """.split()
 RULES = [
     *((name, {name: 0}, f"{name} = 0(.0)? must be positive") for name in POSITIVE),
@@ -69,6 +69,7 @@ RULES = [
     ("only val", {"data.val_fraction": 1.0}, r"val_fraction = 1.0 must be in \(0, 1\)"),
     ("top_p of 0", {"sample.top_p": 0.0}, r"top_p = 0.0 must be in \(0, 1\]"),
     ("top_p over 1", {"sample.top_p": 1.1}, r"top_p = 1.1 must be in \(0, 1\]"),
+    ("rate of a tied head", {"optim.head_learning_rate": 0.1}, "model.tie_embeddings = False"),
     ("min_lr", {"optim.min_lr": 0.5}, "min_lr = 0.5 exceeds optim.learning_rate = 0.01"),
     ("warmup", {"optim.warmup_iters": 20}, "warmup_iters = 20 must be below optim.lr_decay_iters"),
     ("no order", {"optim.rewarm_at": (9, 7)}, r"rewarm_at = \(9, 7\) must be increasing steps"),

@@ -12,7 +12,7 @@ from helpers import optimizer_step, tiny_gpt
 from configs import rtx4070
 from gptjax.model import gpt
 from gptjax.optim.optimizer import Optimizer, decay_mask
-from gptjax.optim.schedules import decay_start, learning_rate_schedule, rewarm_notice
+from gptjax.optim.schedules import decay_start, learning_rate_schedule, rewarm_notice, schedules
 
 
 @pytest.fixture
@@ -168,6 +168,26 @@ def test_trajectory_equals_numpy_over_20_updates(optim, micro_steps):
         for name, p in theirs.items():
             np.testing.assert_allclose(ours[name], p, atol=2e-6, err_msg=f"{name}, update {step}")
     assert 0 < clipped < 20, "both sides of the clip must be tested"
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_an_untied_head_has_a_rate_of_its_own(optim, optimizer):
+    optim.optimizer, optim.weight_decay, optim.grad_clip = optimizer, 0.3, 0.0
+    rng = np.random.default_rng(5)
+    params = {name: rng.normal(size=(7, 3)) for name in ("wte", "lm_head")}
+    grads = {name: rng.normal(size=(7, 3)) for name in params}
+    state = Optimizer(optim, 1, 30).init(params)
+    optim.head_learning_rate = 0.04
+    own = Optimizer(optim, 1, 30)
+    assert jax.tree.structure(own.init(params)) == jax.tree.structure(state)  # a checkpoint's
+    after, _ = own.update(params, state, grads, loss=jnp.float32(1.0))
+    for name, peak in (("wte", 0.01), ("lm_head", 0.04)):
+        p, g = params[name], grads[name]
+        # Adam's first step is along the signs; the rate is that of the first of 5 + 1 steps.
+        expected = p - peak / 6 * (g / (np.abs(g) + optim.eps) + 0.3 * p)
+        np.testing.assert_allclose(after[name], expected, rtol=1e-5)
+    rates = schedules(optim, 30)
+    np.testing.assert_allclose(rates["head_learning_rate"](9), 4 * rates["learning_rate"](9))
 
 
 def test_every_parameter_of_the_model_has_a_decay_group():
