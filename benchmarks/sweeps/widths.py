@@ -1,0 +1,29 @@
+"""Whether the best recipe's rate, and its gain, hold from 4 x 64 to 4 x 256: a seed each.
+
+Run `gptjax sweep benchmarks/sweeps/widths.py --jobs=2`. 547 steps over a slice of 0.8M tokens;
+schedules end there. The results are in benchmarks/LOG.md.
+"""
+
+import functools
+
+from ml_collections import ConfigDict
+
+from benchmarks.sweeps import small
+from gptjax.sweep import Change, sweep
+
+STEPS = 547
+RATES = (0.005, 0.01, 0.02)  # of Muon, in spectral norm
+
+
+def get_config() -> ConfigDict:
+    """Returns the sweep."""
+    base = small.recipe(tokens=800_000, passes=2)
+    small.set_steps(base, STEPS, evaluations=1)
+    settings: dict[str, Change] = {}
+    for width in (64, 128, 256):
+        size = {"model.n_embd": width, "model.n_head": width // 64}
+        settings[f"{width}-before"] = [size, small.before]
+        for rate in RATES:
+            best = functools.partial(small.best, muon=rate)
+            settings[f"{width}-{rate:g}"] = [size, best]
+    return sweep(base=base, settings=settings, seeds=(1,))
