@@ -82,7 +82,7 @@ def best(config: ConfigDict, *, muon: float = 0.01) -> None:
     config.model.tie_embeddings = False
     optim, train = config.optim, config.train
     optim.muon_scale, optim.muon_learning_rate, optim.muon_momentum = "spectral", muon, 0.9
-    optim.learning_rate, optim.head_learning_rate = 0.01, 0.005
+    optim.learning_rate, optim.head_learning_rate = 0.02, 0.005
     train.batch_size //= 2
     for group, key in ((train, "max_iters"), (config.eval, "eval_interval")):
         group[key] *= 2
