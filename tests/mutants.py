@@ -116,6 +116,8 @@ TABLE: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("clip_by_global_norm(optim.grad_clip)", "clip(optim.grad_clip)"),
         ("b2=optim.beta2", "b2=optim.beta1"),
         ("n_calls = micro_steps + 1", "n_calls = micro_steps"),
+        ('if path[-1].key == "lm_head" else leaf', 'if path[-1].key == "wte" else leaf'),
+        ("optim.head_learning_rate / optim.learning_rate", "optim.head_learning_rate"),
     ],
     ("gptjax/optim/muon.py", "tests/optim/test_muon.py"): [
         ("(width + kernel.shape[2]) // 2", "2 * width"),
