@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from benchmarks.sweeps import small
 from gptjax.sweep import Change, sweep
 
-ADAMW = 4.8e-3  # the best rate of baselines.py
+ADAMW = 1.2e-3  # the best rate of baselines.py
 
 
 def get_config() -> ConfigDict:

@@ -73,7 +73,7 @@ def before(config: ConfigDict) -> None:
     config.optim.muon_learning_rate = 2.4e-3  # 5 times the root mean square of an update
 
 
-def best(config: ConfigDict, *, muon: float = 0.01) -> None:
+def best(config: ConfigDict, *, muon: float = 0.006) -> None:
     """Changes the recipe to the best one: a head of its own, half the rows in twice the steps.
 
     `muon` is Muon's rate in spectral norm; the rates fall over the last 60 % of the steps.

@@ -12,7 +12,7 @@ from benchmarks.sweeps import small
 from gptjax.sweep import Change, sweep
 
 STEPS = 547
-RATES = (0.005, 0.01, 0.02)  # of Muon, in spectral norm
+RATES = (0.003, 0.006, 0.012)  # of Muon, in spectral norm
 
 
 def get_config() -> ConfigDict:
