@@ -61,7 +61,7 @@ SHARDED = {
     (rtx4070_110m, "layer", 2, 4, False): 1235,
     (rtx4070_110m, "layer", 1, 4, False): 866,
     (rtx4070_110m, "layer", 2, 4, True): 1319,
-    (rtx4070_best, "step", 8, 4, False): 6215,
+    (rtx4070_best, "step", 8, 4, False): 6647,
 }
 CASES = [
     (case, unroll, muon)
