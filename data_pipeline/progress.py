@@ -168,7 +168,9 @@ class Waiting:
 
 
 class BatchProgress:
-    """Work that is done in batches of about the same duration: how much, how fast, time left.
+    """Work that is done in batches: how much, how fast, time left.
+
+    Batches take about the same time each, or a time in proportion to what `advance` counts them as.
 
     Where there is no terminal, a line is logged every `LOG_SECONDS` and at the end.
     """
@@ -199,11 +201,11 @@ class BatchProgress:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def advance(self, n: int, n_bytes: int = 0) -> None:
-        """Counts a finished batch of `n` units; with `n_bytes`, the rate is in MB/s."""
+    def advance(self, n: int, n_bytes: int = 0, n_batches: int = 1) -> None:
+        """Counts finished batches of `n` units; with `n_bytes`, the rate is in MB/s."""
         self._done += n
         self._bytes += n_bytes
-        self._batches_done += 1
+        self._batches_done += n_batches
         if self._name is None:
             return
         now = time.monotonic()

@@ -1,8 +1,8 @@
 """Exports a run's model for Hugging Face's `transformers`, or for llama.cpp.
 
-python -m gptjax.export --workdir=runs/quickstart --format=hf --out=exported
-python -m gptjax.export --workdir=runs/quickstart --format=gguf --out=quickstart.gguf
-python -m gptjax.export --workdir=runs/quickstart --out=exported --push_to=user/name
+gptjax export runs/quickstart --out=exported
+gptjax export runs/quickstart --out=quickstart.gguf --format=gguf
+gptjax export runs/quickstart --out=exported --push_to=user/name
 """
 
 import contextlib
@@ -11,15 +11,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax.numpy as jnp
 from absl import flags
 
 from configs import cli
 from configs.errors import UserError
-from configs.extras import imports_of_extra
 from data_pipeline.files import fsync, write_atomically
 from data_pipeline.token_store import TOKENIZER
-from gptjax.compat import gguf_file, hf_tokenizer, hf_weights, hub, model_card
+from gptjax.compat import gguf_file, hf_tokenizer, hf_weights, hub, model_card, safetensors_file
 from gptjax.inference import load_run
 
 DTYPES = ("float32", "bfloat16")  # of the exported weights
@@ -35,15 +33,12 @@ def export_hf(workdir: Path, out: Path, dtype: str = DTYPES[0]) -> None:
         UserError: `out` exists, the workdir has no checkpoint, or a package is missing; nothing is
             left.
     """
-    with imports_of_extra("export"):
-        from safetensors.numpy import save
     with _new(out) as folder:
         run = load_run(workdir)
         tokenizer, config = run.tokenizer, run.model_config
         folder.mkdir()
         tensors = hf_weights.to_hf(config, run.params, tokenizer.vocab_size)
-        cast = {name: tensor.astype(jnp.dtype(dtype)) for name, tensor in tensors.items()}
-        write_atomically(folder / "model.safetensors", save(cast, metadata={"format": "pt"}))
+        safetensors_file.write(folder / "model.safetensors", tensors, dtype)
         for name, content in (
             ("config", {**hf_weights.hf_config(config, tokenizer), "dtype": dtype}),
             ("generation_config", hf_tokenizer.generation_config(tokenizer)),

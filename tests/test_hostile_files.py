@@ -12,7 +12,6 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.slow
 def test_hostile_files_are_refused_or_used_rightly():
-    pytest.importorskip("safetensors", reason="needs the extra `export`")
     pytest.importorskip("tokenizers", reason="needs the extra `export`")
     command = [sys.executable, "-m", "benchmarks.attacks_files", "--cases=100", "--seed=1"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}

@@ -17,6 +17,7 @@ from data_pipeline.byte_level import ByteLevel
 from data_pipeline.chat import END, TEMPLATE, has_markers
 from data_pipeline.tokenizer import SPACE, Tokenizer
 from gptjax.compat import hf_tokenizer, hf_weights
+from gptjax.compat.progress import one_by_one
 from gptjax.model import GPTConfig, Params
 from gptjax.model.layers import rope_divisors
 
@@ -103,15 +104,20 @@ def write(
     kinds, types = gguf.LlamaFileType, gguf.GGMLQuantizationType
     writer.add_file_type(kinds.MOSTLY_BF16 if halved else kinds.ALL_F32)
     _add_tokenizer(writer, tokenizer, gguf.TokenType)
-    for tensor_name, array in tensors(model_config, params, tokenizer.vocab_size).items():
-        if halved and array.ndim > 1:
-            data = gguf.quants.quantize(array, types.BF16)
-            writer.add_tensor(tensor_name, data, raw_dtype=types.BF16)
-        else:
-            writer.add_tensor(tensor_name, array)
+
+    def kind_of(array: np.ndarray) -> Any:
+        return types.BF16 if halved and array.ndim > 1 else types.F32
+
+    arrays = tensors(model_config, params, tokenizer.vocab_size)
+    for tensor_name, array in arrays.items():
+        kind = kind_of(array)
+        n_bytes = array.size * gguf.GGML_QUANT_SIZES[kind][1]
+        writer.add_tensor_info(tensor_name, array.shape, array.dtype, n_bytes, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    writer.write_ti_data_to_file()
+    for array in one_by_one(arrays):  # each rounded when it is its turn
+        writer.write_tensor_data(gguf.quants.quantize(array, kind_of(array)))
     writer.close()
 
 

@@ -5,17 +5,21 @@ the tensors.
 """
 
 import collections
+import json
 import math
 import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from configs.errors import UserError
 from configs.read import MIB, mismatch, os_reason, parse_json, read_json
+from data_pipeline.files import new_files
+from gptjax.compat.progress import one_by_one
 
 _MAX_HEADER = 16 * MIB  # bytes: 100,000 tensors
 _SCHEMA = {str: {"dtype": str, "shape": [int], "data_offsets": [int, int]}}
@@ -39,6 +43,23 @@ def open_folder(folder: Path) -> Mapping[str, np.ndarray]:
     if strange := [name for name in names if os.path.basename(name) != name]:
         raise UserError(f"{index}: the file name {strange[0]!r} leads out of its folder.")
     return collections.ChainMap(*(SafeTensors(folder / name) for name in names))  # type: ignore[arg-type]
+
+
+def write(path: Path, tensors: Mapping[str, np.ndarray], dtype: str) -> None:
+    """Writes a new file of float32 tensors as `dtype`, each rounded when it is its turn."""
+    to, end = jnp.dtype(dtype), 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+    (code,) = (code for code, name in _DTYPES.items() if name == dtype)
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.size * to.itemsize
+        header[name] = {"dtype": code, "shape": tensor.shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    with new_files([path]) as files:
+        f = files[path.name]
+        f.write(len(text).to_bytes(8, "little") + text)
+        for tensor in one_by_one(tensors):
+            f.write(np.ascontiguousarray(tensor, to).view(np.uint8).data)
 
 
 class SafeTensors(Mapping[str, np.ndarray]):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from configs import workdir as workdir_config
 from configs.errors import UserError
+from data_pipeline import progress
 from data_pipeline.tokenizer import MAX_WORD, SPACE, Tokenizer
 from gptjax import export
 from gptjax.compat import gguf_file, hf_tokenizer, hf_weights, hub, model_card
@@ -223,7 +225,6 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def test_the_exported_folder(workdir, tmp_path):
-    pytest.importorskip("safetensors", reason="needs the extra `export`")
     out = tmp_path / "out"
     export.export_hf(workdir, out)
     model_config, params, tokenizer = load_run(workdir)[1:4]
@@ -243,7 +244,6 @@ def test_the_exported_folder(workdir, tmp_path):
 
 
 def test_existing_paths_are_left_alone(workdir, tmp_path):
-    pytest.importorskip("safetensors", reason="needs the extra `export`")
     with pytest.raises(UserError, match="exists"):
         export.export_hf(workdir, tmp_path)
     with pytest.raises(UserError, match="not the workdir of a run"):
@@ -253,7 +253,6 @@ def test_existing_paths_are_left_alone(workdir, tmp_path):
 
 def test_weights_of_half_the_size(workdir, tmp_path):
     """Each is the nearest bfloat16: the upper half of a float32, rounded to even."""
-    pytest.importorskip("safetensors", reason="needs the extra `export`")
     export.export_hf(workdir, tmp_path / "out", "bfloat16")
     data = (tmp_path / "out/model.safetensors").read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
@@ -327,15 +326,28 @@ def test_a_folder_is_pushed_to_the_hub(tmp_path, monkeypatch):
         hub.check_name("user/name")
 
 
-@pytest.mark.parametrize(
-    ("function", "package"), [(export.export_hf, "safetensors"), (export.export_gguf, "gguf")]
-)
-def test_a_missing_package_is_reported(function, package, workdir, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, f"{package}.numpy", raising=False)
-    with pytest.raises(UserError, match=rf"package {package}.*gptjax\[export\]"):
-        function(workdir, tmp_path / "out")
+def test_a_missing_package_is_reported(workdir, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(UserError, match=r"package gguf.*gptjax\[export\]"):
+        export.export_gguf(workdir, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("function", [export.export_hf, export.export_gguf])
+def test_a_long_export_shows_how_far_it_is(function, workdir, tmp_path, monkeypatch, caplog):
+    """Each parameter that is written is counted once, and the end is not announced twice."""
+    pytest.importorskip("gguf", reason="needs the extra `export`")
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    with caplog.at_level(logging.INFO):
+        function(workdir, tmp_path / "out")
+    model_config, params, tokenizer = load_run(workdir)[1:4]
+    tensors = to_hf(model_config, params, tokenizer.vocab_size)
+    n_params = sum(tensor.size for tensor in tensors.values())
+    found = [m for line in caplog.messages if (m := re.match(r"exporting: ([\d,]+) of", line))]
+    done = [int(m[1].replace(",", "")) for m in found]
+    assert len(done) == len(tensors) and done == sorted(set(done)) and done[-1] == n_params
+    assert all(f" of {n_params:,} parameters, " in m.string for m in found)
+    assert " 0s left" in found[-1].string
 
 
 # Another run starts with the model

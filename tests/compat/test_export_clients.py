@@ -124,7 +124,6 @@ class Transformers:
 
 @pytest.fixture(scope="module")
 def exported(workdir, tmp_path_factory) -> Transformers:
-    pytest.importorskip("safetensors", reason="needs the extra `export`")
     out = tmp_path_factory.mktemp("hf") / "out"
     export.export_hf(workdir, out)
     return Transformers(out)
@@ -171,7 +170,6 @@ def test_transformers_samples_the_same_greedy_text(exported, run):
 
 
 def test_an_export_is_imported_again(workdir, tmp_path):
-    pytest.importorskip("safetensors", reason="needs the extra `export`")
     export.export_hf(workdir, tmp_path / "hf")
     import_hf(tmp_path / "hf", tmp_path / "back")
     before, after = load_run(workdir)[1:4], load_run(tmp_path / "back")[1:4]
@@ -254,8 +252,7 @@ def test_llama_cpp_gives_our_ids_where_it_can(llama, run):
 
 
 def test_a_gpt2_with_its_own_head_and_another_hidden_width(store, tmp_path):
-    for package in ("gguf", "safetensors"):
-        pytest.importorskip(package, reason="needs the extra `export`")
+    pytest.importorskip("gguf", reason="needs the extra `export`")
     config = base.get_config()
     sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "mlp_dim": 40}
     config.model.update(
@@ -285,7 +282,6 @@ def gpt2_source(tmp_path_factory) -> Path:
         pytest.skip(f"needs GPT-2's vocabulary in {GPT2_VOCAB}")
     torch = pytest.importorskip("torch", reason=NEEDS)
     transformers = pytest.importorskip("transformers", reason=NEEDS)
-    pytest.importorskip("safetensors", reason="needs the extra `export`")
     folder = tmp_path_factory.mktemp("gpt2")
     torch.manual_seed(0)
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 24, "n_positions": 48}

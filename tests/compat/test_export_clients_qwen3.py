@@ -45,7 +45,6 @@ LLAMA3 = {
 @pytest.fixture(scope="module", params=SHAPES)
 def workdir(request, store, tmp_path_factory) -> Path:
     """A modern model of random parameters: heads of several widths, shared or not."""
-    pytest.importorskip("safetensors", reason="needs the extra `export`")
     workdir = tmp_path_factory.mktemp("runs") / request.param
     _, params = modern_run(request.param, store.tokenizer.vocab_size)
     tokenizer = (store.path / TOKENIZER).read_bytes()
@@ -145,7 +144,6 @@ def qwen3_source(request, store, tmp_path_factory) -> Path:
     """
     torch = pytest.importorskip("torch", reason="needs torch")
     transformers = pytest.importorskip("transformers", reason="needs transformers")
-    pytest.importorskip("safetensors", reason="needs the extra `export`")
     tied, kind = request.param.split()
     config = getattr(transformers, f"{kind}Config")(
         vocab_size=store.tokenizer.vocab_size + 16,

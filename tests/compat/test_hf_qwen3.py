@@ -302,7 +302,6 @@ def test_a_model_without_a_stock_architecture_is_not_exported(leaves, words, sto
     assert words in f"{error.value}\n"
     assert all(architecture.title in str(error.value) for architecture in ARCHITECTURES)
     make_workdir(tmp_path / "run", config, params, (store.path / TOKENIZER).read_bytes())
-    pytest.importorskip("safetensors", reason="needs the extra `export`")
     with pytest.raises(UserError, match="cannot be exported"):
         export.export_hf(tmp_path / "run", tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
@@ -412,7 +411,6 @@ def test_a_gpt2_with_its_own_head_and_another_hidden_width(store):
 
 
 def test_an_exported_folder_becomes_the_same_run_again(store, tmp_path):
-    pytest.importorskip("safetensors", reason="needs the extra `export`")
     n_tokens = store.tokenizer.vocab_size
     for name in ("untied", "llama"):
         _, params = modern_run(name, n_tokens)

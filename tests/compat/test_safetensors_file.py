@@ -11,6 +11,7 @@ from helpers import perturbed_params, tiny_gpt
 from configs.errors import UserError
 from gptjax.compat import hf_weights
 from gptjax.compat.safetensors_file import SafeTensors
+from gptjax.compat.safetensors_file import write as write_tensors
 
 
 def write(path, records, data=b"", grow=0):
@@ -25,7 +26,7 @@ def record(dtype, shape, start, end):
 
 
 def test_tensors_are_those_of_the_library(tmp_path):
-    library = pytest.importorskip("safetensors.flax", reason="needs the extra `export`")
+    library = pytest.importorskip("safetensors.flax", reason="is a package for development")
     rng = np.random.default_rng(0)
     tensors = {
         "a": jnp.asarray(rng.normal(size=(3, 5)), jnp.float32),
@@ -40,6 +41,21 @@ def test_tensors_are_those_of_the_library(tmp_path):
     for name, array in tensors.items():
         assert ours[name].dtype == array.dtype and ours[name].shape == array.shape
         np.testing.assert_array_equal(np.asarray(ours[name]), np.asarray(array))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_library_reads_what_is_written(dtype, tmp_path):
+    library = pytest.importorskip("safetensors.flax", reason="is a package for development")
+    rng = np.random.default_rng(0)
+    tensors = {"a": rng.normal(size=(3, 5)), "b.c": rng.normal(size=7), "d": rng.normal(size=0)}
+    tensors = {name: np.float32(array) for name, array in tensors.items()}
+    tensors["transposed"] = tensors["a"].T
+    write_tensors(tmp_path / "x", tensors, dtype)
+    theirs = library.load_file(tmp_path / "x")
+    assert set(theirs) == set(tensors)
+    for name, array in tensors.items():
+        assert theirs[name].dtype == dtype and theirs[name].shape == array.shape
+        np.testing.assert_array_equal(theirs[name], jnp.asarray(array, dtype))
 
 
 def test_what_is_not_asked_for_is_not_read(tmp_path):
