@@ -27,6 +27,7 @@ from configs.workdir import CONFIG, unused
 _BUNDLED = Path(__file__).parent
 _SWEEPS = "benchmarks/sweeps"  # of a checkout
 _NAME = re.compile(r"\w+")  # of a bundled file: neither a path nor a file with its suffix
+_PACKAGES = ("configs", "data_pipeline", "gptjax")
 _HELP = ("--help", "-help", "-h", "-?")
 
 
@@ -94,7 +95,7 @@ def log_lines(*, quiet: bool = False) -> None:
     absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs each save, which gptjax logs too
     absl_logging.use_absl_handler()
     format_log()
-    for package in ("gptjax", "data_pipeline", "__main__"):
+    for package in (*_PACKAGES, "__main__"):
         logging.getLogger(package).setLevel(logging.WARNING if quiet else logging.INFO)
 
 
@@ -134,7 +135,6 @@ def define_compilation_cache_dir() -> None:
 
 def _define_quiet() -> None:
     flags.DEFINE_bool("quiet", False, "No progress and no log but warnings and errors.")
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["quiet"])
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -146,17 +146,27 @@ def _parse(argv: list[str]) -> list[str]:
     if asked := next((i for i, argument in enumerate(argv) if argument in _HELP), None):
         arguments, topics = [argv[0], "--help"], [a for a in argv[asked:] if not a.startswith("-")]
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # of `| head`
+        _list_shared_flags(program=argv[0])
     if not topics or "config" not in flags.FLAGS:
         try:
-            return app.parse_flags_with_usage(arguments)
-        except SystemExit as stop:
-            if isinstance(stop.__context__, flags.Error):
-                raise
+            return flags.FLAGS(arguments)
+        except flags.Error as error:
+            _exit_if([_meaning(line) for line in str(error).splitlines()], status=1)
+        except SystemExit:  # of --help
+            pass
     if "config" in flags.FLAGS and not {"--helpxml", "--only_check_flags"} & set(argv):
         from configs.help import explain_keys, list_keys  # only now: programs start faster
 
         print(explain_keys(topics) if topics else "\n" + list_keys())
     sys.exit(0)
+
+
+def _list_shared_flags(program: str) -> None:
+    """Makes --help list what other modules of ours define for a program, as absl does not."""
+    for module, defined in flags.FLAGS.flags_by_module_dict().items():
+        if module.partition(".")[0] in _PACKAGES:
+            for flag in defined:
+                flags.FLAGS.register_key_flag_for_module(program, flag)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -277,7 +287,14 @@ def _takes_value(flag: str) -> bool:
     return any(not isinstance(defaults[key], bool) for key in keys_like(flag))
 
 
-def _exit_if(problems: list[str]) -> None:
+def _meaning(problem: str) -> str:
+    """Returns a line of absl's about a flag; of one that is missing, what it is instead."""
+    if missing := re.match(r"flag --(\w+)=None: .* must have a value other than None", problem):
+        return f"--{missing[1]} is missing: {flags.FLAGS[missing[1]].help} See --help."
+    return problem
+
+
+def _exit_if(problems: list[str], status: int = 2) -> None:
     if problems:
         print("error: " + "\n       ".join(problems), file=sys.stderr)
-        sys.exit(2)
+        sys.exit(status)

@@ -24,16 +24,31 @@ _gptjax() {
 }
 complete -o default -F _gptjax gptjax
 """
-_ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n"
+_ZSH = """\
+autoload -Uz compinit && compinit
+_gptjax() {
+  if (( CURRENT == 2 )); then
+    compadd -- %(verbs)s --help --version
+    return
+  fi
+  case $words[2] in %(with_config)s) compadd -- %(names)s; compadd -S "" -- %(keys)s ;; esac
+  case $words[CURRENT] in -*) compadd -- --help --quiet ;; esac
+  _files
+}
+compdef _gptjax gptjax
+"""
 _FISH = """\
 %(described)s
 complete -c gptjax -n "__fish_seen_subcommand_from %(config_verbs)s" -a "%(names)s %(keys)s"
+complete -c gptjax -l help
+complete -c gptjax -n __fish_use_subcommand -l version
+complete -c gptjax -n "not __fish_use_subcommand" -l quiet
 """
 
 
 def script(shell: str) -> str:
     """Returns the script for `shell`; UserError: it is none of bash, zsh and fish."""
-    scripts = {"bash": _BASH, "zsh": _ZSH + _BASH, "fish": _FISH}
+    scripts = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
     if shell not in scripts:
         raise UserError(f"name the shell, one of {', '.join(scripts)}: gptjax completion bash")
     described = (

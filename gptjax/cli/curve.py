@@ -9,13 +9,13 @@ _BLANK = 0x2800
 
 
 def draw(points: Sequence[tuple[int, float]], width: int, height: int) -> list[str]:
-    """Returns `height` lines of at most `width` characters; no line where no point is finite.
+    """Returns `height` lines of at most `width` characters; none of fewer than two finite points.
 
     Each character holds 2 x 4 dots. The first line begins with the largest y, the last one with the
     smallest.
     """
     points = [(x, y) for x, y in points if math.isfinite(y)]
-    if not points:
+    if len(points) < 2:
         return []
     margin = max(len(_label(y)) for _, y in points)
     n_columns, n_rows = 2 * max(1, width - margin), 4 * height

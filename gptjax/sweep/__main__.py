@@ -1,12 +1,22 @@
 """Trains the settings x seeds that a file declares, and prints the comparison as Markdown.
 
-gptjax sweep benchmarks/sweeps/example.py --jobs=2
-gptjax sweep benchmarks/sweeps/example.py --summary --reference=recipe
+gptjax sweep rates.py --jobs=2
+gptjax sweep rates.py --summary --reference=recipe
+
+where rates.py is, for example:
+
+    from configs import debug
+    from gptjax.sweep import sweep
+
+
+    def get_config():
+        settings = {"recipe": {}, "slower": {"optim.learning_rate": 3e-3}}
+        return sweep(base=debug.get_config(), settings=settings, seeds=(1, 2))
 
 All runs are validated before the first starts. Each gets a workdir in runs/sweeps/NAME/ with a
 log.txt, and a row in results.jsonl (see report/sweep_results.py) with its results, or the reason
 why it failed. After a stop or a kill, the same command resumes: it skips runs that have
-a row. `gptjax.report --workdir=runs/sweeps/NAME` draws the runs.
+a row. `gptjax report runs/sweeps/NAME` draws the runs.
 """
 
 import logging
@@ -56,7 +66,7 @@ def _main(sweep: ConfigDict) -> None:
 
 
 if __name__ == "__main__":
-    define_config("sweep", "File that declares a sweep, such as benchmarks/sweeps/example.py.")
+    define_config("sweep", "File that declares a sweep, such as rates.py.")
     flags.DEFINE_string("out", None, "The table; default: runs/sweeps/NAME/results.jsonl.")
     flags.DEFINE_integer("jobs", 1, "Runs at a time; the cores are divided among them.")
     flags.DEFINE_bool("retry", False, "Repeat runs that failed.")

@@ -1,6 +1,7 @@
 """The command `gptjax`: its verbs, its own options, what it refuses."""
 
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -111,3 +112,46 @@ def test_the_scripts_of_other_shells_have_the_same_words(shell):
     for word in (*VERBS, "rtx4070_best", "optim.learning_rate="):
         assert word in text
     assert "%(" not in text
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+def test_zsh_completes_verbs_names_keys_and_files():
+    """What its functions are called with, where no terminal asks."""
+    code = """
+autoload() { }; compinit() { }; compdef() { echo "$@"; }
+compadd() { echo compadd "$@"; }; _files() { echo files; }
+eval "$1"
+for line in "gptjax che" "gptjax plan optim." "gptjax plan --q" "gptjax generate ru"; do
+  words=(${=line}) CURRENT=${#words}
+  echo "$line"
+  _gptjax
+done
+"""
+    command = ["zsh", "-f", "-c", code, "zsh", script("zsh")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    names, keys = "compadd -- base chat debug ", "compadd -S  -- allow_cpu= "
+    verbs = f"compadd -- {' '.join(VERBS)} --help --version"
+    lines = iter(done.stdout.splitlines())
+    assert [next(lines) for _ in range(3)] == ["_gptjax gptjax", "gptjax che", verbs]
+    for line, options in (("optim.", []), ("--q", ["compadd -- --help --quiet"])):
+        assert next(lines) == f"gptjax plan {line}"
+        assert next(lines).startswith(names) and next(lines).startswith(keys)
+        assert [next(lines) for _ in [*options, "files"]] == [*options, "files"]
+    assert list(lines) == ["gptjax generate ru", "files"]
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+def test_fish_completes_verbs_names_and_keys(tmp_path):
+    (tmp_path / "runs").mkdir()
+    code = f"{script('fish')}\ncomplete -C $argv[1]"
+
+    def found(line):
+        command = ["fish", "-N", "-c", code, line]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return [line.partition("\t")[0] for line in done.stdout.splitlines()]
+
+    assert found("gptjax che") == ["checkpoint"]
+    assert found("gptjax train rtx4070_") == ["rtx4070_110m", "rtx4070_best"]
+    assert found("gptjax plan optim.learn") == ["optim.learning_rate="]
+    assert found("gptjax train --q") == ["--quiet"]
+    assert found("gptjax generate ru") == ["runs/"]

@@ -84,14 +84,14 @@ def test_a_missing_file_is_reported_with_those_that_exist():
 
 COMMANDS = {  # with a text that its --help must contain
     "gptjax.main": "--config",
-    "gptjax.on_ray": "--workers",
+    "gptjax.on_ray": "--heartbeat_seconds",
     "gptjax.plan": "--[no]compile",
-    "gptjax.generate": "--prompt",
-    "gptjax.chat": "--system",
+    "gptjax.generate": "--temperature",
+    "gptjax.chat": "--top_k",
     "gptjax.evaluate": "--benchmarks",
     "gptjax.export": "--format",
     "gptjax.import_hf": "--source",
-    "gptjax.serve": "--token_file",
+    "gptjax.serve": "--compilation_cache_dir",
     "gptjax.report": "--compare",
     "gptjax.sweep": "--jobs",
     "gptjax.checkpoint": "--workdir",
@@ -196,8 +196,14 @@ def test_documented_defaults_are_those_of_base():
 
 def test_an_unknown_flag_is_no_request_for_help():
     result = run("-c", PRINT_CONFIG, "--config=configs/debug.py", "--sede=1")
-    assert result.returncode == 1 and "Unknown command line flag 'sede'" in result.stderr
-    assert not result.stdout
+    assert result.returncode == 1 and not result.stdout
+    assert result.stderr.startswith("error: Unknown command line flag 'sede'")
+
+
+def test_a_missing_flag_is_named_with_its_meaning():
+    result = run("-c", PRINT_FLAGS)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "error: --workdir is missing: A folder. See --help.\n"
 
 
 SCRIPT = """
@@ -388,7 +394,7 @@ def test_flags_behind_two_dashes_are_refused():
 PRINT_FLAGS = """
 from absl import flags
 from configs import cli
-flags.DEFINE_string("workdir", None, "", required=True)
+flags.DEFINE_string("workdir", None, "A folder.", required=True)
 flags.DEFINE_multi_string("prompt", [], "")
 flags.DEFINE_bool("val", True, "")
 names = ("workdir", "prompt", "val")
