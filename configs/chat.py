@@ -1,7 +1,7 @@
 """Tunes the model of a workdir, trained or imported, on conversations: it learns to answer.
 
-Run `python -m gptjax.main --config=configs/chat.py:runs/quickstart`, with your own conversations by
-`--config.data.source=FILE.jsonl`; then `python -m gptjax.chat --workdir=runs/quickstart-chat`.
+Run `gptjax train chat:runs/quickstart`, with your own conversations by `workdir=runs/mine
+data.source=FILE.jsonl`; then `gptjax chat runs/quickstart-chat`.
 
 The model has the shape and the window of the workdir's. The rest is for a few thousand
 conversations; raise train.max_iters with their number: the plan shows how often each is read.

@@ -194,7 +194,7 @@ def chat_problems(config: ConfigDict) -> Iterator[str]:
         yield (
             "data.messages_column needs tokenizer.file: conversations tune a model that was "
             "trained on text, and its tokenizer gets the markers of a chat. "
-            "--config=configs/chat.py:WORKDIR sets both"
+            "gptjax train chat:WORKDIR sets both"
         )
 
 

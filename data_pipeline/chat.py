@@ -77,7 +77,7 @@ class Chat:
         if missing := [name for name in MARKERS if name not in tokenizer.specials]:
             raise UserError(
                 f"the model has no chat template: its tokenizer lacks {' and '.join(missing)}. "
-                "Tune it on conversations first, with --config=configs/chat.py:WORKDIR."
+                "Tune it on conversations first: gptjax train chat:WORKDIR."
             )
         self._tokenizer = tokenizer
         self._start, self._end = (tokenizer.specials[name] for name in MARKERS)

@@ -1,6 +1,6 @@
 """Talks with a run's model in the terminal, if it was tuned on conversations.
 
-python -m gptjax.chat --workdir=runs/quickstart-chat
+gptjax chat runs/quickstart-chat
 
 Ctrl-C ends an answer, Ctrl-D the conversation; /new begins another one.
 """

@@ -1,9 +1,9 @@
 r"""Imports a GPT-2, Qwen3 or Llama of Hugging Face as a workdir: to evaluate, sample, train from.
 
-python -m gptjax.import_hf --source=gpt2 --workdir=runs/gpt2
-python -m gptjax.generate --workdir=runs/gpt2
-python -m gptjax.main --config=configs/workdir.py:runs/gpt2 --config.init_from=runs/gpt2 \
-    --config.tokenizer.file=runs/gpt2/tokenizer.model --config.workdir=runs/gpt2-tuned
+gptjax import gpt2 --workdir=runs/gpt2
+gptjax generate runs/gpt2
+gptjax train workdir:runs/gpt2 init_from=runs/gpt2 \
+    tokenizer.file=runs/gpt2/tokenizer.model workdir=runs/gpt2-tuned
 
 The source is a local folder with config.json, model.safetensors (or several and their index) and
 the tokenizer: tokenizer.model, tokenizer.json, vocab.json and merges.txt, or OpenAI's encoder.json
@@ -107,9 +107,8 @@ def _main(_: list[str]) -> None:
     print(
         f"wrote {workdir}: {shape.n_layer} layers x {shape.n_embd}, {shape.n_head} heads, "
         f"{config.tokenizer.vocab_size:,} tokens, {shape.block_size:,} positions\n"
-        f"To train from it: python -m gptjax.main --config=configs/workdir.py:{workdir} "
-        f"--config.init_from={workdir} --config.tokenizer.file={workdir / TOKENIZER} "
-        f"--config.workdir=..."
+        f"To train from it: gptjax train workdir:{workdir} init_from={workdir} "
+        f"tokenizer.file={workdir / TOKENIZER} workdir=... data.source=..."
     )
 
 

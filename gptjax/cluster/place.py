@@ -135,8 +135,8 @@ def _refuse_slurm_without_srun(env: Mapping[str, str]) -> None:
     if n_tasks > 1:
         raise UserError(
             f"SLURM has reserved {n_tasks} tasks (SLURM_NTASKS), and this process was not started "
-            f"by srun: it would train alone. Write srun before the command: srun python -m "
-            f"gptjax.main --config=...; or, to train alone, add --processes=1."
+            f"by srun: it would train alone. Write srun before the command: srun gptjax train "
+            f"...; or, to train alone, add --processes=1."
         )
 
 

@@ -146,7 +146,7 @@ def _peaks(device: jax.Device) -> tuple[dict[str, float], str]:
     capability = getattr(attributes, "compute_capability", None)
     n_cores = getattr(attributes, "core_count", None)
     if capability is None or n_cores is None:
-        return {}, "n/a: this device is not in the table of cards"
+        return {}, "n/a: not in the table of cards, which --target takes: --target=rtx4070"
     if (clock_mhz := _driver_value(device.device_kind, "clocks.max.sm")) is None:
         return {}, "n/a: not in the table of cards, and nvidia-smi names no clock"
     major, _, minor = str(capability).partition(".")

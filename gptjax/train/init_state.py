@@ -48,8 +48,8 @@ def initial_state(config: ConfigDict, steps: StepFunctions, store: Stores) -> Tr
         raise UserError(
             f"init_from = {config.init_from} is another model than this configuration's:\n  - "
             + "\n  - ".join(differing)
-            + f"\nUse its configuration (--config=configs/workdir.py:{config.init_from} "
-            f"--config.workdir=...) and its tokenizer (--config.tokenizer.file="
+            + f"\nUse its configuration (gptjax train workdir:{config.init_from} "
+            f"workdir=...) and its tokenizer (tokenizer.file="
             f"{config.init_from}/tokenizer.model)."
         )
     _log.info("The run starts with the parameters of %s.", config.init_from)

@@ -58,6 +58,8 @@ def _refusal(problem: str, reason: str) -> str:
 
 
 def _state_of_driver() -> Iterator[str]:
+    if not any(map(importlib.util.find_spec, _PLUGINS)):
+        yield "CUDA: JAX has none here; with a card, `gptjax doctor` says which to install, and how"
     try:
         yield f"driver: {_DRIVER.read_text().splitlines()[0]}"
     except (OSError, IndexError):

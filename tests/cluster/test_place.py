@@ -120,7 +120,7 @@ def test_a_kubernetes_job_without_its_python_package_is_refused(place, monkeypat
 
 def test_several_tasks_without_srun_are_refused(place):
     batch = {k: v for k, v in SLURM.items() if "STEP" not in k} | {"SLURM_PROCID": "0"}
-    with pytest.raises(UserError, match="reserved 4 tasks.*srun python -m gptjax.main"):
+    with pytest.raises(UserError, match="reserved 4 tasks.*srun gptjax train"):
         place(batch)
     with pytest.raises(UserError, match="belong together: add --process=I "):
         place(batch, "node1:1234", 4)  # not its SLURM_PROCID, which is 0 for all

@@ -44,14 +44,18 @@ def test_a_plugin_without_a_gpu_is_refused_with_jaxs_reason(plugin, config):
     assert text.startswith("JAX found no GPU, but jax_cuda12_plugin is installed: on the CPU")
     for part in ("- JAX: ", "- driver: ", "JAX_PLATFORMS=cpu", "allow_cpu=True"):
         assert part in text
+    assert "CUDA: JAX has none" not in text
 
 
 def test_bfloat16_without_a_gpu_is_refused(monkeypatch, config):
     without_plugin(monkeypatch)
     require_gpu(config)  # float32 on a machine without CUDA: nothing expects a GPU
     config.model.compute_dtype = "bfloat16"
-    with pytest.raises(UserError, match="no GPU, but model.compute_dtype = bfloat16: on the CPU"):
+    with pytest.raises(UserError) as error:
         require_gpu(config)
+    text = str(error.value)
+    assert "no GPU, but model.compute_dtype = bfloat16: on the CPU" in text
+    assert "CUDA: JAX has none here; with a card, `gptjax doctor` says" in text
     config.allow_cpu = True
     require_gpu(config)
 
