@@ -5,7 +5,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-_PACKAGE = re.compile(r"(?:Collecting|Requirement already satisfied:) [\w.-]+==")
+_PACKAGE = re.compile(
+    r"(?:Collecting|Requirement already satisfied:) [\w.-]+==|Processing \S+\.whl"  # of a folder
+)
 _FILE = re.compile(r"\s*(?:Downloading|Using cached) ([\w.]+)-\S+\.whl \((.*[MG]B)\)")
 
 

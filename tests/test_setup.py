@@ -16,6 +16,7 @@ Collecting absl-py==2.5.1 (from -r requirements/cpu.txt (line 7))
 Collecting jaxlib==0.10.2 (from -r requirements/cpu.txt (line 9))
   Downloading jaxlib-0.10.2-cp311-cp311-manylinux_2_27_x86_64.whl.metadata (1.3 kB)
   Using cached jaxlib-0.10.2-cp311-cp311-manylinux_2_27_x86_64.whl (80.1 MB)
+Processing /wheels/a-1-py3-none-any.whl (from -r requirements/cpu.txt (line 8))
 Requirement already satisfied: rich==15.0.0 in .venv/lib (from -r requirements/cpu.txt (line 3))
 Collecting numpy==2.4.6 (from -r requirements/cpu.txt (line 11))
 Downloading numpy-2.4.6-cp311-cp311-manylinux_2_27_x86_64.whl (16 MB)
@@ -33,8 +34,8 @@ def test_the_progress_of_pip():
     spec.loader.exec_module(module)
     assert list(module.lines(PIP.splitlines(keepends=True), LOCK)) == [
         "    2 of 5: jaxlib (80.1 MB)",
-        "    4 of 5: numpy (16 MB)",
-        "  installing 4 packages: a minute or more",
+        "    5 of 5: numpy (16 MB)",
+        "  installing 5 packages: a minute or more",
     ]
 
 
