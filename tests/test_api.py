@@ -1,7 +1,10 @@
 """The Python API: `gptjax.load` and what a run offers."""
 
+import contextlib
 import copy
+import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +14,13 @@ import numpy as np
 import pytest
 
 import gptjax
+from configs import debug
 from configs.errors import UserError
 from gptjax.inference import load_run
 from gptjax.model.gpt import hidden_states, logits
 from gptjax.train import trainer
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +100,7 @@ def test_paths_are_str_or_path_in_any_directory(workdir, tmp_path):
 
 
 def test_the_example_opens_a_run(run, workdir, tmp_path):
-    script = Path(__file__).parents[1] / "examples" / "open_a_run.py"
+    script = EXAMPLES / "open_a_run.py"
     command = [sys.executable, str(script), workdir]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
@@ -102,6 +108,36 @@ def test_the_example_opens_a_run(run, workdir, tmp_path):
     assert sum(" | val loss " in line for line in lines) == 2
     assert sum(line.startswith("'The United States of' -> ") for line in lines) == 5
     assert lines[-1].endswith(" bits per byte on 55 bytes")
+
+
+def test_the_notebook_is_clean_and_its_cells_run_in_order(
+    debug_config, steps, tmp_path, monkeypatch, capsys
+):
+    """On the store and the compiled steps of other tests, whose learning rate is that of debug."""
+    notebook = json.loads((EXAMPLES / "quickstart.ipynb").read_text())
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    ids = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[\w-]{1,64}", name) for name in ids)
+    assert {cell["cell_type"] for cell in notebook["cells"]} == {"markdown", "code"}
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+    with contextlib.suppress(ImportError):
+        import nbformat
+
+        nbformat.validate(notebook)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(debug, "get_config", lambda: copy.deepcopy(debug_config))
+    monkeypatch.setattr(trainer, "StepFunctions", lambda *_: steps)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    names = {}
+    for cell in cells:
+        exec("".join(cell["source"]), names)
+    shown = capsys.readouterr().out
+    assert len(re.findall(r"^step +\d+  \d\.\d+  #+$", shown, re.MULTILINE)) == 20
+    assert "The " in shown and shown.count("'The United States of' -> ") == 5
+    assert len(re.findall(r"^<Run runs/notebook.*> \d\.\d+$", shown, re.MULTILINE)) == 2
 
 
 def test_the_package_has_a_version_and_imports_little():
