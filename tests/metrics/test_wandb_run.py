@@ -2,6 +2,7 @@
 
 import copy
 import json
+import struct
 import sys
 import types
 
@@ -139,11 +140,51 @@ def test_a_missing_package_is_listed_with_the_other_problems(config, monkeypatch
     assert wandb_run.problems(config.log) == []
 
 
+def records_of(file):
+    """The records of W&B's file: a log of LevelDB behind 7 bytes.
+
+    Chunks in blocks of 32 KiB, of a checksum, a length and a kind; 1: a whole record, 4: its end.
+    """
+    from wandb.proto import wandb_internal_pb2
+
+    data, position, record = file.read_bytes(), 7, b""
+    while position + 7 < len(data):
+        left = 32_768 - position % 32_768
+        if left < 7:
+            position += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, position + 4)
+        record += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):
+            yield wandb_internal_pb2.Record.FromString(record)
+            record = b""
+
+
 @pytest.mark.slow
-def test_the_real_package_takes_our_id(config, tmp_path, monkeypatch):
+def test_a_training_is_sent_to_the_real_package(config, steps, tmp_path, monkeypatch):
+    """Offline: what would be sent is in a file, with our id, our keys and every number."""
     pytest.importorskip("wandb", reason="needs the extra `wandb`")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert wandb_run.problems(config.log) == []
-    assert write(config, tmp_path) == [1, 2, 3]
-    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
-    assert folder.name.endswith((tmp_path / "wandb_id").read_text())
+    monkeypatch.setattr(trainer, "StepFunctions", lambda *_: steps)
+    config.workdir = str(tmp_path / "run")
+    trainer.train_and_evaluate(config)
+    (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    records = list(records_of(file))
+    (run,) = [r.run for r in records if r.WhichOneof("record_type") == "run"]
+    assert run.run_id == (tmp_path / "run" / "wandb_id").read_text() and run.project == "project"
+    sent = {update.key: update.value_json for update in run.config.update}
+    assert json.loads(sent["optim"]) == config.optim.to_dict()
+    history = {}
+    for record in records:
+        items = record.history.item
+        values = {".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
+        history.setdefault(values.pop("_step", None), {}).update(values)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    n_values = 0
+    for line in map(json.loads, lines):
+        for name, value in line.items():
+            if "/" in name and isinstance(value, int | float):
+                assert history[line["step"]][name] == pytest.approx(value, nan_ok=True), name
+                n_values += 1
+    assert n_values > 50 and "val/loss" in history[config.train.max_iters]
