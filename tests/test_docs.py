@@ -4,6 +4,7 @@ Fenced blocks `console` and `pycon` are executed in a copy of the checkout. Outp
 its shape: any number stands for any number, `...` for any text. Words behind the language say how a
 block is run: slow (`make test-slow`), fails (exit status not 0), background (its first command is a
 server), network (not run), shared (needs files beside the checkout), and the extra that it needs.
+A block `python NAME` is the file NAME there, which commands use.
 """
 
 import importlib.util
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +32,9 @@ EXTRAS = {
     "export": ("tokenizers", "safetensors", "gguf"),
     "lmeval": ("lm_eval",),
     "clients": ("transformers", "xllamacpp", "openai"),
+    "ray": ("ray",),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
 }
 FLAGS = {"slow", "fails", "background", "network", "shared", *EXTRAS}
 BLOCK = re.compile(r"^( *)```(\w+)([^\n]*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
@@ -62,7 +67,8 @@ def blocks_of(file: str) -> list[Block]:
 
 
 BLOCKS = [block for file in TEXTS for block in blocks_of(file)]
-EXECUTED = [block for block in BLOCKS if "network" not in block.flags]
+FILES = [block for block in BLOCKS if block.language == "python"]
+EXECUTED = [block for block in BLOCKS if block not in FILES and "network" not in block.flags]
 
 
 def cases(*, slow: bool) -> list:
@@ -100,6 +106,8 @@ def checkout(tmp_path_factory):
     command.parent.mkdir()
     command.write_text('#!/bin/sh\nexec python -m gptjax.cli "$@"\n')
     command.chmod(0o755)
+    for file in FILES:
+        (folder / next(iter(file.flags))).write_text(file.text)
     servers = []
     yield folder, servers
     for server in servers:
@@ -174,11 +182,37 @@ def test_slow_block(block, checkout):
 def test_blocks_say_how_they_are_run():
     for block in BLOCKS:
         where = f"{block.file}:{block.line}"
+        if block.language == "python":
+            (name,) = block.flags
+            assert re.fullmatch(r"\w+\.py", name), where
+            assert re.search(rf"^\$ gptjax .*\b{name}\b", TEXTS[block.file], re.MULTILINE), where
+            continue
         assert block.language in ("console", "pycon"), f"{where}: only what is executed is fenced"
         assert block.flags <= FLAGS, where
     not_run = [c for b in BLOCKS if "network" in b.flags for c, _ in commands_of(b)]
-    assert [command.split()[0] for command in not_run] == ["hf", "mkdir", "python", "python"]
-    assert all(re.match("hf|mkdir|.*source='?hf://", command) for command in not_run)  # downloads
+    assert len(not_run) == 6  # downloads
+    assert all(re.match("hf|mkdir|.*(source='?hf://|--tasks )", command) for command in not_run)
+
+
+def test_modules_are_named_by_their_verbs():
+    """`python -m` is for benchmarks; README says once that there is another form."""
+    for file, text in TEXTS.items():
+        modules = re.findall(r"python -m (?!benchmarks)[\w.]+", text)
+        assert modules == (["python -m gptjax.main"] if file == "README.md" else []), file
+
+
+@pytest.mark.parametrize("file", TEXTS)
+def test_what_can_run_here_is_run(file):
+    """Commands outside blocks are for what no test has: a cluster, a bucket."""
+    outside = re.findall(r"^ {4}gptjax .*", BLOCK.sub("", TEXTS[file]), re.MULTILINE)
+    assert all("BUCKET" in command for command in outside), outside
+
+
+def test_every_extra_is_explained():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    table = set(re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", TEXTS["docs/install.md"], re.MULTILINE))
+    named = {name for row in table for name in re.findall(r"\w+", row)}
+    assert named == set(declared["optional-dependencies"]) - {"clients"}
 
 
 def test_the_shape_of_an_output():
