@@ -25,7 +25,10 @@ def main(config: ConfigDict, traced_steps: range = range(0)) -> None:
     keep_compiled(config.compilation_cache_dir)
     require_gpu(config)
     _log.info("JAX %s on %s.", jax.__version__, cluster.describe_devices(jax.devices()))
-    train_and_evaluate(config, traced_steps)
+    step, n_steps = int(train_and_evaluate(config, traced_steps).step), config.train.max_iters
+    if step < n_steps:
+        _log.info("Stopped at step %d of %d. The same command continues.", step, n_steps)
+        return
     text = 'Done. To generate text: gptjax generate %s --prompt="..."'
     if config.data.messages_column:
         text = "Done. To talk with the model: gptjax chat %s"

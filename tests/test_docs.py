@@ -42,7 +42,8 @@ BLOCK = re.compile(r"^( *)```(\w+)([^\n]*)\n(.*?)^\1```", re.MULTILINE | re.DOTA
 # progress that stand for the bar of a terminal, which vanishes.
 NOISE = re.compile(
     r"^((WARNING: All log messages before absl|I0000 ).*"
-    r"|\d\d:\d\d:\d\d [^:\n]+: [\d,]+ of [\d,]+ \w+, [\d,.]+( MB)?/s, [\dhms ]+ left)\n",
+    r"|\d\d:\d\d:\d\d [^:\n]+: [\d,]+ of [\d,]+ \w+, [\d,.]+( MB)?/s, [\dhms ]+ left"
+    r"|\d\d:\d\d:\d\d [^:\n]+: (\d+[hms] ?)+(\([\dhms ]+ the last time\))?)\n",
     re.MULTILINE,
 )
 NUMBER = re.compile(r"\d[\d,.:]*(?:e[+-]?\d+)?")
@@ -233,8 +234,9 @@ def test_the_shape_of_an_output():
 
 def test_what_no_terminal_shows_is_not_compared():
     line = "12:50:11 val: 114,492 of 142,396 tokens, 11,262/s, 3s left\n"
-    kept = "12:50:11 val: 3 of 4 documents are empty\n"
-    assert NOISE.sub("", f"a\n{line}{kept}{line}b\n") == f"a\n{kept}b\n"
+    waiting = "12:50:11 compiling the step: 1m 30s\n12:51:11 a: 30s (2m 05s the last time)\n"
+    kept = "12:50:11 val: 3 of 4 documents are empty\n12:50:11 runs/a: done in 30s\n"
+    assert NOISE.sub("", f"a\n{line}{kept}{waiting}b\n") == f"a\n{kept}b\n"
 
 
 @pytest.mark.parametrize("file", TEXTS)

@@ -94,8 +94,8 @@ def load_config(workdir: Path) -> ConfigDict:
         config = recipe(saved, str(workdir))
     except UserError as error:
         raise UserError(
-            f"{path} is damaged ({error}). Run gptjax.main with the run's configuration again: "
-            f"it rewrites the file."
+            f"{path} is damaged ({error}). Start the run again with its configuration: "
+            f"that rewrites the file."
         ) from error
     values = leaves(config)
     if problems := unknown_keys(values):

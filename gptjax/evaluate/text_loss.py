@@ -161,7 +161,7 @@ def validation_documents(
     except UserError as error:
         raise UserError(
             f"the validation split is not available: {error}\nName a token store (--store=FOLDER, "
-            f"which data_pipeline.prepare prints) or evaluate without it: --noval, with other text "
+            f"which gptjax prepare prints) or evaluate without it: --noval, with other text "
             f"(--text=FILE) or benchmarks (--benchmarks=FOLDER)."
         ) from error
     return {name: store.split("val") for name, store in stores.items()}

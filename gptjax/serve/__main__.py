@@ -13,6 +13,7 @@ from absl import flags
 from configs import cli
 from configs.errors import UserError
 from configs.extras import imports_of_extra
+from data_pipeline.progress import Waiting
 from gptjax.inference import Sampler, load_run
 from gptjax.step.compilation_cache import keep_compiled
 
@@ -67,7 +68,8 @@ def _main(_: list[str]) -> None:
     _, model_config, params, tokenizer, _step = load_run(workdir)
     with _listen(values.host, values.port) as listener:
         engine = Engine(Sampler(model_config, params), tokenizer, workdir.resolve().name)
-        engine.warm_up()
+        with Waiting("compiling what requests can need"):
+            engine.warm_up()
         hosts = _LOOPBACK if values.host in _LOOPBACK else None
         host = f"[{values.host}]" if ":" in values.host else values.host
         _log.info("%s: http://%s:%d/", workdir, host, listener.getsockname()[1])
