@@ -2,7 +2,7 @@
 
 gptjax report runs/quickstart
 gptjax report runs/one runs/other runs/third
-gptjax report runs/sweeps/example
+gptjax report runs/sweeps/rates
 gptjax report runs/* --rows=runs.csv
 """
 

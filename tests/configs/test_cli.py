@@ -315,6 +315,15 @@ MISTAKES = [
 ]
 
 
+SWEEP = """
+from configs import debug
+from gptjax.sweep import sweep
+
+def get_config():
+    return sweep(base=debug.get_config(), settings={"recipe": {}}, seeds=(1,))
+"""
+
+
 @pytest.fixture(scope="module")
 def refusals(tmp_path_factory):
     """Returns {command: (exit status, stdout, stderr)} of arguments that it does not use."""
@@ -322,7 +331,9 @@ def refusals(tmp_path_factory):
     lines += [
         [c, *needed, "stray", "workdir=a", "--", "-x"] for c, needed in WITHOUT_CONFIG.items()
     ]
-    lines.append(["gptjax.sweep", str(ROOT / "benchmarks/sweeps/example.py"), "jobs=2"])
+    sweep = tmp_path_factory.mktemp("sweep") / "rates.py"
+    sweep.write_text(SWEEP)
+    lines.append(["gptjax.sweep", str(sweep), "jobs=2"])
     light = [line for line in lines if line[0].startswith(LIGHT)]
     lines = [line for line in lines if line not in light]
     results = run_all(tmp_path_factory.mktemp("refusals"), lines)
@@ -350,7 +361,7 @@ error: optim.learnin_rate is not a key of configs/base.py (did you mean optim.le
 def test_a_sweep_takes_its_file_and_no_keys(refusals):
     status, _, errors = refusals["gptjax.sweep"]
     assert status == 2 and errors.splitlines()[1:] == []
-    assert re.fullmatch(r"error: 'jobs=2' is not used: --sweep is .*/example.py", errors.strip())
+    assert re.fullmatch(r"error: 'jobs=2' is not used: --sweep is .*/rates.py", errors.strip())
 
 
 @pytest.mark.parametrize("command", WITHOUT_CONFIG)
