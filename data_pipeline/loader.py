@@ -7,10 +7,13 @@ number of hosts, threads or batches read ahead. The iterator's state is one numb
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import grain
 import numpy as np
 
+from configs.root_logger import unchanged_root_logger
 from data_pipeline.packing import Rows
+
+with unchanged_root_logger():
+    import grain  # imports Orbax
 
 Batch = dict[str, np.ndarray]
 

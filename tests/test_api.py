@@ -90,7 +90,11 @@ def test_evaluation_is_the_mean_over_all_targets(run):
 
 
 def test_paths_are_str_or_path_in_any_directory(workdir, tmp_path):
-    code = "import gptjax, pathlib, sys; print(gptjax.load(pathlib.Path(sys.argv[1])).step)"
+    code = """
+import gptjax.train, logging, pathlib, sys
+assert not logging.root.handlers  # what is imported leaves logging to the script
+print(gptjax.load(pathlib.Path(sys.argv[1])).step)
+"""
     command = [sys.executable, "-c", code, workdir]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "4\n"
