@@ -4,6 +4,7 @@ import copy
 import json
 import struct
 import sys
+import time
 import types
 
 import pytest
@@ -170,11 +171,16 @@ def test_a_training_is_sent_to_the_real_package(config, steps, tmp_path, monkeyp
     config.workdir = str(tmp_path / "run")
     trainer.train_and_evaluate(config)
     (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
-    records = list(records_of(file))
+    end = time.monotonic() + 60
+    records = []
+    while not records or records[-1].WhichOneof("record_type") != "exit":
+        assert time.monotonic() < end  # a process of W&B's writes the file
+        time.sleep(0.1)
+        records = list(records_of(file))
     (run,) = [r.run for r in records if r.WhichOneof("record_type") == "run"]
     assert run.run_id == (tmp_path / "run" / "wandb_id").read_text() and run.project == "project"
     sent = {update.key: update.value_json for update in run.config.update}
-    assert json.loads(sent["optim"]) == config.optim.to_dict()
+    assert json.loads(sent["optim"]) == json.loads(config.optim.to_json())
     history = {}
     for record in records:
         items = record.history.item
