@@ -2,6 +2,7 @@
 
 import json
 import math
+import types
 
 import jax
 import pytest
@@ -139,7 +140,8 @@ def test_programs_that_a_workdir_brings_along_are_not_executed(tmp_path, monkeyp
     set_to = {}
     monkeypatch.setattr(jax.config, "update", set_to.__setitem__)
     monkeypatch.setattr(main, "require_gpu", lambda _: None)
-    monkeypatch.setattr(main, "train_and_evaluate", lambda *_: None)
+    done = types.SimpleNamespace(step=config.train.max_iters)
+    monkeypatch.setattr(main, "train_and_evaluate", lambda *_: done)
     main.main(get_config(str(tmp_path / "run")))
     assert set_to["jax_compilation_cache_dir"] == base.get_config().compilation_cache_dir
     assert [file.name for file in planted.iterdir()] == ["jit_train_step-0-cache"]  # not "checked"
