@@ -11,8 +11,8 @@ from configs import modern, rtx4070
 STEP = 2048  # tokens
 
 
-def recipe(*, tokens: int, passes: int, width: int = 128) -> ConfigDict:
-    """Returns the recipe for a model of 4 x `width` and so many passes over `tokens`, on a CPU.
+def recipe(*, tokens: int, passes: int) -> ConfigDict:
+    """Returns the recipe for a model of 4 x 128 and so many passes over `tokens`, on a CPU.
 
     Validation is on whole files that are not trained on.
     """
@@ -25,8 +25,8 @@ def recipe(*, tokens: int, passes: int, width: int = 128) -> ConfigDict:
     config.tokenizer.vocab_size = 2048
     config.model.block_size = 256
     config.model.n_layer = 4
-    config.model.n_head = width // 64
-    config.model.n_embd = width
+    config.model.n_head = 2
+    config.model.n_embd = 128
     config.model.compute_dtype = "float32"
     config.model.remat = "none"
     config.model.scan_unroll = 4
@@ -84,8 +84,8 @@ def best(config: ConfigDict, *, muon: float = 0.006) -> None:
     optim.muon_scale, optim.muon_learning_rate, optim.muon_momentum = "spectral", muon, 0.9
     optim.learning_rate, optim.head_learning_rate = 0.02, 0.005
     train.batch_size //= 2
-    for group, key in ((train, "max_iters"), (config.eval, "eval_interval")):
-        group[key] *= 2
+    train.max_iters *= 2
+    config.eval.eval_interval *= 2
     config.eval.eval_iters *= 2
     optim.warmup_iters = max(train.max_iters // 20, 1)
     optim.schedule, optim.min_lr = "wsd", 0.0
