@@ -1,5 +1,7 @@
 """What the Ray engine costs, and how it scales: one raylet against two, and this machine alone.
 
+"by shards" is the work of the Ray engine without Ray: a place that has an address asks for it.
+
     python -m benchmarks.ray_engine --rounds=3
 
 Each raylet has one CPU; the source is the bundled shard, several times over, under one tokenizer.
@@ -57,6 +59,7 @@ def _main(_: list[str]) -> None:
         config = quickstart.get_config()
         config.tokenizer.file = str(prepare.prepare(config) / "tokenizer.model")
         config.data.source = str(make_source(top / "source", values.copies))
+        config.data.local_dir = str(top / "local")
         config.data.prepare_workers = 1
         times: dict[str, list[float]] = {}
         hashes = set()
@@ -66,9 +69,10 @@ def _main(_: list[str]) -> None:
             while ray.cluster_resources().get("CPU", 0) < k:
                 time.sleep(0.1)
             for i in range(values.rounds + 1):
-                for kind in ("local", f"{k} raylets"):
-                    config.data.engine = "local" if kind == "local" else "ray"
-                    config.data.cache_dir = str(top / f"{kind}-{k}-{i}")
+                for kind in ("local", "by shards", f"{k} raylets"):
+                    config.data.engine = "ray" if "raylets" in kind else "local"
+                    place = str(top / f"{kind}-{k}-{i}")
+                    config.data.cache_dir = f"file://{place}" if kind == "by shards" else place
                     taken, store_hash = seconds(config)
                     hashes.add(store_hash)
                     if i:  # the first starts the workers
@@ -80,7 +84,8 @@ def _main(_: list[str]) -> None:
         print(f"{kind:10} {statistics.median(all_seconds):6.2f} s  {sorted(all_seconds)}")
     one, two = (statistics.median(times[f"{k} raylets"]) for k in (1, 2))
     print(f"two raylets against one: {one / two:.2f} x")
-    print(f"one raylet against this process: {one / statistics.median(times['local']):.2f} x")
+    for kind in ("local", "by shards"):
+        print(f"one raylet against {kind}: {one / statistics.median(times[kind]):.2f} x")
 
 
 if __name__ == "__main__":

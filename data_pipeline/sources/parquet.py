@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,7 +22,8 @@ from data_pipeline.sources.parquet_footer import (
     open_file,
 )
 
-BATCH = 1  # documents decoded at a time: one can be 50 MB, and more are hardly faster
+BATCH = 16  # documents decoded at a time, which takes half the time of one at a time
+SMALL = 8_000_000  # bytes of a row group; of larger ones, one is: it can be 50 MB
 DICTIONARY_BATCH = 64  # of dictionary columns, whose whole dictionary each batch decodes
 
 # After a 50 MB document, Arrow's own allocators keep 100 MB more, and for longer.
@@ -95,7 +97,7 @@ def read_row_group(
     skipped: Counter[str] | None = None,
     damaged: list[Damage] | None = None,
 ) -> Iterator[Document]:
-    """Yields the usable documents of row group `i`, in order, decoding one at a time.
+    """Yields the usable documents of row group `i`, in order, decoding few at a time.
 
     Args:
       path: a file that passed `inspect`.
@@ -170,9 +172,28 @@ def _batches(
 
 
 def _iterate(file: pq.ParquetFile, i: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    shared = any(pa.types.is_dictionary(file.schema_arrow.field(name).type) for name in columns)
-    size = DICTIONARY_BATCH if shared else BATCH
-    return file.iter_batches(size, row_groups=[i], columns=columns, use_threads=False)
+    """Yields the row group in batches; from one that cannot be decoded, the rows that can."""
+    size, done = _batch_size(file, i, columns), 0
+    batches = functools.partial(
+        file.iter_batches, row_groups=[i], columns=columns, use_threads=False
+    )
+    try:
+        for batch in batches(size):
+            done += batch.num_rows
+            yield batch
+    except UNREADABLE:
+        if size != BATCH:
+            raise
+        yield from itertools.islice(batches(1), done, None)
+
+
+def _batch_size(file: pq.ParquetFile, i: int, columns: list[str]) -> int:
+    if any(pa.types.is_dictionary(file.schema_arrow.field(name).type) for name in columns):
+        return DICTIONARY_BATCH
+    group = file.metadata.row_group(i)
+    all_columns = map(group.column, range(group.num_columns))
+    size = sum(c.total_uncompressed_size for c in all_columns if c.path_in_schema in columns)
+    return BATCH if size <= SMALL else 1
 
 
 def _damaged_column(file: pq.ParquetFile, i: int, columns: list[str]) -> str:
