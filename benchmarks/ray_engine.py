@@ -72,7 +72,7 @@ def _main(_: list[str]) -> None:
                 for kind in ("local", "by shards", f"{k} raylets"):
                     config.data.engine = "ray" if "raylets" in kind else "local"
                     place = str(top / f"{kind}-{k}-{i}")
-                    config.data.cache_dir = f"file://{place}" if kind == "by shards" else place
+                    config.data.cache_dir = f"memory://{place}" if kind == "by shards" else place
                     taken, store_hash = seconds(config)
                     hashes.add(store_hash)
                     if i:  # the first starts the workers

@@ -100,6 +100,12 @@ CONSTRAINTS: dict[str, tuple[str, Callable[[Any], bool]]] = (
         for key in _TEXTS.split()
     }
     | {"data.text_column": ("must not be empty", bool)}
+    | {
+        "data.cache_dir": (  # its file systems do not make the folders above a file
+            "must be a path where it is a folder of this machine, without file:",
+            lambda place: not place.startswith("file:"),
+        )
+    }
     | {"model.rope_scaling": ("must be (), (factor,), or Llama 3's four numbers", _is_scaling)}
 )
 

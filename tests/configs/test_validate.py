@@ -90,6 +90,7 @@ RULES = [
         {"sample.interval": 5, "sample.prompts": ()},
         "sample.interval = 5 needs sample.prompts",
     ),
+    ("a folder's address", {"data.cache_dir": "file:///mnt"}, "must be a path .* without file:"),
     ("no path", {"eval.benchmarks": ("",)}, "eval.benchmarks names an empty path"),
     ("optimizer", {"optim.optimizer": "sgd"}, "'sgd' must be one of adamw, muon"),
     ("attention", {"model.attention": "flash"}, "one of auto, xla, chunked, cudnn, pallas"),
