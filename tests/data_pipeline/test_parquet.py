@@ -248,7 +248,9 @@ def test_errors_of_the_machine_are_not_damage(shard, monkeypatch):
 def test_a_row_group_that_ends_early_is_damaged(shard, monkeypatch):
     iterate = parquet._iterate
     monkeypatch.setattr(
-        parquet, "_iterate", lambda *arguments: itertools.islice(iterate(*arguments), 60 // parquet.BATCH)
+        parquet,
+        "_iterate",
+        lambda *arguments: itertools.islice(iterate(*arguments), 60 // parquet.BATCH),
     )
     with pytest.raises(DataError, match=r"after document 48 .*\(100 documents\).*ends after 48"):
         list(parquet.read_row_group(shard, 0))
