@@ -13,6 +13,7 @@ from gptjax.sweep import Change, sweep
 
 STEPS = 547
 RATES = (0.003, 0.006, 0.012)  # of Muon, in spectral norm
+BEFORE = {64: (2.4e-3, 4.8e-3, 9.6e-3), 128: (2.4e-3, 4.8e-3), 256: (2.4e-3,)}  # best below 9.6e-3
 
 
 def get_config() -> ConfigDict:
@@ -22,7 +23,9 @@ def get_config() -> ConfigDict:
     settings: dict[str, Change] = {}
     for width in (64, 128, 256):
         size = {"model.n_embd": width, "model.n_head": width // 64}
-        settings[f"{width}-before"] = [size, small.before]
+        for rate in BEFORE[width]:
+            both = {"optim.learning_rate": rate, "optim.muon_learning_rate": rate}
+            settings[f"{width}-before-{rate:g}"] = [size, small.before, both]
         for rate in RATES:
             best = functools.partial(small.best, muon=rate)
             settings[f"{width}-{rate:g}"] = [size, best]
