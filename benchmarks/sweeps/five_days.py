@@ -15,7 +15,7 @@ from gptjax.model import GPTConfig, count_params
 from gptjax.sweep import Change, sweep
 
 COMPUTE = 0.32 * 8.6  # x unique tokens^2: tokens x parameters that compute
-WIDTHS = {250_000: (16, 24, 32, 48), 500_000: (24, 32, 48, 72), 1_000_000: (32, 48, 72)}
+WIDTHS = {250_000: (16, 24, 32, 48, 72), 500_000: (24, 32, 48, 72, 96), 1_000_000: (32, 48, 72, 96)}
 RATES = (0.003, 0.006, 0.012)  # of Muon, for the smallest slice; the second one for the others
 
 
