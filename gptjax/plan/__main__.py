@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from configs.cli import define_config, run
 from configs.validate import validate
-from gptjax.plan import devices, planner, render, suggest
+from gptjax.plan import devices, planner, render, run_data, suggest
 from gptjax.plan.cards import CARDS
 
 
@@ -33,7 +33,7 @@ def _main(config: ConfigDict) -> None:
         jax.config.update("jax_platforms", "cpu")
     device = devices.find(target, flags.FLAGS.devices, flags.FLAGS.hosts)
     validate(config, device.count)
-    data = planner.find_data(config)
+    data = run_data.find(config)
     if flags.FLAGS.suggest:
         speed, origin = suggest.sustained_flops(config, device, flags.FLAGS.tflops)
         suggestions, best = suggest.suggest(config, device, data, days=days, flops_per_sec=speed)

@@ -6,8 +6,9 @@ from ml_collections import ConfigDict
 
 from configs.errors import UserError
 from data_pipeline.token_store import Stores
-from gptjax.plan import devices, memory, planner, render
-from gptjax.plan.planner import Data, Plan
+from gptjax.plan import devices, memory, planner, render, run_data
+from gptjax.plan.planner import Plan
+from gptjax.plan.run_data import Data
 
 
 def refuse_unfit(config: ConfigDict) -> Plan:
@@ -30,5 +31,5 @@ def refuse_unfit(config: ConfigDict) -> Plan:
 
 def short_form(plan: Plan, stores: Stores) -> str:
     """Returns the text that training logs before step 0."""
-    plan = dataclasses.replace(plan, data=planner.stored(plan.config, stores))
+    plan = dataclasses.replace(plan, data=run_data.stored(plan.config, stores))
     return render.describe(plan, full=False)

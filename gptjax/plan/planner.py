@@ -2,23 +2,12 @@
 
 import copy
 import dataclasses
-import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 from ml_collections import ConfigDict
 
-from configs import base
-from configs.errors import DataError
-from configs.mixture import Mixture, declared
-from configs.rtx4070 import EXPECTED_TOKENS
-from data_pipeline.locate import locate
-from data_pipeline.mixed_stores import shared_tokenizer, source_configs
-from data_pipeline.subset import schedule, training_groups
-from data_pipeline.token_store import Stores, TokenStore
 from gptjax.common.workdir import read_metrics
 from gptjax.model import GPTConfig, attention, count_params, flops_per_token
 from gptjax.plan import compile_step as compiler
@@ -28,47 +17,10 @@ from gptjax.plan.collectives import Collective
 from gptjax.plan.compile_step import CompiledStep
 from gptjax.plan.devices import Device
 from gptjax.plan.memory import Memory
+from gptjax.plan.run_data import Data
 from gptjax.plan.step_cost import StepCost
 
-# Bytes per token of SentencePiece BPE by log2 of its pieces: up to 8,192 measured on the bundled
-# shard, above that GPT-2's 50,257 pieces on English web text.
-_LOG2_PIECES, _BYTES_PER_TOKEN = (9, 11, 13, 15, 16), (1.9, 3.1, 4.1, 4.5, 4.65)
 _MAX_COMPILATIONS = 6  # of the search for the largest batch; usually one or two
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """Tokens of one or all sources, BOS included; None if unknown."""
-
-    train_tokens: int | None
-    val_tokens: int | None
-    origin: str  # of the figures; or why they are unknown
-    sources: Mapping[str, "SourceData"] = dataclasses.field(default_factory=dict)  # of a mixture
-
-    @property
-    def parts(self) -> dict[str, "SourceData"]:
-        """The sources by their names; a single one has none."""
-        return {**self.sources} or {"": SourceData(1.0, self)}
-
-    @property
-    def pass_tokens(self) -> float | None:
-        """Tokens of training until one source was read whole; None if unknown."""
-        if self.train_tokens is None:
-            return None
-        return min(part.pass_tokens for part in self.parts.values())
-
-
-class SourceData(NamedTuple):
-    """A source's part in the run."""
-
-    share: float  # of the run's tokens
-    data: Data
-
-    @property
-    def pass_tokens(self) -> float:
-        """Tokens of training until this source was read whole."""
-        assert self.data.train_tokens is not None
-        return self.data.train_tokens / self.share if self.share else math.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,76 +206,6 @@ def _largest_compiled(
         resized = memory.with_batch_size(config, batch_size)
         compiled = compiler.compile_step(resized, model_config, device)
     return fitting
-
-
-def find_data(config: ConfigDict) -> Data:
-    """Returns what is known of the data of `config` without preparing it."""
-    mixture = declared(config.data)
-    if mixture is None:
-        return _find(config)
-    try:
-        tokenizer, _ = shared_tokenizer(config, mixture, download=False)
-    except DataError as error:
-        return Data(None, None, _unknown(error))
-    configs = source_configs(config, mixture, tokenizer if tokenizer.exists() else None)
-    return _mixed(config, mixture, map(_find, configs))
-
-
-def _unknown(error: DataError) -> str:
-    return f"not known: {str(error).partition('. ')[0]}"
-
-
-def _mixed(config: ConfigDict, mixture: Mixture, sources: Iterable[Data]) -> Data:
-    """Returns the data of a mixture, from that of each of its sources."""
-    train = config.train
-    n_rows = train.max_iters * train.batch_size * train.gradient_accumulation_steps
-    counts = schedule(train, mixture).counts(n_rows)
-    parts = [SourceData(n / n_rows, data) for n, data in zip(counts, sources, strict=True)]
-    train_tokens = _total([part.data.train_tokens for part in parts])
-    val_tokens = _total([part.data.val_tokens for part in parts])
-    origin = "; ".join(dict.fromkeys(part.data.origin for part in parts))
-    return Data(train_tokens, val_tokens, origin, dict(zip(mixture.names, parts, strict=True)))
-
-
-def _total(tokens: Sequence[int | None]) -> int | None:
-    known = [n for n in tokens if n is not None]
-    return sum(known) if len(known) == len(tokens) else None
-
-
-def _find(config: ConfigDict) -> Data:
-    """Returns what is known of a single source."""
-    try:
-        store_path, shards = locate(config, download=False)
-        if store_path.exists():
-            return _stored(config, TokenStore.open(store_path))
-    except DataError as error:
-        if config.data.source != base.get_config().data.source:
-            return Data(None, None, _unknown(error))
-        origin = "expected (one FineWeb file of 2.15 GB): the source is not there yet"
-        return _split(config, EXPECTED_TOKENS, origin)
-    log2_pieces = math.log2(config.tokenizer.vocab_size)
-    bytes_per_token = float(np.interp(log2_pieces, _LOG2_PIECES, _BYTES_PER_TOKEN))
-    tokens = sum(shard.text_bytes / bytes_per_token + shard.n_documents for shard in shards)
-    origin = f"estimated from the size of the text, at {bytes_per_token:.1f} bytes a token"
-    return _split(config, round(tokens), f"{origin}; exact once prepared")
-
-
-def stored(config: ConfigDict, stores: Stores) -> Data:
-    """Returns the tokens of the stores that `config` uses."""
-    data = [_stored(config, store) for store in stores.sources.values()]
-    return data[0] if stores.mixture is None else _mixed(config, stores.mixture, data)
-
-
-def _stored(config: ConfigDict, store: TokenStore) -> Data:
-    train = training_groups(store, config.data.max_train_tokens)
-    n_train = sum(group.n_tokens for group in train)
-    return Data(n_train, store.manifest["splits"]["val"]["tokens"], "in the store")
-
-
-def _split(config: ConfigDict, tokens: int, origin: str) -> Data:
-    val_tokens = round(config.data.val_fraction * tokens)
-    train_tokens = min(tokens - val_tokens, config.data.max_train_tokens or tokens)
-    return Data(train_tokens, val_tokens, origin)
 
 
 def measured_tokens_per_sec(workdir: Path) -> float | None:

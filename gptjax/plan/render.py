@@ -5,10 +5,11 @@ from collections.abc import Iterable
 
 from configs.rtx4070 import claims_of
 from data_pipeline.progress import format_seconds
-from gptjax.plan import exchange
+from gptjax.plan import exchange, preparation
 from gptjax.plan.collectives import Collective, sent
 from gptjax.plan.hlo_traffic import largest
-from gptjax.plan.planner import Plan, SourceData
+from gptjax.plan.planner import Plan
+from gptjax.plan.run_data import SourceData
 from gptjax.plan.scaling_law import effective_tokens
 
 _GIB = 2**30
@@ -35,6 +36,7 @@ def describe(plan: Plan, *, full: bool) -> str:
         ("parameters", f"{plan.n_params:,} ({plan.n_params_non_embedding:,} without embeddings)"),
         ("data", data),
         *(("", _source(plan, name, part)) for name, part in plan.data.sources.items()),
+        *[("preparing", text) for text in preparation.describe(plan.config, plan.data.unprepared)],
         (
             "a step",
             f"{plan.tokens_per_step:,} tokens: {train.gradient_accumulation_steps} micro-steps of "

@@ -13,7 +13,8 @@ from gptjax.model import GPTConfig, count_params, flops_per_token
 from gptjax.plan import memory, planner, scaling_law
 from gptjax.plan.devices import Device
 from gptjax.plan.exchange import ASSUMED_MFU
-from gptjax.plan.planner import Data, Plan
+from gptjax.plan.planner import Plan
+from gptjax.plan.run_data import Data
 
 _MAX_LAYERS = 48
 _WIDTH_PER_LAYER = 64  # GPT-2's shape; the loss hardly depends on it (Kaplan et al. 2020, figure 5)

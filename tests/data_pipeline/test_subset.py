@@ -23,7 +23,7 @@ from data_pipeline.subset import (
     validation_rows,
 )
 from data_pipeline.token_store import MANIFEST, TokenStore, shard_files, write_manifest
-from gptjax.plan import planner
+from gptjax.plan import run_data
 from gptjax.train import trainer
 
 
@@ -143,7 +143,7 @@ def test_groups_of_a_store_are_parts_of_its_split(debug_config, four_groups):
     ids = [rows.document_ids([k * of_a_group])[0].partition(":")[0] for k in range(4)]
     assert sorted(ids) == [f"{k}.parquet" for k in range(4)]
     assert isinstance(validation_rows(debug_config, four_groups), PackedRows)  # it is smaller
-    assert planner.stored(debug_config, four_groups).train_tokens == split.n_tokens
+    assert run_data.stored(debug_config, four_groups).train_tokens == split.n_tokens
 
 
 def test_a_subset_of_several_groups_is_exact_and_nested():
@@ -174,7 +174,7 @@ def test_a_subset_of_several_groups_is_exact_and_nested():
 def test_plan_and_checks_use_the_subset(debug_config, store):
     config = copy.deepcopy(debug_config)
     config.data.max_train_tokens = 1_000
-    data = planner.find_data(config)
+    data = run_data.find(config)
     assert data.train_tokens == 1_000 and data.val_tokens == store.split("val").n_tokens
     config.data.max_train_tokens = config.model.block_size - 1
     with pytest.raises(UserError, match="exceeds the 31 tokens of the train split"):

@@ -12,7 +12,8 @@ from configs import rtx4070, rtx4070_110m, rtx4070_best
 from gptjax.model.config import GPTConfig
 from gptjax.plan import compile_step, devices, planner, step_cost
 from gptjax.plan.hlo_traffic import Transfer
-from gptjax.plan.planner import Data, Plan, resolve_auto
+from gptjax.plan.planner import Plan, resolve_auto
+from gptjax.plan.run_data import Data
 
 GIB = 2**30
 DATA = Data(None, None, "not read")

@@ -14,7 +14,7 @@ from gptjax.plan import devices, exchange, planner, render
 from gptjax.plan.cards import Link
 from gptjax.plan.collectives import Collective, sent
 from gptjax.plan.compile_step import CompiledStep
-from gptjax.plan.planner import Data
+from gptjax.plan.run_data import Data
 
 DATA = Data(None, None, "not read")
 

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +13,13 @@ import pytest
 
 from configs import base, rtx4070
 from configs.errors import UserError
-from gptjax.plan import devices, memory, planner, render, step_cost
+from gptjax.plan import devices, memory, planner, preparation, render, run_data, step_cost
 from gptjax.plan.check import refuse_unfit
 from gptjax.plan.compile_step import CompiledStep
 from gptjax.plan.hlo_traffic import Transfer
 from gptjax.plan.memory import Memory
-from gptjax.plan.planner import Data
+from gptjax.plan.preparation import Preparation
+from gptjax.plan.run_data import Data
 
 GIB = 2**30
 PEAK = 2 * 256 * 46 * 2.475e9  # FLOP/s of an RTX 4070: multiply-adds, multiprocessors, clock
@@ -26,7 +28,7 @@ PEAK = 2 * 256 * 46 * 2.475e9  # FLOP/s of an RTX 4070: multiply-adds, multiproc
 @pytest.fixture(scope="module")
 def recipe():
     config = rtx4070.get_config()
-    return planner.make_plan(config, devices.find("rtx4070"), planner.find_data(config))
+    return planner.make_plan(config, devices.find("rtx4070"), run_data.find(config))
 
 
 def test_figures_of_the_recipe(recipe):
@@ -235,25 +237,57 @@ def test_a_close_call_is_decided_by_compiling(monkeypatch, debug_config):
 
 
 def test_data_of_a_store(debug_config, store):
-    data = planner.find_data(debug_config)
-    assert data == planner.stored(debug_config, store)
+    data = run_data.find(debug_config)
+    assert data == run_data.stored(debug_config, store)
     assert data.train_tokens == store.split("train").n_tokens
 
 
 def test_data_of_a_source_that_is_not_prepared_is_estimated(debug_config, store, tmp_path):
     config = copy.deepcopy(debug_config)
     config.data.cache_dir = str(tmp_path / "stores")
-    data = planner.find_data(config)
+    data = run_data.find(config)
     exact = store.split("train").n_tokens
     assert "estimated" in data.origin
     assert data.train_tokens == pytest.approx(exact, rel=0.15)
     assert not (tmp_path / "stores").exists()  # nothing was prepared
 
 
+def test_what_preparing_takes_is_near_what_it_took(debug_config, store, tmp_path):
+    config = copy.deepcopy(debug_config)
+    config.data.cache_dir, config.data.prepare_workers = str(tmp_path / "stores"), 3
+    (todo,) = run_data.find(config).unprepared
+    splits = store.manifest["splits"].values()
+    assert todo.text_bytes == pytest.approx(sum(split["bytes"] for split in splits), rel=0.01)
+    assert todo.n_documents == sum(split["documents"] for split in splits)
+    (line,) = preparation.describe(config, [todo, todo])
+    seconds, gb_of_text, gb_of_disk = re.search(
+        r"^about (\d+)s to encode (\S+) GB of text, 3 x 15 MB .*; (\S+) GB of disk, .* free$", line
+    ).groups()
+    assert int(seconds) == round(2 * todo.text_bytes / 45e6)
+    assert float(gb_of_text) == pytest.approx(2 * todo.text_bytes / 1e9, abs=5e-5)
+    files = [file.stat().st_size for file in store.path.glob("0*")]
+    assert float(gb_of_disk) == pytest.approx(2 * sum(files) / 1e9, rel=0.15, abs=5e-5)
+    assert run_data.find(debug_config).unprepared == []  # there is a store
+
+
+def test_files_elsewhere_are_estimated_from_their_sizes(tmp_path):
+    fsspec = pytest.importorskip("fsspec", reason="needs the extra remote")
+    for name, size in {"a.parquet": 3_000_000, "b.jsonl.gz": 1_000_000}.items():
+        fsspec.filesystem("memory").pipe_file(f"/{tmp_path.name}/{name}", bytes(size))
+    config = base.get_config()
+    config.data.source, config.data.cache_dir = f"memory://{tmp_path.name}", str(tmp_path / "s")
+    data = run_data.find(config)
+    assert data.unprepared == [Preparation(7.2e6, 2400.0, 4e6)]  # 1.5 and 2.7 times the bytes
+    assert data.train_tokens == pytest.approx(7.2e6 / 4.5 + 2400, rel=0.01)
+    (line,) = preparation.describe(config, data.unprepared)
+    assert line.startswith("a download of 0.0040 GB; ")
+    assert not (tmp_path / "s").exists()
+
+
 def test_the_size_of_missing_data_is_unknown(tmp_path):
     config = base.get_config()
     config.data.source = str(tmp_path / "none.parquet")
-    data = planner.find_data(config)
+    data = run_data.find(config)
     assert data.train_tokens is None and "none.parquet" in data.origin
 
 

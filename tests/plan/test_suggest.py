@@ -10,8 +10,8 @@ from configs import rtx4070, rtx4070_best
 from configs.errors import UserError
 from gptjax.model.config import GPTConfig
 from gptjax.model.flops import flops_per_token
-from gptjax.plan import devices, planner, scaling_law, suggest
-from gptjax.plan.planner import Data
+from gptjax.plan import devices, run_data, scaling_law, suggest
+from gptjax.plan.run_data import Data
 from gptjax.plan.scaling_law import effective_params, effective_tokens
 
 PEAK = 2 * 256 * 46 * 2.475e9  # FLOP/s of an RTX 4070: multiply-adds, multiprocessors, clock
@@ -63,7 +63,7 @@ def recipe():
 
 @pytest.fixture(scope="module")
 def suggested(recipe):
-    device, data = devices.find("rtx4070"), planner.find_data(recipe)
+    device, data = devices.find("rtx4070"), run_data.find(recipe)
     return suggest.suggest(recipe, device, data, days=5, flops_per_sec=0.4 * PEAK)
 
 
@@ -143,7 +143,7 @@ def test_the_flags_configure_the_best_suggestion(recipe, suggested):
 @pytest.mark.slow
 def test_the_best_recipe_is_as_good_as_the_suggestion():
     config = rtx4070_best.get_config()
-    device, data = devices.find("rtx4070"), planner.find_data(config)
+    device, data = devices.find("rtx4070"), run_data.find(config)
     suggestions, best = suggest.suggest(config, device, data, days=5, flops_per_sec=0.4 * PEAK)
     (own,) = [s for s in suggestions if s.plan.model_config.n_layer == config.model.n_layer]
     assert (

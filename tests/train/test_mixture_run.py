@@ -13,7 +13,7 @@ from test_resume import assert_same_bits, metric_lines, recording  # noqa: F401
 from configs.errors import UserError
 from data_pipeline.prepare import prepare_all
 from gptjax.checkpoint.compatibility import identity, incompatibilities
-from gptjax.plan import devices, planner, render
+from gptjax.plan import devices, planner, render, run_data
 from gptjax.report import sections
 from gptjax.report.run_history import read
 
@@ -109,10 +109,10 @@ def test_only_the_mixture_of_the_steps_done_must_stay(config, resumes, store):
 def test_the_plan_knows_each_source(config, tmp_path):
     config.data.cache_dir = str(tmp_path / "stores")  # nothing is prepared there
     device = devices.local()
-    estimated = planner.find_data(config)
+    estimated = run_data.find(config)
     stores = prepare_all(config)
-    data = planner.find_data(config)
-    assert data == planner.stored(config, stores)
+    data = run_data.find(config)
+    assert data == run_data.stored(config, stores)
     assert list(data.sources) == list(estimated.sources) == ["prose", "ends"]
     assert [part.share for part in data.parts.values()] == [24 / 64, 40 / 64]
     for name, (share, known) in data.sources.items():
@@ -122,7 +122,7 @@ def test_the_plan_knows_each_source(config, tmp_path):
         assert 0.4 < known.train_tokens / guess < 2.5 and share
     config.train.max_iters = 1000
     config.data.mixture_schedule = ((500, (0, 1)),)
-    plan = planner.make_plan(config, device, planner.find_data(config))
+    plan = planner.make_plan(config, device, run_data.find(config))
     ends = stores.sources["ends"].split("train").n_tokens
     assert plan.passes == pytest.approx(0.7 * 1000 * 256 / ends)  # 0.4, then all
     text = render.describe(plan, full=True)
@@ -130,4 +130,4 @@ def test_the_plan_knows_each_source(config, tmp_path):
     assert f"reads its {ends:,} tokens of ends {plan.passes:.0f} times" in text
     assert "validation split of prose has only" in text
     shutil.rmtree(tmp_path / "sources")
-    assert planner.find_data(config).train_tokens is None
+    assert run_data.find(config).train_tokens is None
