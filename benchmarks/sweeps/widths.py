@@ -13,7 +13,7 @@ from gptjax.sweep import Change, sweep
 
 STEPS = 547
 RATES = (0.003, 0.006, 0.012)  # of Muon, in spectral norm
-BEFORE = {64: (2.4e-3, 4.8e-3, 9.6e-3), 128: (2.4e-3, 4.8e-3), 256: (2.4e-3,)}  # best below 9.6e-3
+BEFORE = {64: (2.4e-3, 4.8e-3, 9.6e-3), 128: (2.4e-3, 4.8e-3), 256: (2.4e-3, 4.8e-3)}
 
 
 def get_config() -> ConfigDict:
