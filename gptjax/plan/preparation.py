@@ -15,6 +15,7 @@ from data_pipeline.progress import format_seconds
 from data_pipeline.sources.documents import SourceFile
 from data_pipeline.sources.download import Remote
 from data_pipeline.sources.find import Unit
+from data_pipeline.token_ids import token_dtype
 
 # Bytes per token of SentencePiece BPE by log2 of its pieces: up to 8,192 measured on the bundled
 # shard, above that GPT-2's 50,257 pieces on English web text.
@@ -68,9 +69,8 @@ def describe(config: ConfigDict, todo: Sequence[Preparation]) -> Iterator[str]:
     text_bytes, n_documents, download_bytes = map(sum, zip(*todo, strict=True))
     vocab_size = config.tokenizer.vocab_size
     cores = config.data.prepare_workers or len(usable_cores())
-    token_bytes = 2 if vocab_size <= 2**16 else 4
     n_tokens = sum(source.n_tokens(vocab_size) for source in todo)
-    disk = _gb(n_tokens * token_bytes + _STORE_BYTES * n_documents)
+    disk = _gb(n_tokens * token_dtype(vocab_size).itemsize + _STORE_BYTES * n_documents)
     free = ""
     if not is_address(config.data.cache_dir):
         folder = Path(config.data.cache_dir).absolute()
