@@ -43,7 +43,11 @@ class Chart:
 _CHARTS = (
     Chart("Loss", "nats per token", ("train/loss", "val/loss")),
     Chart("Bits per byte", "of UTF-8 text", ("train/bits_per_byte", "val/bits_per_byte")),
-    Chart("Learning rate", "", ("optim/learning_rate", "optim/muon_learning_rate")),
+    Chart(
+        "Learning rate",
+        "",
+        ("optim/learning_rate", "optim/head_learning_rate", "optim/muon_learning_rate"),
+    ),
     Chart("Gradient norm", "global L2, before clipping", ("optim/grad_norm",), log=True),
     Chart("Throughput", "tokens per second", ("perf/tokens_per_sec",)),
     Chart("MFU", "share of the device's peak FLOP/s", ("perf/mfu",)),

@@ -148,7 +148,8 @@ def test_cursor_axes_and_smoothing_show_exact_values(browser, tmp_path):
 
 @pytest.mark.slow
 def test_legends_name_what_differs(browser, tmp_path):
-    lines = [train_line(step, **{"optim/muon_learning_rate": 2.0}) for step in STEPS]
+    rates = {"optim/head_learning_rate": 4.0, "optim/muon_learning_rate": 2.0}
+    lines = [train_line(step, **rates) for step in STEPS]
     for step in STEPS:
         lines.append({"step": step, "val/a/loss": 1.0 * step, "val/b/loss": 2.0 * step})
     path = write_report(make_run(tmp_path / "run", lines))
@@ -158,7 +159,7 @@ def test_legends_name_what_differs(browser, tmp_path):
             for title in ("Learning rate", "Validation loss by source", "Gradient norm")
         }
     assert labels == {
-        "Learning rate": ["learning_rate", "muon_learning_rate"],
+        "Learning rate": ["learning_rate", "head_learning_rate", "muon_learning_rate"],
         "Validation loss by source": ["a", "b"],
         "Gradient norm": ["grad_norm"],
     }

@@ -24,6 +24,7 @@ from configs import debug
 from data_pipeline.token_store import TOKENIZER
 from gptjax.common.workdir import START
 from gptjax.evaluate.published import FIGURES, SOURCES
+from gptjax.optim.schedules import schedules
 from gptjax.report import run_history
 
 
@@ -43,6 +44,19 @@ def test_curves_are_the_lines_over_steps_tokens_time_and_flops(tmp_path):
         "data/tokens_seen",
         "perf/train_seconds",
     }
+
+
+def test_every_rate_of_a_run_is_in_one_chart(tmp_path):
+    optim = debug.get_config().optim
+    optim.optimizer, optim.head_learning_rate = "muon", 0.1
+    keys = [key for key in schedules(optim, 100) if key.endswith("learning_rate")]
+    assert len(keys) == 3
+    rates = {f"optim/{key}": 1.0 + i for i, key in enumerate(keys)}
+    page = report(make_run(tmp_path / "run", [train_line(step, **rates) for step in STEPS]))
+    (chart,) = (chart for chart in page.data["charts"] if "optim/learning_rate" in chart["names"])
+    assert chart["title"] == "Learning rate" and set(chart["names"]) == rates.keys()
+    for name, rate in rates.items():
+        assert page.curve(name)[1] == [rate] * len(STEPS)
 
 
 def test_evaluations_are_placed_between_lines_and_past_the_last(tmp_path):
