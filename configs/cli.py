@@ -18,7 +18,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from configs import base
+from configs import base, config_file
 from configs.errors import UserError
 from configs.read import os_reason
 from configs.validate import keys_like, leaves, unknown_keys
@@ -43,6 +43,7 @@ def define_config(
     """
     file = default and str(Path(__file__).with_name(default))
     config_flags.DEFINE_config_file(name, file, text, lock_config=True)
+    flags.FLAGS[name].parser = _FileParser()
     if file is None:
         flags.mark_flag_as_required(name)
     # --help lists the flags of the program's own module; this one would count as the library's.
@@ -131,6 +132,18 @@ def define_compilation_cache_dir() -> None:
         base.get_config().compilation_cache_dir,
         "Folder that keeps compiled programs, so that the next start is quick.",
     )
+
+
+class _FileParser(flags.ArgumentParser):
+    """Parses FILE or FILE:ARGUMENT, as config_flags does, with messages for people."""
+
+    def parse(self, argument: str) -> ConfigDict:
+        try:
+            config = config_file.load(*argument.split(":", 1))
+        except UserError as error:
+            raise flags.Error(str(error)) from error  # a ValueError becomes one about the flag
+        config.lock()
+        return config
 
 
 def _define_quiet() -> None:

@@ -194,6 +194,19 @@ def test_documented_defaults_are_those_of_base():
     assert documented == leaves(base.get_config())
 
 
+def test_mistakes_in_a_file_are_reported_without_a_traceback(tmp_path):
+    """Also those of a file that a bundled one reads."""
+    (tmp_path / "print_config.py").write_text(PRINT_CONFIG)
+    (tmp_path / "broken.py").write_text("def get_config(:\n    pass\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{")
+    lines = [["print_config", file, "seed=7"] for file in ("broken.py", "workdir:run")]
+    broken, damaged = run_all(tmp_path, lines, "import configs.cli")
+    assert broken == (1, "", "error: broken.py, line 1: invalid syntax: def get_config(:\n")
+    assert damaged[:2] == (1, "")
+    assert re.fullmatch(r"error: run/config\.json is damaged: .*\.\n", damaged[2])
+
+
 def test_an_unknown_flag_is_no_request_for_help():
     result = run("-c", PRINT_CONFIG, "--config=configs/debug.py", "--sede=1")
     assert result.returncode == 1 and not result.stdout
