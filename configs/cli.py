@@ -72,7 +72,7 @@ def run_argv(
     parse = _parse if positional else _parse_flags
 
     def parser(argv: list[str]) -> list[str]:
-        return parse([argv[0], *_name_first(argv[1:], first)])
+        return parse([argv[0], *_name_first(_underscored(argv[1:]), first)])
 
     _define_quiet()
     app.run(lambda argv: call(main, argv), flags_parser=parser)
@@ -194,6 +194,18 @@ def _parse_flags(argv: list[str]) -> list[str]:
     return [program]
 
 
+def _underscored(arguments: list[str]) -> list[str]:
+    """Returns the arguments with `--push_to` for `--push-to`, which absl does not know."""
+
+    def underscored(argument: str) -> str:
+        flag, equals, value = argument.partition("=")
+        name = flag.lstrip("-").replace("-", "_")
+        is_flag = flag.startswith("-") and name in flags.FLAGS
+        return f"--{name}{equals}{value}" if is_flag else argument
+
+    return [underscored(argument) for argument in arguments]
+
+
 def _name_first(arguments: list[str], flag: str | None) -> list[str]:
     """Returns the arguments with --flag= before the first that stands alone, if nobody gives it."""
     if flag is None or any(re.match(f"--?{flag}(=|$)", a) for a in arguments):
@@ -219,7 +231,7 @@ def _parse_config(argv: list[str], name: str) -> list[str]:
     """Parses the flags, after a check for mistakes that absl would report with a traceback."""
     if set(_HELP) & set(argv):
         return _parse(argv)
-    files, others, problems = _sort_arguments(argv[1:], name)
+    files, others, problems = _sort_arguments(_underscored(argv[1:]), name)
     problems += [f"{file!r} is not used: --{name} is {files[0]}" for file in files[1:]]
     is_workdir = False
     for i, file in enumerate(files[:1]):

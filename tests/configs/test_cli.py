@@ -421,7 +421,8 @@ from configs import cli
 flags.DEFINE_string("workdir", None, "A folder.", required=True)
 flags.DEFINE_multi_string("prompt", [], "")
 flags.DEFINE_bool("val", True, "")
-names = ("workdir", "prompt", "val")
+flags.DEFINE_integer("top_k", 1, "")
+names = ("workdir", "prompt", "val", "top_k")
 cli.run_argv(lambda _: print({n: flags.FLAGS[n].value for n in names}), first="workdir")
 """
 PLACES = {  # of a folder that stands alone
@@ -429,6 +430,8 @@ PLACES = {  # of a folder that stands alone
     "last": ["--prompt", "x", "--noval", "runs/a"],
     "between": ["--noval", "runs/a", "--prompt", "x"],
     "named": ["--prompt=x", "--workdir=runs/a", "--noval"],
+    "behind dashes": ["--top-k", "2", "runs/a", "--prompt=x", "--noval"],
+    "behind dashes, with =": ["--noval", "--top-k=2", "runs/a", "--prompt", "x"],
     "a second one": ["runs/a", "runs/b", "--prompt=x"],
     "beside the flag": ["--workdir", "runs/a", "runs/b"],
     "only a value": ["--prompt", "runs/a"],
@@ -452,4 +455,5 @@ def test_a_folder_that_stands_alone_is_the_workdir(places, place):
         assert (status, text) == (1, "") and "--workdir" in errors
     else:
         assert (status, errors) == (0, "")
-        assert ast.literal_eval(text) == {"workdir": "runs/a", "prompt": ["x"], "val": False}
+        values = {"workdir": "runs/a", "prompt": ["x"], "val": False}
+        assert ast.literal_eval(text) == values | {"top_k": 2 if "dashes" in place else 1}
