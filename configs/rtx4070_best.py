@@ -16,7 +16,8 @@ batch at this size, and dropout: not measured.
 
 Extrapolated: the size, by a law that others fitted (`gptjax plan --suggest --days=5
 --target=rtx4070`), at 40 % of the peak, which is assumed: 6.2e9 tokens are 8.6 passes over the
-shard's 0.73e9. To that law 15 x 960, which has time for more than 10 passes, is 0.003 nats behind
+shard's 0.73e9. In small, one and a half times the parameters and 5 passes were better (see
+docs/rtx4070.md). To that law 15 x 960, which has time for more than 10 passes, is 0.003 nats behind
 16 x 1024, whose widths are powers of two. Should the card be faster or slower, ask again with
 --tflops. The learning rates, from those of three widths: see their lines.
 """
@@ -48,9 +49,9 @@ def get_config() -> ConfigDict:
     config.train.max_epochs = 10.0  # 8.6 are meant
 
     config.optim.optimizer = "muon"
-    # In spectral norm the best of widths 64, 128 and 256 were 0.015 or more, 0.017 and 0.013 after
-    # 244 steps of 2,048 tokens, and 0.008 after 547 at 128. Records at 768 wide with 0.5M tokens a
-    # step have 0.025. Extrapolated: that of the widest.
+    # In spectral norm the best of widths 64, 128 and 256 were 0.0059, 0.0081 and 0.0093 after 1,094
+    # steps of 1,024 tokens. Records at 768 wide with 0.5M tokens a step have 0.025. Extrapolated:
+    # that of the widest, and 1.15 times for each doubling, as the last one.
     config.optim.muon_scale = "spectral"
     config.optim.muon_learning_rate = 0.013
     # Of the token table and norms: 0.02 at 128. Extrapolated: half of it.
