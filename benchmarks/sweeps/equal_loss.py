@@ -24,8 +24,10 @@ def get_config() -> ConfigDict:
     def shorter(share: float) -> Change:
         return functools.partial(small.set_steps, steps=round(share * steps), evaluations=1)
 
+    twice = {"optim.learning_rate": 4.8e-3, "optim.muon_learning_rate": 4.8e-3}
     settings: dict[str, Change] = {
         "before": small.before,
+        "before-0.0048": [small.before, twice],
         "best-0.70": [shorter(0.70), small.best],
         "adamw": [
             small.modern_adamw,
