@@ -25,8 +25,14 @@ MODULES = {
     *("code", "runpy", "importlib", "subprocess", "yaml", "torch"),
 }
 HARMLESS = {"re.compile", "lowered.compile"}  # a pattern; a JAX program
-# What the modules above are used for, all of it: fixed programs, and whether a package is there.
+# What the modules above are used for, all of it: fixed programs, whether a package is there, and a
+# configuration.
 FIXED_COMMANDS = {
+    "configs/config_file.py": [  # the file that --config, --sweep names
+        "importlib.machinery",
+        "importlib.util",
+        "loader.exec_module",
+    ],
     "gptjax/common/nvidia_smi.py": [
         "subprocess",
         """subprocess.run(['nvidia-smi', f"--query-gpu={','.join(fields)}", """
