@@ -12,8 +12,7 @@ one pass of 1M tokens, and 0.30 below after 4 passes over 2.6 tokens a parameter
 recipe's rate is not tuned for that size). A head of its own, rates for each group and a longer
 fall reach at 4 x 128 what that did with 0.71 of its tokens (0.73 where its rate is tuned, one
 seed), and AdamW at its best rate with 0.41 (three seeds). Weight decay of 0.4 and an average of the
-weights changed nothing (one seed); dropout is worse than decay where data is read often. Size of
-batch at this size: not measured.
+weights changed nothing (one seed). Size of batch at this size, and dropout: not measured.
 
 Extrapolated: the size, by a law that others fitted (`gptjax plan --suggest --days=5
 --target=rtx4070`), at 40 % of the peak, which is assumed: 6.2e9 tokens are 8.6 passes over the
