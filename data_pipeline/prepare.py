@@ -42,7 +42,7 @@ from data_pipeline import (
     tokenizer_sample,
     worker_pool,
 )
-from data_pipeline.files import differences, fsync, write_atomically
+from data_pipeline.files import differences, free_bytes, fsync, write_atomically
 from data_pipeline.folders import is_address
 from data_pipeline.locate import describe, settings_of, store_name, tokenizer_file
 from data_pipeline.lock import FileLock
@@ -79,10 +79,9 @@ def prepare(config: ConfigDict) -> Path:
         except OSError as e:
             if e.errno not in _DISK_ERRORS:
                 raise
-            folder = next(p for p in (store.parent, *store.parent.parents) if p.exists())
             raise DataError(
                 f"{store.parent}: the disk is full ({e.strerror}; "
-                f"{shutil.disk_usage(folder).free:,} bytes are free). Preparing needs about 1.5 "
+                f"{free_bytes(store.parent):,} bytes are free). Preparing needs about 1.5 "
                 "times the size of the source. Free some space, or put the store elsewhere "
                 "with --config.data.cache_dir=..., and run again: finished parts are kept."
             ) from e

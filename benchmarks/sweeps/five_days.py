@@ -22,7 +22,6 @@ RATES = (0.003, 0.006, 0.012)  # of Muon, for the smallest slice; the second one
 def get_config() -> ConfigDict:
     """Returns the sweep."""
     base = small.recipe(tokens=250_000, passes=1)
-    base.tokenizer.vocab_size = 512  # so that the table is as small beside the blocks as there
     settings: dict[str, Change] = {}
     for unique, widths in WIDTHS.items():
         for width in widths:
@@ -36,7 +35,7 @@ def get_config() -> ConfigDict:
 def _size(config: ConfigDict, *, unique: int, width: int) -> None:
     """Sets the slice, the width, and as many steps as the compute allows."""
     config.data.max_train_tokens = unique
-    config.model.n_embd, config.model.n_head = width, width // 16
+    small.tiny(config, width=width)
     vocab_size = config.tokenizer.vocab_size
     n_params, _ = count_params(GPTConfig.from_config(config, vocab_size))  # the head tied
     small.set_steps(config, round(COMPUTE * unique**2 / n_params / small.STEP), evaluations=8)

@@ -59,6 +59,12 @@ def set_steps(config: ConfigDict, steps: int, *, evaluations: int = 4) -> None:
     config.eval.eval_interval = max(steps // evaluations, 1)
 
 
+def tiny(config: ConfigDict, *, width: int) -> None:
+    """Sets a width, with heads of 16 to 24, and a vocabulary that is small beside the blocks."""
+    config.model.n_embd, config.model.n_head = width, width // 16
+    config.tokenizer.vocab_size = 512
+
+
 def modern_adamw(config: ConfigDict) -> None:
     """Changes the recipe to the modern shape, with a warm-up of 5 %."""
     modern.apply(config)

@@ -1,7 +1,6 @@
 """What preparing the data of a run will take, before it starts: download, time, disk."""
 
 import math
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipeline.cores import usable_cores
+from data_pipeline.files import free_bytes
 from data_pipeline.folders import is_address
 from data_pipeline.progress import format_seconds
 from data_pipeline.sources.documents import SourceFile
@@ -73,9 +73,7 @@ def describe(config: ConfigDict, todo: Sequence[Preparation]) -> Iterator[str]:
     disk = _gb(n_tokens * token_dtype(vocab_size).itemsize + _STORE_BYTES * n_documents)
     free = ""
     if not is_address(config.data.cache_dir):
-        folder = Path(config.data.cache_dir).absolute()
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        free = f", of {_gb(shutil.disk_usage(there).free)} that are free"
+        free = f", of {_gb(free_bytes(Path(config.data.cache_dir)))} that are free"
     download = f"a download of {_gb(download_bytes)}; " if download_bytes else ""
     yield (
         f"{download}about {format_seconds(text_bytes / (_RATE * cores))} to encode "
