@@ -82,6 +82,7 @@ def get_config() -> ConfigDict:
         warmup_iters=2000,  # optimizer steps of linear warm-up
         lr_decay_iters=250_000,  # cosine: optimizer steps until min_lr, warm-up included
         rewarm_at=(),  # cosine: optimizer steps at which a run is made longer: the rate warms up again there, and falls until the next one or train.max_iters
+        wsd_fall="sqrt",  # wsd: falls by the root of its progress (sqrt), or by a straight line (linear)
         wsd_decay_iters=25_000,  # wsd: optimizer steps of the fall, the last ones before train.max_iters
         weight_decay=0.1,  # x learning rate a step, on matrices only: not on LayerNorm scales and biases
         weight_decay_schedule="constant",  # constant, or linear (from weight_decay at the first step to weight_decay_end at train.max_iters)
@@ -98,6 +99,9 @@ def get_config() -> ConfigDict:
 
     config.train = config_dict.create(
         batch_size=12,  # B: rows per micro-step, over all devices; the first to lower where memory is short
+        row_lengths=(),  # shorter rows at first: ((200, 64), (500, 128)) cuts rows of block_size into rows of 64 tokens until step 200, and of 128 until step 500; the tokens of a step are the same; (): none
+        later_tokens=(),  # weights of the loss on the 2nd, 3rd, ... token ahead, which the same logits predict, at the first step: (0.5, 0.25); (): only the next token
+        later_tokens_iters=0,  # optimizer steps in which these weights fall to 0, by a straight line
         gradient_accumulation_steps=40,  # A: micro-steps per optimizer step
         max_iters=250_000,  # optimizer steps
         log_interval=50,  # optimizer steps between lines of metrics

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base, mixture
+from configs import base, first_steps, mixture
 from configs.errors import UserError
 
 MAX_SIZE = 1 << 20  # of a model's dimensions: products of three fit into 64 bits
@@ -32,9 +32,9 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         """
         seed model.loss_chunk optim.min_lr optim.head_learning_rate optim.warmup_iters
         optim.wsd_decay_iters optim.weight_decay optim.weight_decay_end optim.grad_clip
-        train.loss_spike_sigma data.max_train_tokens data.prepare_workers checkpoint.keep_best
-        eval.benchmark_interval eval.benchmark_limit sample.interval sample.max_new_tokens
-        sample.temperature sample.top_k report.interval mesh.data
+        train.later_tokens_iters train.loss_spike_sigma data.max_train_tokens data.prepare_workers
+        checkpoint.keep_best eval.benchmark_interval eval.benchmark_limit sample.interval
+        sample.max_new_tokens sample.temperature sample.top_k report.interval mesh.data
         """,
     ),
     (
@@ -72,6 +72,7 @@ _CHOICES = {
     "data.engine": ("local", "ray"),
     "optim.optimizer": ("adamw", "muon"),
     "optim.schedule": ("cosine", "wsd"),
+    "optim.wsd_fall": ("sqrt", "linear"),
     "optim.muon_scale": ("rms", "spectral"),
     "optim.weight_decay_schedule": ("constant", "linear"),
     "mesh.gather": ("step", "layer"),
@@ -133,6 +134,7 @@ def _relations(config: ConfigDict, n_devices: int) -> Iterator[str]:
     """Yields the problems of keys that are valid alone but not together, or not on the devices."""
     model, optim, train = config.model, config.optim, config.train
     yield from mixture.problems(config.data)
+    yield from first_steps.problems(config)
     yield from model_problems(model)
     yield from chat_problems(config)
     if model.attention == "cudnn" and config.data.document_mask:

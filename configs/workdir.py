@@ -32,10 +32,11 @@ RECIPE = frozenset(
     model.scan_unroll model.loss_chunk
     optim.optimizer optim.learning_rate optim.head_learning_rate optim.min_lr optim.schedule
     optim.warmup_iters
-    optim.lr_decay_iters optim.rewarm_at optim.wsd_decay_iters optim.weight_decay
+    optim.lr_decay_iters optim.rewarm_at optim.wsd_fall optim.wsd_decay_iters optim.weight_decay
     optim.weight_decay_schedule optim.weight_decay_end optim.beta1 optim.beta2 optim.eps
     optim.muon_learning_rate optim.muon_scale optim.muon_momentum optim.grad_clip optim.ema_decay
-    train.batch_size train.gradient_accumulation_steps train.max_iters train.log_interval
+    train.batch_size train.gradient_accumulation_steps train.row_lengths train.later_tokens
+    train.later_tokens_iters train.max_iters train.log_interval
     train.max_epochs train.max_consecutive_skips train.loss_spike_sigma train.max_hours
     eval.eval_interval eval.eval_iters eval.benchmark_interval eval.benchmark_limit
     checkpoint.always_save_checkpoint checkpoint.keep_latest checkpoint.keep_best

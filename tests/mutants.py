@@ -162,10 +162,14 @@ TABLE: dict[tuple[str, str], list[tuple[str, str]]] = {
             "jax.random.wrap_key_data(key)",
         ),
         (
-            "self._nats(params, micro, None, self._gather_block)",
-            "self._nats(params, micro, jax.random.split(jax.random.key(0), 4), None)",
+            "self._loss(params, micro, None, jnp.zeros(0), self._gather_block)",
+            "self._loss(params, micro, jax.random.split(jax.random.key(0), 4), jnp.zeros(0), None)",
         ),
-        ("return nats / nominal_targets, nats", 'return nats / jnp.sum(micro["loss_mask"]), nats'),
+        (
+            "return total / nominal_targets, nats",
+            'return total / jnp.sum(micro["loss_mask"]), nats',
+        ),
+        ("x.reshape(len(x), -1, row_length)", "x"),
         ('[batch["targets"]] * mask', '[batch["targets"]]'),
     ],
     ("gptjax/step/gradients.py", "tests/step/test_sharded_step.py"): [

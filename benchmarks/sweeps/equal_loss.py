@@ -28,11 +28,13 @@ def get_config() -> ConfigDict:
     settings: dict[str, Change] = {
         "before": small.before,
         "before-0.0048": [small.before, twice],
+        "untied-0.70": [shorter(0.70), small.untied],
         "best-0.70": [shorter(0.70), small.best],
         "adamw": [
             small.modern_adamw,
             {"model.tie_embeddings": False, "optim.learning_rate": ADAMW},
         ],
+        "untied-0.32": [shorter(0.32), small.untied],
         "best-0.32": [shorter(0.32), small.best],
     }
     slices = {seed: small.slice_of(seed - 1) for seed in (1, 2, 3)}

@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
         for width in widths:
             for rate in RATES if unique == min(WIDTHS) else RATES[1:2]:
                 size = functools.partial(_size, unique=unique, width=width)
-                best = functools.partial(small.best, muon=rate)
+                best = functools.partial(small.untied, muon=rate)
                 settings[f"{unique / 1e6:g}M-{width}-{rate:g}"] = [size, best]
     return sweep(base=base, settings=settings, seeds=(1,))
 

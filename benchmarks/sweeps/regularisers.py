@@ -31,5 +31,5 @@ def get_config() -> ConfigDict:
         for ratio, width in WIDTHS.items():
             tiny = functools.partial(small.tiny, width=width)
             for name, change in CHANGES.items():
-                settings[f"{passes}x-{ratio:g}-{name}"] = [tiny, steps, small.best, change]
+                settings[f"{passes}x-{ratio:g}-{name}"] = [tiny, steps, small.untied, change]
     return sweep(base=base, settings=settings, seeds=(1,))

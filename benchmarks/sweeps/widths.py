@@ -27,6 +27,6 @@ def get_config() -> ConfigDict:
             both = {"optim.learning_rate": rate, "optim.muon_learning_rate": rate}
             settings[f"{width}-before-{rate:g}"] = [size, small.before, both]
         for rate in RATES:
-            best = functools.partial(small.best, muon=rate)
+            best = functools.partial(small.untied, muon=rate)
             settings[f"{width}-{rate:g}"] = [size, best]
     return sweep(base=base, settings=settings, seeds=(1,))

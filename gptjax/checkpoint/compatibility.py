@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs.first_steps import MAX_LATER_TOKENS
 from configs.workdir import completed
 from data_pipeline.files import differences
 from data_pipeline.token_store import Stores
-from gptjax.optim import decay_start, schedules
+from gptjax.optim import decay_start, later_token_weights, schedules
 
 # A different value is a different run.
 FIXED = frozenset(
@@ -26,12 +27,14 @@ FIXED = frozenset(
     optim.grad_clip optim.ema_decay
     """.split()
 )
-# They decide learning rates and weight decay, which must be the same for the steps already done.
+# They decide rates, weight decay, the length of rows and the weights of later tokens, which must be
+# the same for the steps already done.
 SCHEDULE = frozenset(
     """
     optim.schedule optim.learning_rate optim.min_lr optim.warmup_iters optim.lr_decay_iters
-    optim.rewarm_at optim.wsd_decay_iters optim.head_learning_rate optim.muon_learning_rate
-    optim.weight_decay optim.weight_decay_schedule optim.weight_decay_end train.max_iters
+    optim.rewarm_at optim.wsd_fall optim.wsd_decay_iters optim.head_learning_rate
+    optim.muon_learning_rate optim.weight_decay optim.weight_decay_schedule optim.weight_decay_end
+    train.max_iters train.row_lengths train.later_tokens train.later_tokens_iters
     """.split()
 )
 # Their product is the batch and is fixed; how it is split can follow the memory of the device.
@@ -184,8 +187,16 @@ def _schedule_problems(old: ConfigDict, new: ConfigDict, step: int) -> list[str]
 
 def _schedule_values(config: ConfigDict, step: int) -> dict[str, np.ndarray]:
     """Returns the values of the first `step` steps by the name of their schedule: f32 [step]."""
-    steps = jnp.arange(step)
-    return {
+    train, steps = config.train, jnp.arange(step)
+    values = {
         name: np.broadcast_to(np.asarray(schedule(steps)), step)
-        for name, schedule in schedules(config.optim, config.train.max_iters).items()
+        for name, schedule in schedules(config.optim, train.max_iters).items()
     }
+    values["row_length"] = np.full(step, config.model.block_size)
+    for end, length in reversed(train.row_lengths):
+        values["row_length"][:end] = length
+    weights_SK = np.asarray(later_token_weights(train, steps[:, None]))
+    for k in range(MAX_LATER_TOKENS):
+        there = k < weights_SK.shape[1]
+        values[f"weight_of_token_{k + 2}_ahead"] = weights_SK[:, k] if there else np.zeros(step)
+    return values

@@ -67,7 +67,7 @@ class Window:
     ):
         """Starts an empty window, or resumes from the `state` of another one."""
         self._clock = clock
-        self._flops_per_token = flops_per_token
+        self.flops_per_token = flops_per_token
         self._peak_flops = peak_flops
         self.restart()
         if state is not None:
@@ -133,5 +133,5 @@ class Window:
             values["perf/tokens_per_sec"] = tokens_per_sec
             values["data/wait_frac"] = window.waited / seconds
             if self._peak_flops is not None:
-                values["perf/mfu"] = tokens_per_sec * self._flops_per_token / self._peak_flops
+                values["perf/mfu"] = tokens_per_sec * self.flops_per_token / self._peak_flops
         return values

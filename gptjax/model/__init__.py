@@ -16,7 +16,7 @@ Names of arrays end in their shape, a letter an axis (`x_BTD`), with one meaning
 from gptjax.model.config import GPTConfig
 from gptjax.model.flops import count_params, flops_per_token
 from gptjax.model.gpt import GatherBlock, Params, hidden_states, init, logits, unembedding
-from gptjax.model.loss import cross_entropy_sum
+from gptjax.model.loss import cross_entropy_sum, multi_token_loss
 
 __all__ = [
     "GPTConfig",
@@ -28,5 +28,6 @@ __all__ = [
     "hidden_states",
     "init",
     "logits",
+    "multi_token_loss",
     "unembedding",
 ]

@@ -14,8 +14,8 @@ def learning_rate_schedule(optim: ConfigDict, max_iters: int) -> optax.Schedule:
     warms up again, from where it is, and falls until the next of them, or `max_iters`. `wsd`
     (warm-up, stable, decay: Hu et al. 2024, MiniCPM) stays at the peak until `wsd_decay_iters`
     steps before `max_iters`, so that a run can be made longer until then, and falls by
-    1 - sqrt(progress), which Haegele et al. 2024 found better than a line. Both keep `min_lr`
-    after.
+    1 - sqrt(progress), which Haegele et al. 2024 found better than a line for a fall of a fifth of
+    the run, or by a line (`wsd_fall`). Both keep `min_lr` after.
 
     The first step has learning_rate / (warmup_iters + 1), not zero, so that no step is wasted.
     """
@@ -28,7 +28,8 @@ def learning_rate_schedule(optim: ConfigDict, max_iters: int) -> optax.Schedule:
 
     def decay(steps: jax.typing.ArrayLike) -> jax.Array:
         progress = jnp.clip(jnp.asarray(steps) / max(optim.wsd_decay_iters, 1), 0, 1)
-        return optim.min_lr + (optim.learning_rate - optim.min_lr) * (1 - jnp.sqrt(progress))
+        fallen = jnp.sqrt(progress) if optim.wsd_fall == "sqrt" else progress
+        return optim.min_lr + (optim.learning_rate - optim.min_lr) * (1 - fallen)
 
     return optax.join_schedules(
         [
@@ -93,6 +94,12 @@ def weight_decay(optim: ConfigDict, max_iters: int) -> float | optax.Schedule:
         decay: float = optim.weight_decay
         return decay
     return optax.linear_schedule(optim.weight_decay, optim.weight_decay_end, max_iters)
+
+
+def later_token_weights(train: ConfigDict, steps: jax.typing.ArrayLike) -> jax.Array:
+    """Returns the weights [K] of later tokens in the loss of the step after `steps` steps."""
+    left = 1 - jnp.asarray(steps) / max(train.later_tokens_iters, 1)
+    return jnp.maximum(left, 0) * jnp.asarray(train.later_tokens, jnp.float32)
 
 
 def schedules(optim: ConfigDict, max_iters: int) -> dict[str, optax.Schedule]:

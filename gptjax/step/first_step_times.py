@@ -21,10 +21,11 @@ class FirstStepTime:
     The next one takes as long, or less, where JAX finds the program in its cache.
     """
 
-    def __init__(self, config: ConfigDict):
+    def __init__(self, config: ConfigDict, row_length: int):
         """Reads what is known of runs with the model, the batch and the devices of this one."""
         parts = [config.model.to_dict(), config.train.batch_size, config.optim.optimizer]
         parts += [config.train.gradient_accumulation_steps, config.mesh.to_dict(), jax.__version__]
+        parts += [row_length]
         device = jax.devices()[0]
         self._key = hash_json([*parts, device.device_kind, jax.device_count()])[:16]
         folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]

@@ -20,18 +20,19 @@ from gptjax.step.sharding import AXES, batch_sharding, in_blocks, split_axes
 
 Batch = dict[str, Array]
 Sums = dict[str, Array]
-# (parameters, micro-batch [B, T], a PRNG key for each row or None, gather_block) -> summed loss
-Nats = Callable[[Any, Batch, Array | None, Any], Array]
+# (parameters, micro-batch [B, T], a PRNG key for each row or None, weights [K] of later tokens,
+# gather_block) -> (summed loss, that of next tokens alone in nats)
+Loss = Callable[[Any, Batch, Array | None, Array, Any], tuple[Array, Array]]
 
 
 class ShardedLoss:
     """The loss of a model whose parameters and rows are split over a mesh, and its gradient."""
 
     def __init__(
-        self, nats: Nats, token_bytes_V: Any, mesh: Mesh, shardings: Any, gather: str, dtype: str
+        self, loss: Loss, token_bytes_V: Any, mesh: Mesh, shardings: Any, gather: str, dtype: str
     ):
         """Takes the shardings of the parameters, and the dtype in which blocks are gathered."""
-        self._nats = nats
+        self._loss = loss
         self._token_bytes_V = token_bytes_V  # small: a constant of the compiled steps
         self._mesh = mesh
         self._batch_spec = batch_sharding(mesh).spec
@@ -47,24 +48,37 @@ class ShardedLoss:
             self._gather_block = lambda params: collectives.gather_cast(params, axes, dtype)
 
     def gradients(
-        self, optimizer: Optimizer, params: Any, zeros: Any, step_key: Array | None, batch: Batch
+        self,
+        optimizer: Optimizer,
+        params: Any,
+        zeros: Any,
+        step_key: Array | None,
+        batch: Batch,
+        later_weights_K: Array,
+        row_length: int,
     ) -> tuple[Any, Sums]:
         """Returns the mean gradient (float32, split as the parameters are) and sums of a batch.
 
-        The gradient is that of the summed loss over A B T. The sums are `nats_A`, the loss by
-        micro-step, which locates a bad one; `n_targets`, `n_bytes`; and `votes`, if processes vote.
+        The gradient is that of the summed loss over A B T. The sums are `nats_A`, the loss of next
+        tokens by micro-step, which locates a bad one; `n_targets`, `n_bytes`; and `votes`, if
+        processes vote.
 
         Args:
             optimizer: accumulates the gradients of several micro-steps.
             zeros: zeros like the parameters, where the accumulation starts; unused with A = 1.
             step_key: raw key data (uint32 [2]); None without dropout.
             batch: arrays [A, B, T].
+            later_weights_K: see `multi_token_loss`.
+            row_length: rows are cut into rows of so many tokens, which do not see each other.
         """
         nominal_targets = batch["inputs"][0].size  # of a micro-step; masked ones count
 
-        def local(params: Any, zeros: Any, key: Array | None, batch: Batch) -> tuple[Any, Sums]:
+        def local(
+            params: Any, zeros: Any, key: Array | None, batch: Batch, weights_K: Array
+        ) -> tuple[Any, Sums]:
             batch = dict(batch)
             votes = {name: jnp.sum(batch.pop(name), (0, 1)) for name in batch.keys() & {"votes"}}
+            batch = {name: x.reshape(len(x), -1, row_length) for name, x in batch.items()}
             params = collectives.gather(params, self._step_axes)
             n_micro, n_rows, _ = batch["inputs"].shape
             rows_B = self._first_row(n_rows) + jnp.arange(n_rows)
@@ -76,8 +90,8 @@ class ShardedLoss:
                     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(micro_key, rows_B)
 
                 def mean_loss(params: Any) -> tuple[Array, Array]:
-                    nats = self._nats(params, micro, keys_B, self._gather_block)
-                    return nats / nominal_targets, nats
+                    total, nats = self._loss(params, micro, keys_B, weights_K, self._gather_block)
+                    return total / nominal_targets, nats
 
                 return jax.grad(mean_loss, has_aux=True)(params)
 
@@ -105,10 +119,10 @@ class ShardedLoss:
         return jax.shard_map(
             local,
             mesh=self._mesh,
-            in_specs=(self._specs, like_zeros, PartitionSpec(), self._batch_spec),
+            in_specs=(self._specs, like_zeros, PartitionSpec(), self._batch_spec, PartitionSpec()),
             out_specs=(self._specs, PartitionSpec()),
             check_vma=False,  # of a kernel, JAX does not know what varies
-        )(params, zeros, step_key, batch)
+        )(params, zeros, step_key, batch, later_weights_K)
 
     def sums(self, params: Any, batch: Batch) -> Sums:
         """Returns `nats`, `n_targets` and `n_bytes` of a batch [1, B, T], without dropout."""
@@ -116,7 +130,7 @@ class ShardedLoss:
         def local(params: Any, batch: Batch) -> Sums:
             params = collectives.gather(params, self._step_axes)
             micro = {name: array[0] for name, array in batch.items()}
-            nats = self._nats(params, micro, None, self._gather_block)
+            _, nats = self._loss(params, micro, None, jnp.zeros(0), self._gather_block)
             return collectives.total({"nats": nats, **self._counts(batch)}, self._mesh)
 
         return jax.shard_map(

@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gptjax.common.xla_options import compiler_options
-from gptjax.model import GatherBlock, GPTConfig, cross_entropy_sum, hidden_states, init, unembedding
-from gptjax.optim import Optimizer, schedules
+from gptjax.model import GatherBlock, GPTConfig, hidden_states, init, multi_token_loss, unembedding
+from gptjax.optim import Optimizer, later_token_weights, schedules
 from gptjax.step import sharding
 from gptjax.step.gradients import Batch, ShardedLoss
 
@@ -42,7 +42,8 @@ class StepFunctions:
     """The compiled functions of one run; share one object, for each compiles again.
 
     - `init_state()` returns the first TrainState.
-    - `train_step(state, batch [A, B, T])` returns (the next state, metrics).
+    - `train_step(state, batch [A, B, T], row_length)` returns (the next state, metrics); rows are
+      cut into rows of `row_length`, by default not at all. It compiles for each length.
     - `eval_step(params, batch [1, B, T])` returns the sums `nats`, `n_targets` and `n_bytes`.
     """
 
@@ -67,8 +68,8 @@ class StepFunctions:
         seed_key = np.asarray(jax.random.key_data(jax.random.key(config.seed)))
         self.state_shapes = jax.eval_shape(self._init_state, seed_key)
         self.state_shardings = sharding.state_shardings(mesh, self.state_shapes, config.mesh.gather)
-        self._loss = ShardedLoss(
-            self._nats,
+        self._sharded_loss = ShardedLoss(
+            self._loss,
             token_bytes_V,
             mesh,
             self.state_shardings.params,
@@ -84,11 +85,12 @@ class StepFunctions:
         self.train_step = jit(
             self._train_step,
             donate_argnums=0,
+            static_argnums=2,
             in_shardings=(self.state_shardings, self.batch_sharding),
             out_shardings=(self.state_shardings, one),
         )
         self.eval_step = jit(
-            self._loss.sums,
+            self._sharded_loss.sums,
             in_shardings=(self.state_shardings.params, self.batch_sharding),
             out_shardings=one,
         )
@@ -104,14 +106,15 @@ class StepFunctions:
             ema_params=jax.tree.map(jnp.copy, params) if self._config.optim.ema_decay else None,
         )
 
-    def _nats(
+    def _loss(
         self,
         params: Any,
         micro: Batch,
         dropout_keys_B: Array | None,
+        later_weights_K: Array,
         gather_block: GatherBlock | None = None,
-    ) -> Array:
-        """Returns the summed loss of a micro-batch [B, T], in nats."""
+    ) -> tuple[Array, Array]:
+        """Returns the summed loss of a micro-batch [B, T]: see `multi_token_loss`."""
         x_BTD = hidden_states(
             self.model_config,
             params,
@@ -121,15 +124,18 @@ class StepFunctions:
             dropout_keys_B=dropout_keys_B,
             gather_block=gather_block,
         )
-        return cross_entropy_sum(
+        return multi_token_loss(
             x_BTD,
             unembedding(params),
             micro["targets"],
             micro["loss_mask"],
+            later_weights_K,
             chunk=self._config.model.loss_chunk,
         )
 
-    def _train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def _train_step(
+        self, state: TrainState, batch: Batch, row_length: int | None = None
+    ) -> tuple[TrainState, Metrics]:
         """Makes one optimizer update from a batch [A, B, T], or skips it: see `skip_bad_steps`.
 
         The gradient is that of the summed loss over A B T, a constant: every token weighs the same,
@@ -141,12 +147,21 @@ class StepFunctions:
             step_key = jax.random.key_data(key)
         accumulates = isinstance(state.opt_state, optax.MultiStepsState)
         zeros = state.opt_state.acc_grads if accumulates else None
-        grads, sums = self._loss.gradients(self._optimizer, state.params, zeros, step_key, batch)
+        before = optax.tree.get(state.opt_state, "skipped")
+        grads, sums = self._sharded_loss.gradients(
+            self._optimizer,
+            state.params,
+            zeros,
+            step_key,
+            batch,
+            later_token_weights(self._config.train, state.step - before),
+            row_length or self.model_config.block_size,
+        )
         nats = jnp.sum(sums["nats_A"])
         params, opt_state = self._optimizer.update(
             state.params, state.opt_state, grads, loss=nats / sums["n_targets"]
         )
-        before, after = (optax.tree.get(o, "skipped") for o in (state.opt_state, opt_state))
+        after = optax.tree.get(opt_state, "skipped")
         metrics = {
             "nats": nats,
             **sums,

@@ -14,11 +14,12 @@ from ml_collections import ConfigDict
 
 from configs.cli import log_lines_by_default
 from configs.errors import UserError
+from configs.first_steps import row_length
 from configs.mixture import resolved
 from configs.validate import validate
 from data_pipeline.files import write_atomically
 from data_pipeline.loader import BatchIterator
-from data_pipeline.progress import Waiting, format_seconds
+from data_pipeline.progress import Waiting
 from data_pipeline.subset import training_rows, validate_store
 from data_pipeline.token_store import TOKENIZER, Stores
 from data_pipeline.verification import Verification
@@ -27,7 +28,7 @@ from gptjax.common.one_ahead import one_ahead
 from gptjax.common.signals import StopSignal
 from gptjax.common.workdir import TRACES, save_config
 from gptjax.metrics import wandb_run
-from gptjax.model import GPTConfig, attention, flops_per_token
+from gptjax.model import GPTConfig, attention
 from gptjax.optim import rewarm_notice
 from gptjax.plan.check import refuse_unfit, short_form
 from gptjax.step import (
@@ -43,6 +44,7 @@ from gptjax.step.first_step_times import FirstStepTime
 from gptjax.step.multihost import any_process
 from gptjax.train import callbacks
 from gptjax.train.callbacks import PeriodicCallback
+from gptjax.train.duration import announce_duration
 from gptjax.train.init_state import initial_state
 from gptjax.train.open_store import open_store
 from gptjax.train.step_trace import StepTrace
@@ -50,8 +52,6 @@ from gptjax.train.training_log import DispatchedStep, TrainingLog
 from gptjax.train.validation import Validation
 
 _log = logging.getLogger(__name__)
-
-_LONG_STEP = 1e12  # FLOPs: many seconds on a CPU
 
 
 def train_and_evaluate(config: ConfigDict, traced_steps: range = range(0)) -> TrainState:
@@ -130,9 +130,7 @@ class Trainer:
         self._batch_sharding = steps.batch_sharding
         self._stop: StopSignal | None = None  # while the loop runs
         self._decision = Decision() if jax.process_count() > 1 else None
-        tokens = config.train.batch_size * config.model.block_size  # of a micro-step
-        n_micro = config.train.gradient_accumulation_steps
-        self._flops = n_micro * tokens * flops_per_token(steps.model_config)  # of a step
+        self._row_length: int | None = None  # of the rows that the step is compiled for
         self._trace = trace
         self._checkpoints = checkpoints
         checkpoints.before_save = self._before_save
@@ -177,12 +175,15 @@ class Trainer:
             self._stop.nothing_to_save = True
             if self._config.init_from and not self.step:
                 self._evaluate_start()
-            self._first_step()
+            self._step_that_compiles()
             self._stop.nothing_to_save = False
             self._between_steps(self._due())
             while not self._stopping:
-                for dispatched in one_ahead(self._steps_until_due()):
-                    self._report(dispatched)
+                if self._next_compiles:
+                    self._step_that_compiles()
+                else:
+                    for dispatched in one_ahead(self._steps_until_due()):
+                        self._report(dispatched)
                 self._between_steps(self._due())
             if self._out_of_time() and not self._at_end:
                 notice = self._stop_notice()
@@ -230,38 +231,33 @@ class Trainer:
             values, seconds = self._validate(self.state.eval_params)
             self._training_log.add_validation(0, values, is_best=False, seconds=seconds)
 
-    def _first_step(self) -> None:
-        """Makes the step that compiles, which does not count as training time."""
+    @property
+    def _next_compiles(self) -> bool:
+        """Whether the next step has rows of another length than the last."""
+        return row_length(self._config, self.step) != self._row_length
+
+    def _step_that_compiles(self) -> None:
+        """Makes the first step with rows of its length, which does not count as training time."""
         with self._training_log.clock.paused():
-            if jax.default_backend() == "cpu" and self._flops > _LONG_STEP:
-                self._announce_duration()
-            known = FirstStepTime(self._config)
+            if self._row_length is None:
+                announce_duration(self._config, self._validation, self.state.params, self.step)
+            self._row_length = row_length(self._config, self.step)
+            self._training_log.set_row_length(self._row_length)
+            known = FirstStepTime(self._config, self._row_length)
             shown = jax.process_index() == 0
             with Waiting("compiling the step", before=known.seconds, shown=shown) as waiting:
                 dispatched = self._dispatch()
                 jax.block_until_ready(dispatched.metrics)
             known.keep(waiting.seconds)
             before = "" if known.seconds is None else f", the last time in {known.seconds:.1f} s"
-            _log.info("First step done, compiled, in %.1f s%s.", waiting.seconds, before)
+            rows = f" with rows of {self._row_length}" if self._config.train.row_lengths else ""
+            _log.info("First step%s done, compiled, in %.1f s%s.", rows, waiting.seconds, before)
         self._report(dispatched, timed=False)
-
-    def _announce_duration(self) -> None:
-        """Logs what a step and the run will take; of a micro-step, the forward pass is timed."""
-        train = self._config.train
-        forward = self._validation.seconds_per_batch(self.state.params)
-        n_micro, n_steps = train.gradient_accumulation_steps, train.max_iters - self.step
-        seconds = n_micro * 3 * forward
-        _log.info(
-            "On this CPU a step will take about %s, and the %s left %s: a step has %d micro-steps, "
-            "and the forward pass of one, a third of it, took %.2f s.",
-            *(format_seconds(seconds), f"{n_steps:,}", format_seconds(n_steps * seconds)),
-            *(n_micro, forward),
-        )
 
     def _steps_until_due(self) -> Iterator[DispatchedStep]:
         """Dispatches steps until a callback or a save is due or the run stops."""
         yield self._dispatch()
-        while not (self._due() or self._save_due or self._stopping):
+        while not (self._due() or self._save_due or self._stopping or self._next_compiles):
             yield self._dispatch()
 
     def _dispatch(self) -> DispatchedStep:
@@ -275,7 +271,7 @@ class Trainer:
             batch = {**batch, "votes": place_votes(self._batch_sharding, votes)}
         self.step += 1
         with self._trace.step(self.step, lambda: self.state):
-            self.state, metrics = self._train_step(self.state, batch)
+            self.state, metrics = self._train_step(self.state, batch, self._row_length)
         return DispatchedStep(self.step, first_row, metrics)
 
     def _report(self, step: DispatchedStep, *, timed: bool = True) -> None:

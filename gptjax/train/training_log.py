@@ -1,6 +1,7 @@
 """What a run reports about its steps: metrics, console lines, speed, time left, skipped steps."""
 
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -49,6 +50,7 @@ class TrainingLog:
     ):
         step = int(state.step)
         self._train = config.train
+        self._model_config = model_config
         self._rows = rows
         self._tokens_seen = progress.tokens_seen
         self.clock = Clock(progress.trained_seconds)
@@ -68,6 +70,11 @@ class TrainingLog:
         self._bar = ProgressBar("training", n_steps, step, shown=self._is_shown, keep=True)
         if step < n_steps:
             self.writer.write(step, {START: step})
+
+    def set_row_length(self, length: int) -> None:
+        """Counts the FLOPs of the next steps for rows of `length` tokens."""
+        shape = dataclasses.replace(self._model_config, block_size=length)
+        self.window.flops_per_token = flops_per_token(shape)
 
     @contextlib.contextmanager
     def running(self, callback: PeriodicCallback) -> Iterator[None]:

@@ -22,6 +22,7 @@ class Validation:
 
         A smaller split is read once: the rows past its end are masked out.
         """
+        self.model_config = steps.model_config
         self._steps = steps
         self._shares = [1.0] if stores.mixture is None else stores.mixture.shares
         self._batches: dict[str, list[Batch]] = {}  # by source

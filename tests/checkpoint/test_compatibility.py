@@ -154,6 +154,8 @@ def test_a_checkpoint_that_lacks_a_key_has_its_default(run):
 # Schedules of configs/debug.py: cosine over 20 steps, warm-up 2; wsd decays over the last 5.
 WSD = {"optim__schedule": "wsd"}
 AGAIN = {"train__max_iters": 40, "optim__rewarm_at": (20,)}
+SHORT = {"train__row_lengths": ((4, 16),)}
+LATER = {"train__later_tokens": (0.5,), "train__later_tokens_iters": 5}
 
 
 @pytest.mark.parametrize(
@@ -193,6 +195,15 @@ AGAIN = {"train__max_iters": 40, "optim__rewarm_at": (20,)}
         (20, WSD, {**WSD, "train__max_iters": 40}, "until its decay begins, at step 15"),
         (16, WSD, {**WSD, "optim__learning_rate": 2e-2}, "16 of the 16 steps done"),
         (12, WSD, {}, "optim.schedule: wsd saved, cosine now"),
+        (16, WSD, {**WSD, "optim__wsd_fall": "linear"}, None),
+        (17, WSD, {**WSD, "optim__wsd_fall": "linear"}, "of 1 of the 17 steps done"),
+        # What only the first steps have.
+        (8, {}, {"train__row_lengths": ((4, 16),)}, "so the row length of 4 of the 8 steps done"),
+        (8, SHORT, {"train__row_lengths": ((4, 16), (8, 8))}, "of step 5, 32 saved, 8 now"),
+        (4, SHORT, {"train__row_lengths": ((4, 16), (8, 8))}, None),
+        (8, LATER, {**LATER, "train__later_tokens": (0.5, 0.5)}, "weight of token 3 ahead"),
+        (8, LATER, {**LATER, "train__later_tokens": ()}, "weight of token 2 ahead of 5 of the 8"),
+        (8, {**LATER, "train__later_tokens": (0.5, 0.0)}, LATER, None),
     ],
 )
 def test_the_learning_rate_of_the_steps_done_must_stay(run, step, saved, current, words):

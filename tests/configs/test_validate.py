@@ -43,6 +43,7 @@ NOT_NEGATIVE = """
     sample.temperature sample.top_k train.loss_spike_sigma sample.interval report.interval
     eval.benchmark_interval eval.benchmark_limit model.n_kv_head model.mlp_dim
     optim.weight_decay_end data.max_train_tokens optim.head_learning_rate
+    train.later_tokens_iters
 """.split()
 RULES = [
     *((name, {name: 0}, f"{name} = 0(.0)? must be positive") for name in POSITIVE),
@@ -92,6 +93,15 @@ RULES = [
     ),
     ("a folder's address", {"data.cache_dir": "file:///mnt"}, "must be a path .* without file:"),
     ("no path", {"eval.benchmarks": ("",)}, "eval.benchmarks names an empty path"),
+    ("no pairs", {"train.row_lengths": (5, 16)}, "must be pairs of a step and the length"),
+    ("no length", {"train.row_lengths": ((5, 0),)}, "must be pairs of a step and the length"),
+    ("half a step", {"train.row_lengths": ((5.5, 16),)}, "must be pairs of a step and the length"),
+    ("steps back", {"train.row_lengths": ((5, 8), (5, 16))}, r"the steps \[5, 5\], .* increase"),
+    ("no cut", {"train.row_lengths": ((5, 24),)}, "24 must divide model.block_size = 32"),
+    ("above 1", {"train.later_tokens": (1.5,), "train.later_tokens_iters": 5}, "from 0 to 1"),
+    ("many", {"train.later_tokens": (0.1,) * 9, "train.later_tokens_iters": 5}, "at most 8"),
+    ("for ever", {"train.later_tokens": (0.5,)}, "needs train.later_tokens_iters"),
+    ("fall", {"optim.wsd_fall": "cubic"}, "'cubic' must be one of sqrt, linear"),
     ("optimizer", {"optim.optimizer": "sgd"}, "'sgd' must be one of adamw, muon"),
     ("attention", {"model.attention": "flash"}, "one of auto, xla, chunked, cudnn, pallas"),
     ("decay", {"optim.weight_decay_schedule": "cosine"}, "must be one of constant, linear"),

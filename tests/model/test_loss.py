@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import equations
 
-from gptjax.model.loss import cross_entropy_sum
+from gptjax.model.loss import cross_entropy_sum, multi_token_loss
 
 B, T, D, V = 3, 8, 5, 11
 
@@ -154,3 +154,53 @@ def test_large_logits_stay_finite(arrays):
     nats = top + np.log(np.exp(logits - top[..., None]).sum(-1))
     nats -= np.take_along_axis(logits, targets[..., None], -1)[..., 0]
     np.testing.assert_allclose(total, (nats * mask).sum(), rtol=1e-5)
+
+
+LATER = np.asarray((0.5, 0.25), np.float32)
+
+
+def later_reference(x, w, targets, mask):
+    """The loss with `LATER` and its derivative by the logits in float64, token by token."""
+    total, dlogits = 0.0, np.zeros((B, T, V))
+    for row in range(B):
+        for t in range(T):
+            logits = w.astype(np.float64) @ x[row, t].astype(np.float64)
+            softmax = np.exp(logits) / np.exp(logits).sum()
+            for later, weight in enumerate((1.0, *LATER)):
+                if t + later < T and mask[row, t] and mask[row, t + later]:
+                    target = targets[row, t + later]
+                    total -= weight * np.log(softmax[target])
+                    dlogits[row, t] += weight * (softmax - np.eye(V)[target])
+    return total, dlogits
+
+
+@pytest.mark.parametrize("chunk", [0, 6])
+def test_later_tokens_equal_numpy(arrays, chunk):
+    x, w, targets, mask = arrays
+    total, nats = multi_token_loss(*arrays, LATER, chunk)
+    expected, dlogits = later_reference(*arrays)
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    np.testing.assert_allclose(nats, reference(*arrays), rtol=1e-6)  # of the next tokens alone
+
+    def scaled(x, w):
+        return 0.25 * multi_token_loss(x, w, targets, mask, LATER, chunk)[0]
+
+    gradients = dlogits @ w, np.einsum("btv,btd->vd", dlogits, x)
+    for actual, expected in zip(jax.grad(scaled, argnums=(0, 1))(x, w), gradients, strict=True):
+        np.testing.assert_allclose(actual, 0.25 * expected, rtol=1e-5, atol=1e-6)
+
+
+def test_later_tokens_of_weight_0_change_no_bit(arrays):
+    x, w, targets, mask = arrays
+
+    def value_and_grad(weights):
+        return jax.value_and_grad(
+            lambda x, w: multi_token_loss(x, w, targets, mask, weights, 0)[0], argnums=(0, 1)
+        )(x, w)
+
+    for a, b in zip(
+        jax.tree.leaves(value_and_grad(np.zeros(2, np.float32))),
+        jax.tree.leaves(value_and_grad(np.zeros(0, np.float32))),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)

@@ -87,18 +87,21 @@ def test_the_cost_of_a_longer_run_is_counted(optim):
 
 
 def wsd_closed_form(optim, step, max_iters):
-    """Learning rate of the update after `step` updates: Haegele et al. 2024, 1 - sqrt."""
+    """Learning rate of the update after `step` updates: Haegele et al. 2024, 1 - sqrt or a line."""
     if step < optim.warmup_iters:
         return optim.learning_rate * (step + 1) / (optim.warmup_iters + 1)
     into_decay = step - (max_iters - optim.wsd_decay_iters)
     if into_decay <= 0:
         return optim.learning_rate
-    share = 1 - math.sqrt(min(into_decay / optim.wsd_decay_iters, 1.0))
+    progress = min(into_decay / optim.wsd_decay_iters, 1.0)
+    share = 1 - (progress if optim.wsd_fall == "linear" else math.sqrt(progress))
     return optim.min_lr + share * (optim.learning_rate - optim.min_lr)
 
 
+@pytest.mark.parametrize("fall", ["sqrt", "linear"])
 @pytest.mark.parametrize(("warmup", "decay"), [(5, 8), (0, 8), (5, 0), (5, 35), (0, 0), (40, 0)])
-def test_wsd_is_the_closed_form(optim, warmup, decay):
+def test_wsd_is_the_closed_form(optim, warmup, decay, fall):
+    optim.wsd_fall = fall
     optim.schedule, optim.warmup_iters, optim.wsd_decay_iters = "wsd", warmup, decay
     rate = learning_rate_schedule(optim, 40)
     steps = np.arange(40)

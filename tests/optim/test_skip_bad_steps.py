@@ -21,14 +21,13 @@ COUNTERS = ("step", "skipped", "in_a_row", "gradient_step")
 class PoisonedSteps(StepFunctions):
     """The real step, with a loss that some tokens poison."""
 
-    def _nats(self, params, micro, *others):
-        nats = super()._nats(params, micro, *others)
+    def _loss(self, params, micro, *others):
+        total, nats = super()._loss(params, micro, *others)
         has = {token: jnp.any(micro["inputs"] == token) for token in POISONS.values()}
-        nats = jnp.where(has[NAN_LOSS], jnp.nan, nats)
-        nats = jnp.where(has[INF_LOSS], jnp.inf, nats)
+        bad = jnp.where(has[NAN_LOSS], jnp.nan, jnp.where(has[INF_LOSS], jnp.inf, 0.0))
         zero = 0 * jnp.sum(params["wte"])
         root = jnp.sqrt(jnp.where(has[NAN_GRADIENT], zero, 1))  # at 0, the gradient is NaN
-        return nats + jnp.where(has[NAN_GRADIENT], root, 0)
+        return total + bad + jnp.where(has[NAN_GRADIENT], root, 0), nats + bad
 
 
 CASES = [(1, "adamw"), (3, "adamw"), (3, "muon")]

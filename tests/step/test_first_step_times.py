@@ -20,23 +20,23 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_the_time_is_known_for_runs_of_the_same_size_only(debug_config, folder):
-    assert FirstStepTime(debug_config).seconds is None
-    FirstStepTime(debug_config).keep(12.34)
+    assert FirstStepTime(debug_config, 64).seconds is None
+    FirstStepTime(debug_config, 64).keep(12.34)
     same, larger = copy.deepcopy(debug_config), copy.deepcopy(debug_config)
     same.optim.learning_rate, same.train.max_iters, same.workdir = 1.0, 7, "elsewhere"
     larger.model.n_layer += 1
-    assert FirstStepTime(same).seconds == 12.3
-    assert FirstStepTime(larger).seconds is None
-    FirstStepTime(larger).keep(99)
-    FirstStepTime(same).keep(5)
-    assert FirstStepTime(debug_config).seconds == 5 and FirstStepTime(larger).seconds == 99
+    assert FirstStepTime(same, 64).seconds == 12.3
+    assert FirstStepTime(larger, 64).seconds is None
+    FirstStepTime(larger, 64).keep(99)
+    FirstStepTime(same, 64).keep(5)
+    assert FirstStepTime(debug_config, 64).seconds == 5 and FirstStepTime(larger, 64).seconds == 99
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"a": "b"}'])
 def test_a_damaged_file_is_written_again(debug_config, folder, damage):
     folder.mkdir()
     (folder / "first-steps.json").write_text(damage)
-    time = FirstStepTime(debug_config)
+    time = FirstStepTime(debug_config, 64)
     assert time.seconds is None
     time.keep(3)
     assert list(json.loads((folder / "first-steps.json").read_text()).values()) == [3]
@@ -44,8 +44,8 @@ def test_a_damaged_file_is_written_again(debug_config, folder, damage):
 
 def test_a_cache_that_is_off_or_cannot_be_written_keeps_nothing(debug_config, folder):
     folder.write_text("a file")
-    FirstStepTime(debug_config).keep(3)
-    assert FirstStepTime(debug_config).seconds is None
+    FirstStepTime(debug_config, 64).keep(3)
+    assert FirstStepTime(debug_config, 64).seconds is None
     jax.config.update("jax_compilation_cache_dir", None)
-    FirstStepTime(debug_config).keep(3)
-    assert FirstStepTime(debug_config).seconds is None
+    FirstStepTime(debug_config, 64).keep(3)
+    assert FirstStepTime(debug_config, 64).seconds is None

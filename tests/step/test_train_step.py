@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from data_pipeline.loader import BatchIterator
 from data_pipeline.packing import PackedRows
 from gptjax.metrics.aggregate import average
+from gptjax.model import hidden_states, unembedding
 from gptjax.model.config import GPTConfig
 from gptjax.step import train_step
 from gptjax.step.sharding import make_mesh
@@ -68,6 +71,53 @@ def test_micro_batches_equal_one_large_batch(config):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
+def test_shorter_rows_are_those_that_the_rows_are_cut_into(config):
+    """Bit for bit the step on a batch that was cut before; of the same tokens, the same number."""
+    steps = make_steps(config)  # for `steps` compiles once
+    batch = random_batch(config, 2, 4)
+    short = {name: a.reshape(2, 16, -1) for name, a in batch.items()}
+    cut, expected = (
+        steps.train_step(steps.init_state(), batch, 8),
+        steps.train_step(steps.init_state(), short, 8),
+    )
+    whole = steps.train_step(steps.init_state(), batch)
+    for a, b in zip(jax.tree.leaves(cut), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert cut[1]["n_targets"] == whole[1]["n_targets"]
+    assert cut[1]["nats"] != whole[1]["nats"]  # less of each row is seen
+
+
+def test_later_tokens_count_until_their_steps_are_over(config):
+    """Their gradient is that of the loss with weights by hand; the metrics are of next tokens."""
+    config = copy.deepcopy(config)
+    config.optim.grad_clip = 0.0
+    config.train.gradient_accumulation_steps, config.train.batch_size = 1, 8
+    (later := copy.deepcopy(config)).train.update(later_tokens=(0.5,), later_tokens_iters=2)
+    plain, steps = make_steps(config), make_steps(later)
+    batch = random_batch(config, 1, 8)
+    state = plain.init_state()
+
+    def norm(weight):
+        def loss(params):
+            x_BTD = hidden_states(plain.model_config, params, batch["inputs"][0])
+            logits = x_BTD @ unembedding(params).T
+            log_p = jax.nn.log_softmax(logits)
+            targets = batch["targets"][0][..., None]
+            next_ = -jnp.sum(jnp.take_along_axis(log_p, targets, -1))
+            second = -jnp.sum(jnp.take_along_axis(log_p[:, :-1], targets[:, 1:], -1))
+            return (next_ + weight * second) / batch["inputs"].size
+
+        return optax.tree.norm(jax.grad(loss)(state.params))
+
+    for done, weight in ((0, 0.5), (1, 0.25), (2, 0.0), (5, 0.0)):
+        at = dataclasses.replace(steps.init_state(), step=jnp.asarray(done, jnp.int32))
+        same = dataclasses.replace(plain.init_state(), step=jnp.asarray(done, jnp.int32))
+        _, metrics = steps.train_step(at, batch)
+        np.testing.assert_allclose(metrics["grad_norm"], norm(weight), rtol=1e-5)
+        _, without = plain.train_step(same, batch)
+        np.testing.assert_allclose(metrics["nats"], without["nats"], rtol=1e-6)
+
+
 def test_the_loss_of_a_memorisable_batch_falls_to_0(config, steps):
     state = steps.init_state()
     batch = random_batch(config, 2, 4)
@@ -105,7 +155,8 @@ def test_grad_norm_is_that_of_the_whole_batch_before_clipping(config, steps):
     state = steps.init_state()
 
     def mean_loss(params):
-        nats = [steps._nats(params, {k: a[i] for k, a in batch.items()}, None) for i in range(2)]
+        micros = [{name: a[i] for name, a in batch.items()} for i in range(2)]
+        nats = [steps._loss(params, micro, None, jnp.zeros(0))[0] for micro in micros]
         return sum(nats) / batch["targets"].size
 
     grads = jax.device_get(jax.jit(jax.grad(mean_loss))(state.params))
@@ -197,6 +248,7 @@ SHARDED = """
 import jax, numpy as np, sys
 jax.config.update("jax_num_cpu_devices", 4)
 from configs import debug
+from gptjax.model import hidden_states, unembedding
 from gptjax.model.config import GPTConfig
 from gptjax.step.sharding import make_mesh, place_batch
 from gptjax.step.train_step import StepFunctions

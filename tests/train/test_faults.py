@@ -221,10 +221,11 @@ class Poisoned(trainer.StepFunctions):
 
     first_tokens: set = set()
 
-    def _nats(self, params, micro, *others):
-        nats = super()._nats(params, micro, *others)
+    def _loss(self, params, micro, *others):
+        total, nats = super()._loss(params, micro, *others)
         bad = [jnp.all(micro["inputs"][0] == jnp.asarray(row)) for row in self.first_tokens]
-        return jnp.where(jnp.any(jnp.asarray(bad)), jnp.nan, nats)
+        is_bad = jnp.any(jnp.asarray(bad))
+        return jnp.where(is_bad, jnp.nan, total), jnp.where(is_bad, jnp.nan, nats)
 
 
 def poison_steps(monkeypatch, config, store, steps):

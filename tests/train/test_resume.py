@@ -24,6 +24,7 @@ class RecordingSteps(trainer.StepFunctions):
     """Keeps a digest of every batch that is trained on, and can send a signal after some step."""
 
     batches: dict[int, str] = {}
+    row_lengths: dict[int, int] = {}
     signal_after: int | None = None
     _compiled: dict[str, dict] = {}  # tests share what was compiled for the same step
 
@@ -31,6 +32,7 @@ class RecordingSteps(trainer.StepFunctions):
         parts = [config[group].to_json() for group in ("model", "optim", "data")]
         train_config = config.train
         batch = [train_config.batch_size, train_config.gradient_accumulation_steps]
+        batch += [train_config.later_tokens, train_config.later_tokens_iters]
         ends = config.optim.schedule == "wsd" or config.optim.rewarm_at
         end = train_config.max_iters if ends else None
         key = json.dumps([*parts, batch, end, config.seed])
@@ -41,16 +43,17 @@ class RecordingSteps(trainer.StepFunctions):
             self._compiled[key] = dict(self.__dict__)
         compiled = self.train_step
 
-        def train_step(state, batch):
+        def train_step(state, batch, row_length):
             step = int(state.step) + 1
             digest = hashlib.sha256()
             for name in sorted(batch):
                 digest.update(np.asarray(batch[name]).tobytes())
             assert step not in self.batches, "a step was trained twice"
             self.batches[step] = digest.hexdigest()
+            self.row_lengths[step] = row_length
             if step == self.signal_after:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return compiled(state, batch)
+            return compiled(state, batch, row_length)
 
         self.train_step = train_step
 
@@ -110,6 +113,26 @@ def test_resuming_is_bit_identical(recording, config, tmp_path):
     assert_same_bits(rest, whole)
     assert first_batches | rest_batches == whole_batches
     assert len(set(whole_batches.values())) == 8  # and the batches differ from each other
+
+
+def test_resuming_among_short_rows_is_bit_identical(recording, config, tmp_path):
+    """Each step has the rows of its number, before and after the stop."""
+    config.train.row_lengths = ((3, 8), (6, 16))
+    config.train.later_tokens, config.train.later_tokens_iters = (0.5,), 5
+    lengths = [8, 8, 8, 16, 16, 16, 32, 32]
+    whole, whole_batches = recording(config)
+    assert [RecordingSteps.row_lengths[step] for step in range(1, 9)] == lengths
+
+    stopped = copy.deepcopy(config)
+    stopped.workdir = str(tmp_path / "stopped")
+    half, first_batches = recording(stopped, signal_after=4)
+    assert int(half.step) == 4
+    RecordingSteps.row_lengths = {}
+    rest, rest_batches = recording(stopped)
+    assert RecordingSteps.row_lengths == dict(zip(range(5, 9), lengths[4:], strict=True))
+    assert_same_bits(rest, whole)
+    assert first_batches | rest_batches == whole_batches
+    assert metric_lines(stopped) == metric_lines(config)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
