@@ -192,10 +192,10 @@ def _schedule_values(config: ConfigDict, step: int) -> dict[str, np.ndarray]:
         name: np.broadcast_to(np.asarray(schedule(steps)), step)
         for name, schedule in schedules(config.optim, train.max_iters).items()
     }
-    values["row_length"] = np.full(step, config.model.block_size)
+    values["pieces_of_a_row"] = np.ones(step, int)
     for end, length in reversed(train.row_lengths):
-        values["row_length"][:end] = length
-    weights_SK = np.asarray(later_token_weights(train, steps[:, None]))
+        values["pieces_of_a_row"][:end] = config.model.block_size // length
+    weights_SK = np.asarray(later_token_weights(train, steps))
     for k in range(MAX_LATER_TOKENS):
         there = k < weights_SK.shape[1]
         values[f"weight_of_token_{k + 2}_ahead"] = weights_SK[:, k] if there else np.zeros(step)

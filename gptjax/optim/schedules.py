@@ -97,9 +97,10 @@ def weight_decay(optim: ConfigDict, max_iters: int) -> float | optax.Schedule:
 
 
 def later_token_weights(train: ConfigDict, steps: jax.typing.ArrayLike) -> jax.Array:
-    """Returns the weights [K] of later tokens in the loss of the step after `steps` steps."""
+    """Returns the weights [..., K] of later tokens in the loss after `steps` [...] steps."""
     left = 1 - jnp.asarray(steps) / max(train.later_tokens_iters, 1)
-    return jnp.maximum(left, 0) * jnp.asarray(train.later_tokens, jnp.float32)
+    weights_K = jnp.asarray(train.later_tokens, jnp.float32)
+    return jnp.multiply.outer(jnp.maximum(left, 0), weights_K)
 
 
 def schedules(optim: ConfigDict, max_iters: int) -> dict[str, optax.Schedule]:

@@ -198,8 +198,8 @@ LATER = {"train__later_tokens": (0.5,), "train__later_tokens_iters": 5}
         (16, WSD, {**WSD, "optim__wsd_fall": "linear"}, None),
         (17, WSD, {**WSD, "optim__wsd_fall": "linear"}, "of 1 of the 17 steps done"),
         # What only the first steps have.
-        (8, {}, {"train__row_lengths": ((4, 16),)}, "so the row length of 4 of the 8 steps done"),
-        (8, SHORT, {"train__row_lengths": ((4, 16), (8, 8))}, "of step 5, 32 saved, 8 now"),
+        (8, {}, {"train__row_lengths": ((4, 16),)}, "so the pieces of a row of 4 of the 8 steps"),
+        (8, SHORT, {"train__row_lengths": ((4, 16), (8, 8))}, "of step 5, 1 saved, 4 now"),
         (4, SHORT, {"train__row_lengths": ((4, 16), (8, 8))}, None),
         (8, LATER, {**LATER, "train__later_tokens": (0.5, 0.5)}, "weight of token 3 ahead"),
         (8, LATER, {**LATER, "train__later_tokens": ()}, "weight of token 2 ahead of 5 of the 8"),
