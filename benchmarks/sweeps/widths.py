@@ -1,4 +1,4 @@
-"""Whether the best recipe's rate, and its gain, hold from 4 x 64 to 4 x 256: a seed each.
+"""Whether a recipe's rate, and its gain over `before`, hold from 4 x 64 to 4 x 256: a seed each.
 
 Run `gptjax sweep benchmarks/sweeps/widths.py --jobs=2`. 547 steps over a slice of 0.8M tokens;
 schedules end there. The results are in benchmarks/LOG.md.
@@ -12,7 +12,8 @@ from benchmarks.sweeps import small
 from gptjax.sweep import Change, sweep
 
 STEPS = 547
-RATES = (0.003, 0.006, 0.012)  # of Muon, in spectral norm
+RATES = (0.003, 0.006, 0.012)  # of Muon, in spectral norm, of `untied`
+BEST = {64: (0.006,), 128: (0.006,), 256: (0.006, 0.012)}  # the same, of `best`
 BEFORE = {64: (2.4e-3, 4.8e-3, 9.6e-3), 128: (2.4e-3, 4.8e-3), 256: (2.4e-3, 4.8e-3)}
 
 
@@ -27,6 +28,9 @@ def get_config() -> ConfigDict:
             both = {"optim.learning_rate": rate, "optim.muon_learning_rate": rate}
             settings[f"{width}-before-{rate:g}"] = [size, small.before, both]
         for rate in RATES:
-            best = functools.partial(small.untied, muon=rate)
-            settings[f"{width}-{rate:g}"] = [size, best]
+            untied = functools.partial(small.untied, muon=rate)
+            settings[f"{width}-{rate:g}"] = [size, untied]
+        for rate in BEST[width]:
+            best = functools.partial(small.best, muon=rate)
+            settings[f"{width}-best-{rate:g}"] = [size, best]
     return sweep(base=base, settings=settings, seeds=(1,))
