@@ -9,10 +9,11 @@ on an RTX 4070; with a tied head and 8 rows a step took 1.13 s and 8.07 GiB on a
 Measured, on a CPU with models of 0.3M to 4M parameters and text that is not FineWeb
 (benchmarks/LOG.md): the modern shape and Muon end 0.41 bits per byte below the user's recipe after
 one pass of 1M tokens, and 0.30 below after 4 passes over 2.6 tokens a parameter (three seeds; the
-recipe's rate is not tuned for that size). A head of its own, rates for each group and a longer
-fall reach at 4 x 128 what that did with 0.71 of its tokens (0.73 where its rate is tuned, one
-seed), and AdamW at its best rate with 0.41 (three seeds). Weight decay of 0.4 and an average of the
-weights changed nothing (one seed). Size of batch at this size, and dropout: not measured.
+recipe's rate is not tuned for that size). A head of its own, rates for each group, short rows and
+later tokens at first and smaller steps end at 4 x 128, after 0.70 of its tokens, 0.017 lower than
+that at its best rate, and after 0.32 of the tokens of AdamW at its best rate 0.016 lower than that
+(three seeds each). Weight decay of 0.4 and an average of the weights changed nothing (one seed).
+Size of batch at this size, and dropout: not measured.
 
 Extrapolated: the size, by a law that others fitted (`gptjax plan --suggest --days=5
 --target=rtx4070`), at 40 % of the peak, which is assumed: 6.2e9 tokens are 8.6 passes over the

@@ -95,13 +95,27 @@ def untied(config: ConfigDict, *, muon: float = 0.006) -> None:
 
 
 def best(config: ConfigDict, *, muon: float = 0.006) -> None:
-    """Changes the recipe to the best one: a quarter of the rows, the first ones short, and others.
+    """Changes the recipe to the best one: short rows and later tokens first, a fall in a line.
 
-    `muon` is Muon's rate in spectral norm; the rates fall in a line over the last 80 % of the
-    steps. The first half has rows of 32 to 128 tokens, the first third a loss on later tokens.
+    `muon` is Muon's rate in spectral norm; the rates fall over the last 80 % of the steps. The
+    first half has rows of 32 to 128 tokens, the first third a loss on later tokens.
+    """
+    untied(config, muon=muon)
+    _first_steps(config)
+
+
+def small_steps(config: ConfigDict, *, muon: float = 0.006) -> None:
+    """Changes the recipe to the best one with half its rows in twice the steps.
+
+    At equal tokens it ends lower, and takes 1.3 times as long a token.
     """
     untied(config, muon=muon)
     _halve_rows(config)
+    _first_steps(config)
+
+
+def _first_steps(config: ConfigDict) -> None:
+    """Sets what `best` has beside `untied`, for a run of train.max_iters."""
     optim, train = config.optim, config.train
     optim.beta1 = 0.8
     optim.wsd_fall, optim.wsd_decay_iters = "linear", train.max_iters * 8 // 10

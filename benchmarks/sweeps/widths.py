@@ -13,8 +13,7 @@ from gptjax.sweep import Change, sweep
 
 STEPS = 547
 RATES = (0.003, 0.006, 0.012)  # of Muon, in spectral norm, of `untied`
-BEST = {64: (0.006,), 128: (0.006,), 256: (0.006, 0.012)}  # the same, of `best`
-BEFORE = {64: (2.4e-3, 4.8e-3, 9.6e-3), 128: (2.4e-3, 4.8e-3), 256: (2.4e-3, 4.8e-3)}
+BEFORE = {64: (2.4e-3, 4.8e-3, 9.6e-3), 128: (2.4e-3, 4.8e-3, 9.6e-3), 256: (2.4e-3, 4.8e-3)}
 
 
 def get_config() -> ConfigDict:
@@ -30,7 +29,6 @@ def get_config() -> ConfigDict:
         for rate in RATES:
             untied = functools.partial(small.untied, muon=rate)
             settings[f"{width}-{rate:g}"] = [size, untied]
-        for rate in BEST[width]:
-            best = functools.partial(small.best, muon=rate)
-            settings[f"{width}-best-{rate:g}"] = [size, best]
+        settings[f"{width}-best-0.006"] = [size, small.best]
+        settings[f"{width}-small-steps-0.006"] = [size, small.small_steps]
     return sweep(base=base, settings=settings, seeds=(1,))
