@@ -24,7 +24,7 @@ from data_pipeline.packing import PackedRows
 from gptjax.checkpoint import Checkpoints, manager
 from gptjax.common import signals
 from gptjax.metrics import writers
-from gptjax.train import trainer
+from gptjax.train import duration, trainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -428,7 +428,7 @@ def test_the_duration_of_a_step_is_announced_by_the_forward_pass(monkeypatch, co
     config.train.max_iters = 2
     trainer.train_and_evaluate(config)
     assert "a step will take" not in caplog.text  # it takes milliseconds
-    monkeypatch.setattr(trainer, "_LONG_STEP", 0.0)
+    monkeypatch.setattr(duration, "_LONG_STEP", 0.0)
     monkeypatch.setattr(trainer.Validation, "seconds_per_batch", lambda *_: 50.0)
     config.train.max_iters = 14
     config.optim.lr_decay_iters = 20
