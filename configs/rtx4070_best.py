@@ -10,9 +10,10 @@ Measured, on a CPU with models of 0.3M to 4M parameters and text that is not Fin
 (benchmarks/LOG.md): the modern shape and Muon end 0.41 bits per byte below the user's recipe after
 one pass of 1M tokens, and 0.30 below after 4 passes over 2.6 tokens a parameter (three seeds; the
 recipe's rate is not tuned for that size). A head of its own, rates for each group, short rows and
-later tokens at first and smaller steps end at 4 x 128, after 0.70 of its tokens, 0.017 lower than
-that at its best rate, and after 0.32 of the tokens of AdamW at its best rate 0.016 lower than that
-(three seeds each). Weight decay of 0.4 and an average of the weights changed nothing (one seed).
+later tokens at first end at 4 x 128, after 0.70 of its tokens, 0.018 lower than that at its best
+rate, and after 0.32 of the tokens of AdamW at its best rate where that does (three seeds each; with
+half the rows a step, which take 1.3 times as long a token on a CPU, 0.016 lower). Weight decay of
+0.4 and an average of the weights changed nothing (one seed).
 Size of batch at this size, and dropout: not measured.
 
 Extrapolated: the size, by a law that others fitted (`gptjax plan --suggest --days=5

@@ -96,10 +96,7 @@ TABLE: dict[tuple[str, str], list[tuple[str, str]]] = {
             'jnp.einsum("cd,vd->cv", x_CD, w_VD, preferred_element_type=jnp.float32)',
             'jnp.einsum("cd,vd->cv", x_CD, w_VD).astype(jnp.float32)',
         ),
-        (
-            "(softmax_CV - one_hot_CV) * mask_C.astype(jnp.float32)[:, None]",
-            "softmax_CV - one_hot_CV",
-        ),
+        ("one_hot_CV * weights_CK[:, k, None]", "one_hot_CV"),
         ("dlogits_CV = dlogits_CV.astype(x_CD.dtype)", "pass"),
         (
             'dw_VD = dw_VD + einsum("cv,cd->vd", dlogits_CV, x_CD)',
@@ -107,9 +104,10 @@ TABLE: dict[tuple[str, str], list[tuple[str, str]]] = {
         ),
         ("cotangent * dw_VD, None, None", "dw_VD, None, None"),
         (
-            "(log_sum_C - target_logits_C) * mask_C.astype(jnp.float32)",
-            "log_sum_C - target_logits_C",
+            "(log_sum_C[:, None] - target_logits_CK) * weights_CK",
+            "log_sum_C[:, None] - target_logits_CK",
         ),
+        ("jnp.pad(weights_BT1[:, k:], later)", "1"),
     ],
     ("gptjax/optim/optimizer.py", "tests/optim/test_optimizer.py"): [
         ('("scale", "bias"), False', '("scale", "bias"), True'),
@@ -131,7 +129,8 @@ TABLE: dict[tuple[str, str], list[tuple[str, str]]] = {
             "(optim.learning_rate - before) / (optim.warmup_iters + 2)",
         ),
         ("float(cycles[-1](start - before))", "0.0"),
-        ("(1 - jnp.sqrt(progress))", "(1 - progress)"),
+        ("jnp.sqrt(progress) if optim", "progress if optim"),
+        ("jnp.maximum(left, 0)", "left"),
         ("max_iters - optim.wsd_decay_iters", "max_iters - optim.wsd_decay_iters + 1"),
         ("return optax.join_schedules(cycles, optim.rewarm_at)", "return cycles[0]"),
     ],
@@ -401,7 +400,7 @@ TABLE: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("self._seconds, self._since = self.seconds, None", "self._seconds = self.seconds"),
         ("if not skipped:", "if True:"),
         (
-            "tokens_per_sec * self._flops_per_token / self._peak_flops",
+            "tokens_per_sec * self.flops_per_token / self._peak_flops",
             "tokens_per_sec / self._peak_flops",
         ),
     ],

@@ -2,8 +2,8 @@
 
 Run `gptjax sweep benchmarks/sweeps/five_days.py`. The card reads its 0.73e9 tokens 34 times with
 0.075 parameters (that compute: without the table) for each of them, 8.6 times with 0.32. Here are
-models of these ratios on slices of 0.25M, 0.5M and 1M tokens, with the best recipe. One seed. The
-results are in benchmarks/LOG.md.
+models of these ratios on slices of 0.25M, 0.5M and 1M tokens, with the recipe `untied`. One seed.
+The results are in benchmarks/LOG.md.
 """
 
 import functools
