@@ -1,7 +1,10 @@
 """Executes a configuration file; what fails there is reported with the line of the file."""
 
+import contextlib
+import os
 import sys
 import traceback
+from collections.abc import Iterator
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 
@@ -15,6 +18,8 @@ _MODULE = "gptjax_configuration_file"  # its name in sys.modules, where dataclas
 def load(path: str, *arguments: str) -> ConfigDict:
     """Returns what `get_config(*arguments)` of the Python file at `path` returns.
 
+    The file can import what is in the current folder, as with `python -m`.
+
     Raises:
       UserError: that is no ConfigDict, or an exception was raised: with its line and reason, and
         unless it is about syntax the traceback from the file on. A UserError stays as it is.
@@ -24,10 +29,13 @@ def load(path: str, *arguments: str) -> ConfigDict:
     assert spec is not None  # for it has a loader
     module = sys.modules[_MODULE] = module_from_spec(spec)
     try:
-        loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise UserError(f"{path} has no function get_config(), which returns what it declares.")
-        config = module.get_config(*arguments)
+        with _importable(os.getcwd()):
+            loader.exec_module(module)
+            if not hasattr(module, "get_config"):
+                raise UserError(
+                    f"{path} has no function get_config(), which returns what it declares."
+                )
+            config = module.get_config(*arguments)
     except UserError:
         raise
     except SyntaxError as error:
@@ -39,6 +47,16 @@ def load(path: str, *arguments: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() returns {config!r:.40} and no ConfigDict.")
     return config
+
+
+@contextlib.contextmanager
+def _importable(folder: str) -> Iterator[None]:
+    """Lets modules in `folder` be imported, after all others: it can hide no package."""
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
 
 
 def _report(path: str, error: Exception) -> str:

@@ -30,5 +30,6 @@ def get_config() -> ConfigDict:
             untied = functools.partial(small.untied, muon=rate)
             settings[f"{width}-{rate:g}"] = [size, untied]
         settings[f"{width}-best-0.006"] = [size, small.best]
-        settings[f"{width}-small-steps-0.006"] = [size, small.small_steps]
+        if width < 256:
+            settings[f"{width}-small-steps-0.006"] = [size, small.small_steps]
     return sweep(base=base, settings=settings, seeds=(1,))

@@ -1,5 +1,7 @@
 """Configuration files with mistakes, and what is said about them."""
 
+import sys
+
 import pytest
 
 from configs import config_file
@@ -30,6 +32,16 @@ def load(tmp_path, monkeypatch, text, *arguments):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_bytes(text.encode() if isinstance(text, str) else text)
     return config_file.load("mine.py", *arguments)
+
+
+def test_a_file_imports_what_is_beside_it_in_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "beside_mine.py").write_text("STEPS = 9\n")
+    (tmp_path / "json.py").write_text("raise SystemExit\n")  # hides no module
+    before = list(sys.path)
+    text = "import json\nimport beside_mine\n" + GOOD.replace("int(steps)", "beside_mine.STEPS")
+    text = text.replace("from __future__ import annotations\n", "")
+    config = load(tmp_path, monkeypatch, text)
+    assert config.train.max_iters == 9 and sys.path == before
 
 
 @pytest.mark.parametrize(("arguments", "steps"), [((), 7), (("3",), 3)])

@@ -71,14 +71,14 @@ def test_micro_batches_equal_one_large_batch(config):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
-def test_shorter_rows_are_those_that_the_rows_are_cut_into(config):
+def test_shorter_rows_are_those_that_the_rows_are_cut_into(config, steps):
     """Bit for bit the step on a batch that was cut before; of the same tokens, the same number."""
-    steps = make_steps(config)  # for `steps` compiles once
+    cutting = make_steps(config)  # for `steps` compiles once
     batch = random_batch(config, 2, 4)
     short = {name: a.reshape(2, 16, -1) for name, a in batch.items()}
     cut, expected = (
-        steps.train_step(steps.init_state(), batch, 8),
-        steps.train_step(steps.init_state(), short, 8),
+        cutting.train_step(steps.init_state(), batch, 8),
+        cutting.train_step(steps.init_state(), short, 8),
     )
     whole = steps.train_step(steps.init_state(), batch)
     for a, b in zip(jax.tree.leaves(cut), jax.tree.leaves(expected), strict=True):
@@ -97,6 +97,7 @@ def test_later_tokens_count_until_their_steps_are_over(config):
     batch = random_batch(config, 1, 8)
     state = plain.init_state()
 
+    @jax.jit
     def norm(weight):
         def loss(params):
             x_BTD = hidden_states(plain.model_config, params, batch["inputs"][0])
