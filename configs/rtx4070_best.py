@@ -13,8 +13,8 @@ recipe's rate is not tuned for that size). A head of its own, rates for each gro
 later tokens at first end at 4 x 128, after 0.70 of its tokens, 0.018 lower than that at its best
 rate, and after 0.32 of the tokens of AdamW at its best rate where that does (three seeds each; with
 half the rows a step, which take 1.3 times as long a token on a CPU, 0.016 lower). Weight decay of
-0.4 and an average of the weights changed nothing (one seed).
-Size of batch at this size, and dropout: not measured.
+0.4 and an average of the weights changed nothing (one seed). Size of batch at this size, and
+dropout: not measured.
 
 Extrapolated: the size, by a law that others fitted (`gptjax plan --suggest --days=5
 --target=rtx4070`), at 40 % of the peak, which is assumed: 6.2e9 tokens are 8.6 passes over the

@@ -27,8 +27,8 @@ def get_config() -> ConfigDict:
         for width in widths:
             for rate in RATES if unique == min(WIDTHS) else RATES[1:2]:
                 size = functools.partial(_size, unique=unique, width=width)
-                best = functools.partial(small.untied, muon=rate)
-                settings[f"{unique / 1e6:g}M-{width}-{rate:g}"] = [size, best]
+                untied = functools.partial(small.untied, muon=rate)
+                settings[f"{unique / 1e6:g}M-{width}-{rate:g}"] = [size, untied]
     return sweep(base=base, settings=settings, seeds=(1,))
 
 

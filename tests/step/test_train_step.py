@@ -249,7 +249,6 @@ SHARDED = """
 import jax, numpy as np, sys
 jax.config.update("jax_num_cpu_devices", 4)
 from configs import debug
-from gptjax.model import hidden_states, unembedding
 from gptjax.model.config import GPTConfig
 from gptjax.step.sharding import make_mesh, place_batch
 from gptjax.step.train_step import StepFunctions
