@@ -103,6 +103,8 @@ def get_config() -> ConfigDict:
         row_lengths=(),  # shorter rows at first: ((200, 64), (500, 128)) cuts rows of block_size into rows of 64 tokens until step 200, and of 128 until step 500; the tokens of a step are the same; (): none
         later_tokens=(),  # weights of the loss on the 2nd, 3rd, ... token ahead, which the same logits predict, at the first step: (0.5, 0.25); (): only the next token
         later_tokens_iters=0,  # optimizer steps in which these weights fall to 0, by a straight line
+        teacher="",  # workdir of a finished run with the same tokenizer, from whose predictions this one learns, too: takes a forward pass more; "": none
+        teacher_weight=0.5,  # share of its predictions in the loss on the next token, above 0 to 1; the rest is that of the data
         max_iters=250_000,  # optimizer steps
         log_interval=50,  # optimizer steps between lines of metrics
         max_epochs=8.0,  # warn before step 0 when the run reads the training split more often than this

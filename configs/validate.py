@@ -3,6 +3,7 @@
 import difflib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -59,7 +60,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "model.dropout model.norm_eps optim.beta1 optim.beta2 optim.muon_momentum optim.ema_decay",
     ),
     ("must be in (0, 1)", lambda x: 0 < x < 1, "data.val_fraction"),
-    ("must be in (0, 1]", lambda x: 0 < x <= 1, "sample.top_p"),
+    ("must be in (0, 1]", lambda x: 0 < x <= 1, "sample.top_p train.teacher_weight"),
 )
 _CHOICES = {
     "model.compute_dtype": ("auto", "float32", "bfloat16"),
@@ -159,6 +160,8 @@ def _relations(config: ConfigDict, n_devices: int) -> Iterator[str]:
         yield f"optim.min_lr = {optim.min_lr} exceeds optim.learning_rate = {optim.learning_rate}"
     if optim.head_learning_rate > 0 and model.tie_embeddings:
         yield "optim.head_learning_rate is of a head of its own: model.tie_embeddings = False"
+    if train.teacher and Path(train.teacher).absolute() == Path(config.workdir).absolute():
+        yield f"train.teacher = {train.teacher} must be another run than that of workdir"
     planned = optim.warmup_iters + optim.wsd_decay_iters
     if optim.schedule == "wsd" and planned > train.max_iters:
         yield (

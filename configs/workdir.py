@@ -36,7 +36,7 @@ RECIPE = frozenset(
     optim.weight_decay_schedule optim.weight_decay_end optim.beta1 optim.beta2 optim.eps
     optim.muon_learning_rate optim.muon_scale optim.muon_momentum optim.grad_clip optim.ema_decay
     train.batch_size train.gradient_accumulation_steps train.row_lengths train.later_tokens
-    train.later_tokens_iters train.max_iters train.log_interval
+    train.later_tokens_iters train.teacher_weight train.max_iters train.log_interval
     train.max_epochs train.max_consecutive_skips train.loss_spike_sigma train.max_hours
     eval.eval_interval eval.eval_iters eval.benchmark_interval eval.benchmark_limit
     checkpoint.always_save_checkpoint checkpoint.keep_latest checkpoint.keep_best
@@ -47,7 +47,7 @@ RECIPE = frozenset(
 # JAX executes what lies in its compilation cache; the others are paths, devices and destinations.
 MACHINE = frozenset(
     """
-    workdir allow_cpu compilation_cache_dir init_from
+    workdir allow_cpu compilation_cache_dir init_from train.teacher
     data.source data.text_column data.id_column data.split_by data.separator
     data.mixture data.mixture_schedule data.mixture_file data.cache_dir data.local_dir
     data.cache_bytes data.engine data.prepare_workers data.prefetch_batches tokenizer.file

@@ -94,7 +94,7 @@ def untied(config: ConfigDict, *, muon: float = 0.006) -> None:
     optim.wsd_decay_iters = config.train.max_iters * 6 // 10
 
 
-def best(config: ConfigDict, *, muon: float = 0.006) -> None:
+def best(config: ConfigDict, *, muon: float = 0.012) -> None:
     """Changes the recipe to the best one: short rows and later tokens first, a fall in a line.
 
     `muon` is Muon's rate in spectral norm; the rates fall over the last 80 % of the steps. The

@@ -24,7 +24,7 @@ FIXED = frozenset(
     model.norm model.norm_eps model.position model.rope_theta model.rope_scaling
     model.qk_norm model.mlp model.mlp_dim model.n_kv_head model.tie_embeddings model.zero_init
     optim.optimizer optim.beta1 optim.beta2 optim.eps optim.muon_momentum optim.muon_scale
-    optim.grad_clip optim.ema_decay
+    optim.grad_clip optim.ema_decay train.teacher_weight
     """.split()
 )
 # They decide rates, weight decay, the length of rows and the weights of later tokens, which must be
@@ -52,7 +52,7 @@ DATA = frozenset(
 # Speed, frequency and amount of output, and where it goes: logged when it changes.
 FREE = frozenset(
     """
-    workdir init_from allow_cpu deterministic compilation_cache_dir
+    workdir init_from train.teacher allow_cpu deterministic compilation_cache_dir
     data.cache_dir data.local_dir data.cache_bytes data.engine data.prepare_workers
     data.prefetch_batches
     model.compute_dtype model.attention model.remat model.scan_unroll model.loss_chunk
@@ -68,13 +68,14 @@ FREE = frozenset(
 _MAX_DATA_DIFFERENCES = 12  # in an error message
 
 
-def identity(config: ConfigDict, store: Stores) -> dict[str, Any]:
+def identity(config: ConfigDict, store: Stores, teacher_hash: str | None = None) -> dict[str, Any]:
     """Returns what the meta of a checkpoint says of its run, for the functions below: JSON."""
     device, mixture = jax.devices()[0], store.mixture
     return {
         "config": config.to_dict(),
         "store_hash": store.hash,
         "tokenizer_hash": store.tokenizer.hash,
+        "teacher_hash": teacher_hash,
         "store": store.identity,  # so that a difference can be named
         "mixture": mixture and [[phase.step, list(phase.weights)] for phase in mixture.phases],
         "environment": {
@@ -96,6 +97,8 @@ def incompatibilities(saved: dict[str, Any], current: dict[str, Any]) -> list[st
     # Checkpoints that are older than mixtures say nothing of one.
     was, now = (_weights(run.get("mixture"), saved["step"]) for run in (saved, current))
     problems += differences(was, now, "weights of the sources in the steps done")
+    was, now = (run.get("teacher_hash") for run in (saved, current))  # old ones have no entry
+    problems += differences(was, now, "parameters of train.teacher (their SHA-256)")
     for name in ("tokenizer_hash", "store_hash"):
         problems += differences(saved[name], current[name], name)
     if saved["store_hash"] != current["store_hash"]:

@@ -62,16 +62,19 @@ class Checkpoints:
     part, and a save succeeds or fails for all.
     """
 
-    def __init__(self, workdir: Path, config: ConfigDict, store: Stores):
+    def __init__(
+        self, workdir: Path, config: ConfigDict, store: Stores, teacher_hash: str | None = None
+    ):
         """Locks the workdir and removes what interrupted saves left in it.
 
+        `teacher_hash` is of the parameters of train.teacher, which a resumed run must have again.
         Raises UserError if another run uses the workdir, or it cannot be written or has links.
         """
         self.before_save: Callable[[], None] = lambda: None  # called on process 0
         self.save_seconds: float | None = None  # that the last save took
         self._folder = workdir / CHECKPOINTS
         self._config = config
-        self._identity = identity(config, store)
+        self._identity = identity(config, store, teacher_hash)
         self._lock: WorkdirLock | None = None  # of process 0
         self._future: futures.Future[float] | None = None  # of the save in progress: seconds
         self._step = 0  # of that save

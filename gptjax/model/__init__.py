@@ -9,6 +9,7 @@ Names of arrays end in their shape, a letter an axis (`x_BTD`), with one meaning
     R  kv heads of all rows, B * K        F  hidden width of the MLP (mlp_dim)
     V  vocabulary                         L  layers (n_layer)
     A  accumulation (micro-)steps         M  flattened tokens, B * T
+    E  width of a teacher
     C  a chunk of T or M                  J  most likely tokens, kept or reported
     W  window of recent losses            1  an axis of one
 """
@@ -16,12 +17,13 @@ Names of arrays end in their shape, a letter an axis (`x_BTD`), with one meaning
 from gptjax.model.config import GPTConfig
 from gptjax.model.flops import count_params, flops_per_token
 from gptjax.model.gpt import GatherBlock, Params, hidden_states, init, logits, unembedding
-from gptjax.model.loss import cross_entropy_sum, multi_token_loss
+from gptjax.model.loss import SoftTargets, cross_entropy_sum, multi_token_loss
 
 __all__ = [
     "GPTConfig",
     "GatherBlock",
     "Params",
+    "SoftTargets",
     "count_params",
     "cross_entropy_sum",
     "flops_per_token",

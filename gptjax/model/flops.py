@@ -1,5 +1,6 @@
 """Parameters and model FLOPs, counted from the shape."""
 
+import dataclasses
 import functools
 
 import jax
@@ -17,11 +18,15 @@ def count_params(model_config: GPTConfig) -> tuple[int, int]:
     return total, total - outside
 
 
-def flops_per_token(model_config: GPTConfig) -> int:
+def flops_per_token(model_config: GPTConfig, teacher: GPTConfig | None = None) -> int:
     """Returns the model FLOPs of a training token: 6 a matmul parameter (head too), and attention.
 
     As in PaLM (Chowdhery et al. 2022, appendix B): 12 L D T for attention, masked half included.
+    Of a `teacher`, which sees the same rows, the forward pass, a third of that.
     """
+    if teacher is not None:
+        teacher = dataclasses.replace(teacher, block_size=model_config.block_size)
+        return flops_per_token(model_config) + flops_per_token(teacher) // 3
     shape, width = model_config, model_config.n_embd
     attention_params = 2 * width * (shape.n_head + shape.n_kv_head) * shape.head_dim
     mlp_params = (3 if shape.mlp == "swiglu" else 2) * width * shape.mlp_dim

@@ -2,12 +2,21 @@
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 _Residuals = tuple[Array, Array, Array]
+
+
+class SoftTargets(NamedTuple):
+    """What another model, of width E, predicts of the next tokens: constants of the loss."""
+
+    x_BTE: Array  # its hidden states
+    w_VE: Array  # its output matrix, of the same dtype
+    weight: Array | float  # share of the loss, 0 to 1
 
 
 def cross_entropy_sum(
@@ -19,7 +28,13 @@ def cross_entropy_sum(
 
 
 def multi_token_loss(
-    x_BTD: Array, w_VD: Array, targets_BT: Array, loss_mask_BT: Array, weights_K: Array, chunk: int
+    x_BTD: Array,
+    w_VD: Array,
+    targets_BT: Array,
+    loss_mask_BT: Array,
+    weights_K: Array,
+    chunk: int,
+    soft: SoftTargets | None = None,
 ) -> tuple[Array, Array]:
     """Returns (the loss, that of the next tokens alone), float32 sums over the mask, in nats.
 
@@ -29,6 +44,9 @@ def multi_token_loss(
     To the negative log-likelihood of each target the loss adds `weights_K[k]` times that of the
     target k + 1 positions later in the row, under the same logits: the next tokens of Gloeckle et
     al. 2024 without heads of their own, as in modded-nanogpt, so that a model is unchanged by it.
+
+    With `soft`, that share of the loss on a next token is the cross-entropy to the distribution of
+    another model instead (Hinton et al. 2015, at temperature 1).
 
     Where the loss is differentiated, the forward pass computes the gradients too, for they are
     linear in the cotangent, a scalar: no logits are kept or computed again. The gradient of the
@@ -42,47 +60,60 @@ def multi_token_loss(
         targets.append(jnp.pad(targets[0][:, k:], later))
         weights.append(weights_K[k - 1] * weights_BT1 * jnp.pad(weights_BT1[:, k:], later))
     targets_BTK, weights_BTK = jnp.concatenate(targets, -1), jnp.concatenate(weights, -1)
-    return _weighted_sum(x_BTD, w_VD, targets_BTK, weights_BTK, chunk)
+    return _weighted_sum(x_BTD, w_VD, targets_BTK, weights_BTK, soft, chunk)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _weighted_sum(
-    x_BTD: Array, w_VD: Array, targets_BTK: Array, weights_BTK: Array, chunk: int
+    x_BTD: Array,
+    w_VD: Array,
+    targets_BTK: Array,
+    weights_BTK: Array,
+    soft: SoftTargets | None,
+    chunk: int,
 ) -> tuple[Array, Array]:
     w_VD = w_VD.astype(x_BTD.dtype)
 
-    def add_chunk(total_2: Array, rows: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        x_CD, targets_CK, weights_CK = rows
-        return total_2 + _nats(*_logits(x_CD, w_VD), targets_CK, weights_CK), None
+    def add_chunk(total_2: Array, rows: tuple[Array, ...]) -> tuple[Array, None]:
+        x_CD, targets_CK, weights_CK = rows[:3]
+        logits = _logits(x_CD, w_VD)
+        return total_2 + _nats(*logits, targets_CK, weights_CK, _change(soft, rows)), None
 
-    rows = _chunks(x_BTD, targets_BTK, weights_BTK, chunk)
+    rows = _chunks(x_BTD, targets_BTK, weights_BTK, soft, chunk)
     total_2 = jax.lax.scan(add_chunk, jnp.zeros(2, jnp.float32), rows)[0]
     return total_2[0], total_2[1]
 
 
 def _forward(
-    x_BTD: Array, w_VD: Array, targets_BTK: Array, weights_BTK: Array, chunk: int
+    x_BTD: Array,
+    w_VD: Array,
+    targets_BTK: Array,
+    weights_BTK: Array,
+    soft: SoftTargets | None,
+    chunk: int,
 ) -> tuple[tuple[Array, Array], _Residuals]:
     w_float32_VD, w_VD = w_VD, w_VD.astype(x_BTD.dtype)
     einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def add_chunk(
-        totals: tuple[Array, Array], rows: tuple[Array, Array, Array]
+        totals: tuple[Array, Array], rows: tuple[Array, ...]
     ) -> tuple[tuple[Array, Array], Array]:
         total_2, dw_VD = totals
-        x_CD, targets_CK, weights_CK = rows
+        x_CD, targets_CK, weights_CK = rows[:3]
         logits_CV, log_sum_C = _logits(x_CD, w_VD)
         dlogits_CV = jnp.exp(logits_CV - log_sum_C[:, None]) * weights_CK.sum(1, keepdims=True)
         for k in range(targets_CK.shape[1]):
             one_hot_CV = targets_CK[:, k, None] == jnp.arange(w_VD.shape[0])[None, :]
             dlogits_CV = dlogits_CV - one_hot_CV * weights_CK[:, k, None]
+        if (change_CV := _change(soft, rows)) is not None:
+            dlogits_CV = dlogits_CV - change_CV
         dlogits_CV = dlogits_CV.astype(x_CD.dtype)
         dx_CD = einsum("cv,vd->cd", dlogits_CV, w_VD)
         dw_VD = dw_VD + einsum("cv,cd->vd", dlogits_CV, x_CD)
-        total_2 = total_2 + _nats(logits_CV, log_sum_C, targets_CK, weights_CK)
+        total_2 = total_2 + _nats(logits_CV, log_sum_C, targets_CK, weights_CK, change_CV)
         return (total_2, dw_VD), dx_CD
 
-    rows = _chunks(x_BTD, targets_BTK, weights_BTK, chunk)
+    rows = _chunks(x_BTD, targets_BTK, weights_BTK, soft, chunk)
     zeros = jnp.zeros(2, jnp.float32), jnp.zeros_like(w_float32_VD, jnp.float32)
     (total_2, dw_VD), dx_CD = jax.lax.scan(add_chunk, zeros, rows)
     residuals = dx_CD.reshape(x_BTD.shape), dw_VD, jnp.zeros((), x_BTD.dtype)
@@ -91,27 +122,34 @@ def _forward(
 
 def _backward(
     chunk: int, residuals: _Residuals, cotangents: tuple[Array, Array]
-) -> tuple[Array, Array, None, None]:
+) -> tuple[Array, Array, None, None, None]:
     del chunk
     dx_BTD, dw_VD, like_x = residuals
     cotangent, _ = cotangents
-    return (cotangent * dx_BTD).astype(like_x.dtype), cotangent * dw_VD, None, None
+    return (cotangent * dx_BTD).astype(like_x.dtype), cotangent * dw_VD, None, None, None
 
 
 _weighted_sum.defvjp(_forward, _backward)
 
 
 def _chunks(
-    x_BTD: Array, targets_BTK: Array, weights_BTK: Array, chunk: int
-) -> tuple[Array, Array, Array]:
+    x_BTD: Array, targets_BTK: Array, weights_BTK: Array, soft: SoftTargets | None, chunk: int
+) -> tuple[Array, ...]:
     """Returns the arrays with their rows flattened and cut: [M / C, C, ...]."""
-    *rows, n_targets = targets_BTK.shape
-    chunk = chunk or math.prod(rows)
-    return (
-        x_BTD.reshape(-1, chunk, x_BTD.shape[-1]),
-        targets_BTK.reshape(-1, chunk, n_targets),
-        weights_BTK.reshape(-1, chunk, n_targets),
-    )
+    arrays = [x_BTD, targets_BTK, weights_BTK, *([] if soft is None else [soft.x_BTE])]
+    chunk = chunk or math.prod(x_BTD.shape[:2])
+    return tuple(x.reshape(-1, chunk, x.shape[-1]) for x in arrays)
+
+
+def _change(soft: SoftTargets | None, rows: tuple[Array, ...]) -> Array | None:
+    """Returns what `soft` adds to the weight of each target: float32 (C, V), a sum of 0 over V."""
+    if soft is None:
+        return None
+    _, targets_CK, weights_CK, x_CE = rows
+    logits_CV, log_sum_C = _logits(x_CE, soft.w_VE)
+    one_hot_CV = targets_CK[:, :1] == jnp.arange(soft.w_VE.shape[0])[None, :]
+    change_CV = jnp.exp(logits_CV - log_sum_C[:, None]) - one_hot_CV
+    return soft.weight * weights_CK[:, :1] * change_CV
 
 
 def _logits(x_CD: Array, w_VD: Array) -> tuple[Array, Array]:
@@ -120,8 +158,17 @@ def _logits(x_CD: Array, w_VD: Array) -> tuple[Array, Array]:
     return logits_CV, jax.nn.logsumexp(logits_CV, axis=1)
 
 
-def _nats(logits_CV: Array, log_sum_C: Array, targets_CK: Array, weights_CK: Array) -> Array:
-    """Returns two sums: over all targets, and over the first of each token."""
+def _nats(
+    logits_CV: Array,
+    log_sum_C: Array,
+    targets_CK: Array,
+    weights_CK: Array,
+    change_CV: Array | None,
+) -> Array:
+    """Returns two sums: over all targets with the change of their weights, and over the next."""
     target_logits_CK = jnp.take_along_axis(logits_CV, targets_CK, axis=1)
     nats_K = jnp.sum((log_sum_C[:, None] - target_logits_CK) * weights_CK, axis=0)
-    return jnp.stack([jnp.sum(nats_K), nats_K[0]])
+    total = jnp.sum(nats_K)
+    if change_CV is not None:
+        total = total - jnp.sum(change_CV * logits_CV)
+    return jnp.stack([total, nats_K[0]])

@@ -34,7 +34,7 @@ TOLERANCE = 0.1  # relative error of the estimate, to either side of the compile
 class Memory:
     """Bytes of one device at the peak of a step."""
 
-    state: int  # parameters, optimizer state, accumulated gradients, moving average
+    state: int  # parameters, optimizer state, accumulated gradients, moving average, a teacher
     batch: int  # token ids and masks of a step
     kept: int  # activations saved for the backward pass
     work: int  # gradients and temporaries
@@ -80,6 +80,8 @@ def estimate(config: ConfigDict, model_config: GPTConfig, cost: StepCost, n_devi
     logits = (4 + itemsize) * chunk * model_config.vocab_size  # float32, and their gradient
     if train.later_tokens:  # XLA keeps the logits beside the float32 sum of their gradients
         logits += 4 * chunk * model_config.vocab_size
+    if train.teacher:  # its logits, and the distribution that they stand for
+        logits += 8 * chunk * model_config.vocab_size
     loss = logits + (3 if in_chunks else 1) * head + (4.5 if in_chunks else 2) * activation
     if unrolled and not in_chunks and remat != "none":
         loss += _UNROLLED_LOSS_GRADIENTS * hidden_gradients
@@ -107,7 +109,7 @@ def estimate(config: ConfigDict, model_config: GPTConfig, cost: StepCost, n_devi
         kept += _UNROLLED_SCORES * n_layer * scores
     bytes_per_token = 4 + 4 + 1 + (8 if config.data.document_mask else 0)
     return Memory(
-        state=cost.state_bytes // fsdp,
+        state=cost.state_bytes // fsdp + cost.teacher_bytes,
         batch=round(micro_steps * tokens * bytes_per_token),
         kept=round(kept),
         work=round(gathered + max(loss, backward, update - kept)),

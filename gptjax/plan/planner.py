@@ -19,6 +19,7 @@ from gptjax.plan.devices import Device
 from gptjax.plan.memory import Memory
 from gptjax.plan.run_data import Data
 from gptjax.plan.step_cost import StepCost
+from gptjax.step import teacher_model
 
 _MAX_COMPILATIONS = 6  # of the search for the largest batch; usually one or two
 
@@ -33,7 +34,7 @@ class Plan:
     data: Data
     n_params: int
     n_params_non_embedding: int
-    flops_per_token: int  # of the model, without recomputation
+    flops_per_token: int  # of the model, and of a teacher's forward pass, without recomputation
     cost: StepCost  # of one optimizer step, with recomputation
     estimate: Memory
     exchange: list[Collective]  # of one optimizer step: the least, by arithmetic
@@ -131,7 +132,9 @@ def make_plan(
         data=data,
         n_params=n_params,
         n_params_non_embedding=n_params_non_embedding,
-        flops_per_token=flops_per_token(model_config),
+        flops_per_token=flops_per_token(
+            model_config, teacher_model(config, model_config.vocab_size)
+        ),
         cost=cost,
         estimate=estimate_at(config.train.batch_size),
         exchange=exchange.minimum(config, model_config, device.count),

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jax.stages import Traced
 from ml_collections import ConfigDict
 
-from gptjax.model import GPTConfig
+from gptjax.model import GPTConfig, init
 from gptjax.step import StepFunctions, make_mesh
 
 _DEFAULT_PRECISIONS = (None, (Precision.DEFAULT, Precision.DEFAULT))
@@ -45,6 +45,7 @@ class StepCost:
     update_bytes: int  # traffic of gradient accumulation and of the update of the state
     kept_bytes: int  # activations that the layers of a micro-step save for its backward pass
     state_bytes: int  # parameters, optimizer state, accumulated gradients, moving average
+    teacher_bytes: int  # parameters of a teacher
 
     @property
     def flops(self) -> int:
@@ -79,7 +80,7 @@ def trace_step(config: ConfigDict, steps: StepFunctions, state: Any) -> Traced:
     """Returns the traced train step of `step_functions`; allocates nothing."""
     batch = _batch(config, steps, config.train.gradient_accumulation_steps)
     with _cudnn_assumed(steps.model_config.attention):
-        return steps.train_step.trace(state, batch)
+        return steps.train_step.trace(state, batch, None, *_teacher_params(steps))
 
 
 def trace_evaluation(config: ConfigDict, steps: StepFunctions, state: Any) -> Traced:
@@ -97,6 +98,15 @@ def step_functions(
         lambda x, sharding: x.update(sharding=sharding), steps.state_shapes, steps.state_shardings
     )
     return steps, state
+
+
+def _teacher_params(steps: StepFunctions) -> tuple[Any, ...]:
+    """Returns the shapes of the parameters of a teacher; () without one."""
+    if (teacher := steps.teacher) is None:
+        return ()
+    shapes = jax.eval_shape(lambda: init(teacher, jax.random.key(0)))
+    dtype = teacher.compute_dtype
+    return (jax.tree.map(lambda x: x.update(dtype=dtype), shapes),)
 
 
 def _batch(
@@ -151,6 +161,7 @@ def analyze(config: ConfigDict, model_config: GPTConfig) -> StepCost:
         update_bytes=2 * state_bytes + gradient_passes * param_bytes,
         kept_bytes=kept_bytes,
         state_bytes=state_bytes,
+        teacher_bytes=_size(jax.tree.leaves(_teacher_params(steps))),
     )
 
 
@@ -196,14 +207,20 @@ def _kernel_flops(eqn: JaxprEqn) -> int:
 
 
 def _kept(traced: Traced, n_layer: int) -> int:
-    """Returns the bytes that the forward scan over the layers stacks beside its carry."""
+    """Returns the bytes that the forward scan over the layers stacks beside its carry.
+
+    That of a teacher, which may have as many layers, stacks none.
+    """
+    found = []
     for scan in _scans(traced.jaxpr.jaxpr):
         is_forward = scan.params["length"] == n_layer and not scan.params["reverse"]
         body = scan.params["jaxpr"].jaxpr
         if is_forward and any(True for _ in _operations(body, 1)):
             results = zip(scan.outvars, body.outvars, strict=True)
-            return _size([whole for whole, one in results if _shape(whole) != _shape(one)])
-    raise ValueError(f"the step has no scan over {n_layer} layers")
+            found.append(_size([whole for whole, one in results if _shape(whole) != _shape(one)]))
+    if not found:
+        raise ValueError(f"the step has no scan over {n_layer} layers")
+    return max(found)
 
 
 def _scans(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:

@@ -2,6 +2,7 @@
 
 from gptjax.step.multihost import host_copy, on_one_device, on_process_zero
 from gptjax.step.sharding import make_mesh, place_batch
+from gptjax.step.teacher import teacher_model
 from gptjax.step.train_step import StepFunctions, TrainState
 from gptjax.step.votes import Decision, Votes, place_votes
 
@@ -16,4 +17,5 @@ __all__ = [
     "on_process_zero",
     "place_batch",
     "place_votes",
+    "teacher_model",
 ]

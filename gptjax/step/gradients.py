@@ -21,8 +21,8 @@ from gptjax.step.sharding import AXES, batch_sharding, in_blocks, split_axes
 Batch = dict[str, Array]
 Sums = dict[str, Array]
 # (parameters, micro-batch [B, T], a PRNG key for each row or None, weights [K] of later tokens,
-# gather_block) -> (summed loss, that of next tokens alone in nats)
-Loss = Callable[[Any, Batch, Array | None, Array, Any], tuple[Array, Array]]
+# a teacher's parameters or None, gather_block) -> (summed loss, that of next tokens alone in nats)
+Loss = Callable[[Any, Batch, Array | None, Array, Any, Any], tuple[Array, Array]]
 
 
 class ShardedLoss:
@@ -56,6 +56,7 @@ class ShardedLoss:
         batch: Batch,
         later_weights_K: Array,
         row_length: int,
+        teacher_params: Any = None,
     ) -> tuple[Any, Sums]:
         """Returns the mean gradient (float32, split as the parameters are) and sums of a batch.
 
@@ -70,11 +71,17 @@ class ShardedLoss:
             batch: arrays [A, B, T].
             later_weights_K: see `multi_token_loss`.
             row_length: rows are cut into rows of so many tokens, which do not see each other.
+            teacher_params: whole on each device; None without a teacher.
         """
         nominal_targets = batch["inputs"][0].size  # of a micro-step; masked ones count
 
         def local(
-            params: Any, zeros: Any, key: Array | None, batch: Batch, weights_K: Array
+            params: Any,
+            zeros: Any,
+            key: Array | None,
+            batch: Batch,
+            weights_K: Array,
+            teacher_params: Any,
         ) -> tuple[Any, Sums]:
             batch = dict(batch)
             votes = {name: jnp.sum(batch.pop(name), (0, 1)) for name in batch.keys() & {"votes"}}
@@ -90,7 +97,9 @@ class ShardedLoss:
                     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(micro_key, rows_B)
 
                 def mean_loss(params: Any) -> tuple[Array, Array]:
-                    total, nats = self._loss(params, micro, keys_B, weights_K, self._gather_block)
+                    total, nats = self._loss(
+                        params, micro, keys_B, weights_K, teacher_params, self._gather_block
+                    )
                     return total / nominal_targets, nats
 
                 return jax.grad(mean_loss, has_aux=True)(params)
@@ -116,13 +125,14 @@ class ShardedLoss:
             return self._sum(grads), collectives.total(sums, self._mesh)
 
         like_zeros = self._specs if zeros is not None else PartitionSpec()
+        whole = PartitionSpec()
         return jax.shard_map(
             local,
             mesh=self._mesh,
-            in_specs=(self._specs, like_zeros, PartitionSpec(), self._batch_spec, PartitionSpec()),
-            out_specs=(self._specs, PartitionSpec()),
+            in_specs=(self._specs, like_zeros, whole, self._batch_spec, whole, whole),
+            out_specs=(self._specs, whole),
             check_vma=False,  # of a kernel, JAX does not know what varies
-        )(params, zeros, step_key, batch, later_weights_K)
+        )(params, zeros, step_key, batch, later_weights_K, teacher_params)
 
     def sums(self, params: Any, batch: Batch) -> Sums:
         """Returns `nats`, `n_targets` and `n_bytes` of a batch [1, B, T], without dropout."""
@@ -130,7 +140,7 @@ class ShardedLoss:
         def local(params: Any, batch: Batch) -> Sums:
             params = collectives.gather(params, self._step_axes)
             micro = {name: array[0] for name, array in batch.items()}
-            _, nats = self._loss(params, micro, None, jnp.zeros(0), self._gather_block)
+            _, nats = self._loss(params, micro, None, jnp.zeros(0), None, self._gather_block)
             return collectives.total({"nats": nats, **self._counts(batch)}, self._mesh)
 
         return jax.shard_map(

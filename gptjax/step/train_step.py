@@ -14,10 +14,19 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gptjax.common.xla_options import compiler_options
-from gptjax.model import GatherBlock, GPTConfig, hidden_states, init, multi_token_loss, unembedding
+from gptjax.model import (
+    GatherBlock,
+    GPTConfig,
+    SoftTargets,
+    hidden_states,
+    init,
+    multi_token_loss,
+    unembedding,
+)
 from gptjax.optim import Optimizer, later_token_weights, schedules
 from gptjax.step import sharding
 from gptjax.step.gradients import Batch, ShardedLoss
+from gptjax.step.teacher import teacher_model
 
 Metrics = dict[str, Array]
 
@@ -43,7 +52,8 @@ class StepFunctions:
 
     - `init_state()` returns the first TrainState.
     - `train_step(state, batch [A, B, T], row_length)` returns (the next state, metrics); rows are
-      cut into rows of `row_length`, by default not at all. It compiles for each length.
+      cut into rows of `row_length`, by default (None) not at all. It compiles for each length. With
+      `train.teacher` its last argument is the parameters of `teacher`.
     - `eval_step(params, batch [1, B, T])` returns the sums `nats`, `n_targets` and `n_bytes`.
     """
 
@@ -52,6 +62,7 @@ class StepFunctions:
     ):
         """Takes a valid `config` and the UTF-8 bytes (int32) of each token; compiles nothing."""
         self.model_config = model_config
+        self.teacher = teacher_model(config, model_config.vocab_size)  # None without one
         self.batch_sharding = sharding.batch_sharding(mesh)
         self._config = config
         train = config.train
@@ -86,7 +97,10 @@ class StepFunctions:
             self._train_step,
             donate_argnums=0,
             static_argnums=2,
-            in_shardings=(self.state_shardings, self.batch_sharding),
+            in_shardings=(
+                *(self.state_shardings, self.batch_sharding),
+                *([] if self.teacher is None else [one]),
+            ),
             out_shardings=(self.state_shardings, one),
         )
         self.eval_step = jit(
@@ -112,18 +126,24 @@ class StepFunctions:
         micro: Batch,
         dropout_keys_B: Array | None,
         later_weights_K: Array,
+        teacher_params: Any = None,
         gather_block: GatherBlock | None = None,
     ) -> tuple[Array, Array]:
         """Returns the summed loss of a micro-batch [B, T]: see `multi_token_loss`."""
-        x_BTD = hidden_states(
-            self.model_config,
-            params,
-            micro["inputs"],
+        see = functools.partial(
+            hidden_states,
+            tokens_BT=micro["inputs"],
             positions_BT=micro.get("positions"),
             segment_ids_BT=micro.get("segment_ids"),
-            dropout_keys_B=dropout_keys_B,
-            gather_block=gather_block,
         )
+        x_BTD = see(
+            self.model_config, params, dropout_keys_B=dropout_keys_B, gather_block=gather_block
+        )
+        soft = None
+        if self.teacher is not None and teacher_params is not None:
+            x_BTE = see(self.teacher, teacher_params)
+            w_VE = unembedding(teacher_params).astype(x_BTE.dtype)
+            soft = SoftTargets(x_BTE, w_VE, self._config.train.teacher_weight)
         return multi_token_loss(
             x_BTD,
             unembedding(params),
@@ -131,10 +151,15 @@ class StepFunctions:
             micro["loss_mask"],
             later_weights_K,
             chunk=self._config.model.loss_chunk,
+            soft=soft,
         )
 
     def _train_step(
-        self, state: TrainState, batch: Batch, row_length: int | None = None
+        self,
+        state: TrainState,
+        batch: Batch,
+        row_length: int | None = None,
+        teacher_params: Any = None,
     ) -> tuple[TrainState, Metrics]:
         """Makes one optimizer update from a batch [A, B, T], or skips it: see `skip_bad_steps`.
 
@@ -156,6 +181,7 @@ class StepFunctions:
             batch,
             later_token_weights(self._config.train, state.step - before),
             row_length or self.model_config.block_size,
+            teacher_params,
         )
         nats = jnp.sum(sums["nats_A"])
         params, opt_state = self._optimizer.update(

@@ -48,6 +48,7 @@ from gptjax.train.duration import announce_duration
 from gptjax.train.init_state import initial_state
 from gptjax.train.open_store import open_store
 from gptjax.train.step_trace import StepTrace
+from gptjax.train.teacher import Teacher, load_teacher
 from gptjax.train.training_log import DispatchedStep, TrainingLog
 from gptjax.train.validation import Validation
 
@@ -75,7 +76,8 @@ def train_and_evaluate(config: ConfigDict, traced_steps: range = range(0)) -> Tr
 
     mesh = make_mesh(config.mesh.fsdp)
     steps = StepFunctions(config, model_config, store.tokenizer.token_bytes, mesh)
-    with contextlib.closing(Checkpoints(workdir, config, store)) as checkpoints:
+    teacher = load_teacher(config, steps, store, mesh)
+    with contextlib.closing(Checkpoints(workdir, config, store, teacher.hash)) as checkpoints:
         restored = checkpoints.restore(steps)
         state, progress = restored or (initial_state(config, steps, store), RunProgress())
         done, max_iters = int(state.step), config.train.max_iters
@@ -91,7 +93,7 @@ def train_and_evaluate(config: ConfigDict, traced_steps: range = range(0)) -> Tr
                 f"{workdir} cannot be written ({error.strerror}): free some space, or give the run "
                 f"another folder (--config.workdir=...)."
             ) from error
-        trainer = Trainer(config, store, steps, checkpoints, state, progress, trace)
+        trainer = Trainer(config, store, steps, teacher, checkpoints, state, progress, trace)
         with contextlib.closing(trainer):
             trainer.loop()
     return trainer.state
@@ -115,6 +117,7 @@ class Trainer:
         config: ConfigDict,
         store: Stores,
         steps: StepFunctions,
+        teacher: Teacher,
         checkpoints: Checkpoints,
         state: TrainState,
         progress: RunProgress,
@@ -126,7 +129,7 @@ class Trainer:
         self.step = int(state.step)
         self._config = config
         self._store = store
-        self._train_step = steps.train_step
+        self._train_step = lambda *arguments: steps.train_step(*arguments, *teacher.params)
         self._batch_sharding = steps.batch_sharding
         self._stop: StopSignal | None = None  # while the loop runs
         self._decision = Decision() if jax.process_count() > 1 else None
@@ -149,7 +152,8 @@ class Trainer:
             prefetch=config.data.prefetch_batches,
             place=lambda batch: place_batch(steps.batch_sharding, batch),
         )
-        self._training_log = TrainingLog(config, steps.model_config, rows, state, progress)
+        models = steps.model_config, steps.teacher
+        self._training_log = TrainingLog(config, *models, rows, state, progress)
         writer = self._training_log.writer
         self.callbacks = [
             *callbacks.measurements(config, steps.model_config, store.tokenizer, writer),

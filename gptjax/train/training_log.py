@@ -44,20 +44,21 @@ class TrainingLog:
         self,
         config: ConfigDict,
         model_config: GPTConfig,
+        teacher: GPTConfig | None,
         rows: Rows,
         state: TrainState,
         progress: RunProgress,
     ):
         step = int(state.step)
         self._train = config.train
-        self._model_config = model_config
+        self._model_config, self._teacher = model_config, teacher
         self._rows = rows
         self._tokens_seen = progress.tokens_seen
         self.clock = Clock(progress.trained_seconds)
         peak = peak_flops(jax.devices()[0])
         self.window = Window(
             self.clock,
-            flops_per_token=flops_per_token(model_config),
+            flops_per_token=flops_per_token(model_config, teacher),
             peak_flops=None if peak is None else peak * jax.device_count(),
             state=progress.window,
         )
@@ -74,7 +75,7 @@ class TrainingLog:
     def set_row_length(self, length: int) -> None:
         """Counts the FLOPs of the next steps for rows of `length` tokens."""
         shape = dataclasses.replace(self._model_config, block_size=length)
-        self.window.flops_per_token = flops_per_token(shape)
+        self.window.flops_per_token = flops_per_token(shape, self._teacher)
 
     @contextlib.contextmanager
     def running(self, callback: PeriodicCallback) -> Iterator[None]:

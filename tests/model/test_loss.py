@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import equations
 
-from gptjax.model.loss import cross_entropy_sum, multi_token_loss
+from gptjax.model.loss import SoftTargets, cross_entropy_sum, multi_token_loss
 
 B, T, D, V = 3, 8, 5, 11
 
@@ -204,3 +204,40 @@ def test_later_tokens_of_weight_0_change_no_bit(arrays):
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
+
+
+def soft_reference(x, w, targets, mask, soft_x, soft_w, share):
+    """The loss and its derivative by the logits in float64: targets are mixed distributions."""
+    total, dlogits = 0.0, np.zeros((B, T, V))
+    for row in range(B):
+        for t in range(T):
+            logits = w.astype(np.float64) @ x[row, t].astype(np.float64)
+            softmax = np.exp(logits) / np.exp(logits).sum()
+            other = np.exp(soft_w.astype(np.float64) @ soft_x[row, t].astype(np.float64))
+            target = (1 - share) * np.eye(V)[targets[row, t]] + share * other / other.sum()
+            total -= mask[row, t] * (target * np.log(softmax)).sum()
+            dlogits[row, t] = mask[row, t] * (softmax - target)
+    return total, dlogits
+
+
+@pytest.mark.parametrize(("share", "chunk"), [(0.3, 0), (0.3, 6), (1.0, 6)])
+def test_soft_targets_equal_numpy(arrays, share, chunk):
+    """Those of another model, wider than this one; the loss of the data is reported as before."""
+    x, w, targets, mask = arrays
+    rng = np.random.default_rng(1)
+    soft_x = rng.normal(size=(B, T, D + 2)).astype(np.float32)
+    soft_w = rng.normal(size=(V, D + 2)).astype(np.float32)
+    soft, none = SoftTargets(soft_x, soft_w, share), np.zeros(0, np.float32)
+    total, nats = multi_token_loss(*arrays, none, chunk, soft)
+    expected, dlogits = soft_reference(*arrays, soft_x, soft_w, share)
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    np.testing.assert_allclose(nats, reference(*arrays), rtol=1e-6)
+
+    def scaled(x, w):
+        return 0.25 * multi_token_loss(x, w, targets, mask, none, chunk, soft)[0]
+
+    gradients = dlogits @ w, np.einsum("btv,btd->vd", dlogits, x)
+    value, actual = jax.value_and_grad(scaled, argnums=(0, 1))(x, w)
+    np.testing.assert_allclose(value, 0.25 * expected, rtol=1e-6)
+    for one, other in zip(actual, gradients, strict=True):
+        np.testing.assert_allclose(one, 0.25 * other, rtol=1e-5, atol=1e-6)

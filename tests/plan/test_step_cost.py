@@ -136,7 +136,13 @@ def test_roofline_takes_the_nearer_roof_of_each_operation():
     slow_math = Operation("a", count=2, flops=100, bytes=10, arithmetic="bfloat16")
     slow_memory = Operation("b", count=3, flops=10, bytes=100, arithmetic="bfloat16")
     float32 = Operation("c", count=1, flops=30, bytes=5, arithmetic="float32")
-    cost = StepCost((float32, slow_math, slow_memory), update_bytes=50, kept_bytes=0, state_bytes=0)
+    cost = StepCost(
+        (float32, slow_math, slow_memory),
+        update_bytes=50,
+        kept_bytes=0,
+        state_bytes=0,
+        teacher_bytes=0,
+    )
     assert (cost.flops, cost.bytes) == (260, 375)
     assert list(cost.flops_by_arithmetic.items()) == [("bfloat16", 230), ("float32", 30)]
     peaks = {"bfloat16": 10, "float32": 2}

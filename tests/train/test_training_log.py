@@ -26,7 +26,7 @@ def log(debug_config, store, steps, initial, tmp_path):
     config.workdir = str(tmp_path)
     config.train.max_iters, config.train.log_interval = 100, 10
     rows = training_rows(config, store)
-    log = TrainingLog(config, steps.model_config, rows, initial, RunProgress())
+    log = TrainingLog(config, steps.model_config, None, rows, initial, RunProgress())
     yield log
     log.close()
 
