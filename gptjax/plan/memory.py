@@ -78,10 +78,9 @@ def estimate(config: ConfigDict, model_config: GPTConfig, cost: StepCost, n_devi
     chunk = config.model.loss_chunk or tokens
     in_chunks = chunk < tokens
     logits = (4 + itemsize) * chunk * model_config.vocab_size  # float32, and their gradient
-    if train.later_tokens:  # XLA keeps the logits beside the float32 sum of their gradients
+    if train.later_tokens or train.teacher:
+        # XLA keeps the logits beside the float32 sum of their gradients, or those of the teacher.
         logits += 4 * chunk * model_config.vocab_size
-    if train.teacher:  # its logits, and the distribution that they stand for
-        logits += 8 * chunk * model_config.vocab_size
     loss = logits + (3 if in_chunks else 1) * head + (4.5 if in_chunks else 2) * activation
     if unrolled and not in_chunks and remat != "none":
         loss += _UNROLLED_LOSS_GRADIENTS * hidden_gradients

@@ -101,6 +101,7 @@ def test_every_key_describes_the_recipe_or_the_machine():
 
 OTHER = {  # than the defaults
     **dict.fromkeys(("workdir", "compilation_cache_dir", "init_from"), "elsewhere"),
+    **{"train.teacher": "elsewhere"},
     **dict.fromkeys(("data.source", "data.cache_dir", "data.local_dir"), "elsewhere"),
     **{"tokenizer.file": "elsewhere", "data.cache_bytes": 7, "data.engine": "ray"},
     **dict.fromkeys(("data.text_column", "data.id_column", "data.separator"), "elsewhere"),
