@@ -20,8 +20,8 @@ def get_config() -> ConfigDict:
     for rate in (1.2e-3, 2.4e-3, 4.8e-3, 9.6e-3, 0.0192, 6e-4):
         untied = {"model.tie_embeddings": False, "optim.learning_rate": rate}
         settings[f"modern-{rate:g}"] = [small.modern_adamw, untied]
-    for rate in (2.4e-3, 4.8e-3, 9.6e-3):
+    for rate in (2.4e-3, 4.8e-3):
         settings[f"tied-{rate:g}"] = [small.modern_adamw, {"optim.learning_rate": rate}]
-    for rate in (2.4e-3, 1.2e-3, 4.8e-3, 9.6e-3, 6e-4):
+    for rate in (2.4e-3, 1.2e-3, 4.8e-3, 9.6e-3):
         settings[f"recipe-{rate:g}"] = {"optim.learning_rate": rate}
     return sweep(base=base, settings=settings, seeds=(1,))

@@ -30,14 +30,12 @@ def get_config() -> ConfigDict:
         "before-0.0048": [small.before, twice],
         "untied-0.70": [shorter(0.70), small.untied],
         "best-0.70": [shorter(0.70), small.best],
-        "small-steps-0.70": [shorter(0.70), small.small_steps],
         "adamw": [
             small.modern_adamw,
             {"model.tie_embeddings": False, "optim.learning_rate": ADAMW},
         ],
         "untied-0.32": [shorter(0.32), small.untied],
         "best-0.32": [shorter(0.32), small.best],
-        "small-steps-0.32": [shorter(0.32), small.small_steps],
     }
     slices = {seed: small.slice_of(seed - 1) for seed in (1, 2, 3)}
     return sweep(base=base, settings=settings, seeds=(1, 2, 3), per_seed=slices)

@@ -1,7 +1,7 @@
 """Whether the best recipe's rate of Muon is one for all widths, from 4 x 64 to 4 x 512: a seed.
 
-Run `gptjax sweep benchmarks/sweeps/rates_by_width.py --jobs=2`. 273 steps of 2,048 tokens over a
-slice of 0.8M, 0.7 passes; schedules end there. The results are in benchmarks/LOG.md.
+Run `gptjax sweep benchmarks/sweeps/rates_by_width.py --jobs=2`. 137 steps of 2,048 tokens over a
+slice of 0.8M, 0.35 passes; schedules end there. The results are in benchmarks/LOG.md.
 """
 
 import functools
@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from benchmarks.sweeps import small
 from gptjax.sweep import Change, sweep
 
-STEPS = 273
-RATES = (0.006, 0.012, 0.024)  # of Muon, in spectral norm
+STEPS = 137
+RATES = (0.008, 0.016, 0.032)  # of Muon, in spectral norm
 
 
 def get_config() -> ConfigDict:

@@ -86,12 +86,17 @@ def untied(config: ConfigDict, *, muon: float = 0.006) -> None:
     """
     before(config)
     config.model.tie_embeddings = False
-    optim = config.optim
+    optim, train = config.optim, config.train
     optim.muon_scale, optim.muon_learning_rate, optim.muon_momentum = "spectral", muon, 0.9
     optim.learning_rate, optim.head_learning_rate = 0.02, 0.005
     optim.schedule, optim.min_lr = "wsd", 0.0
-    _halve_rows(config)
-    optim.wsd_decay_iters = config.train.max_iters * 6 // 10
+    train.batch_size //= 2
+    train.max_iters *= 2
+    config.eval.eval_interval *= 2
+    config.eval.eval_iters *= 2
+    optim.lr_decay_iters = train.max_iters
+    optim.warmup_iters = max(train.max_iters // 20, 1)
+    optim.wsd_decay_iters = train.max_iters * 6 // 10
 
 
 def best(config: ConfigDict, *, muon: float = 0.012) -> None:
@@ -101,35 +106,9 @@ def best(config: ConfigDict, *, muon: float = 0.012) -> None:
     first half has rows of 32 to 128 tokens, the first third a loss on later tokens.
     """
     untied(config, muon=muon)
-    _first_steps(config)
-
-
-def small_steps(config: ConfigDict, *, muon: float = 0.006) -> None:
-    """Changes the recipe to the best one with half its rows in twice the steps.
-
-    After 0.5M tokens it ends lower, after 1.1M not; it takes 1.3 times as long a token.
-    """
-    untied(config, muon=muon)
-    _halve_rows(config)
-    _first_steps(config)
-
-
-def _first_steps(config: ConfigDict) -> None:
-    """Sets what `best` has beside `untied`, for a run of train.max_iters."""
     optim, train = config.optim, config.train
     optim.beta1 = 0.8
     optim.wsd_fall, optim.wsd_decay_iters = "linear", train.max_iters * 8 // 10
     lengths = {32: 0.1, 64: 0.25, 128: 0.5}
     train.row_lengths = tuple((round(part * train.max_iters), n) for n, part in lengths.items())
     train.later_tokens, train.later_tokens_iters = (0.5, 0.25), train.max_iters // 3
-
-
-def _halve_rows(config: ConfigDict) -> None:
-    """Halves the rows of a step, for twice the steps, of which a twentieth warm up."""
-    train = config.train
-    train.batch_size //= 2
-    train.max_iters *= 2
-    config.eval.eval_interval *= 2
-    config.eval.eval_iters *= 2
-    config.optim.lr_decay_iters = train.max_iters
-    config.optim.warmup_iters = max(train.max_iters // 20, 1)

@@ -29,7 +29,5 @@ def get_config() -> ConfigDict:
         for rate in RATES:
             untied = functools.partial(small.untied, muon=rate)
             settings[f"{width}-{rate:g}"] = [size, untied]
-        settings[f"{width}-best-0.006"] = [size, small.best]
-        if width < 256:
-            settings[f"{width}-small-steps-0.006"] = [size, small.small_steps]
+        settings[f"{width}-best-0.006"] = [size, functools.partial(small.best, muon=0.006)]
     return sweep(base=base, settings=settings, seeds=(1,))
