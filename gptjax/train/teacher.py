@@ -23,7 +23,7 @@ class Teacher(NamedTuple):
     """A teacher, or that there is none."""
 
     params: tuple[Any, ...] = ()  # of one teacher: the last argument of the train step
-    hash: str | None = None  # SHA-256 of the parameters
+    hash: str | None = None  # SHA-256 of the float32 parameters
 
 
 def load_teacher(config: ConfigDict, steps: StepFunctions, store: Stores, mesh: Mesh) -> Teacher:
@@ -41,11 +41,11 @@ def load_teacher(config: ConfigDict, steps: StepFunctions, store: Stores, mesh: 
             f"train.teacher = {workdir} has another tokenizer than this run, whose data must be "
             f"in the same tokens: add --config.tokenizer.file={workdir}/tokenizer.model."
         )
-    dtype = steps.teacher.compute_dtype
-    params = jax.tree.map(lambda x: np.asarray(x).astype(dtype), params)
     digest = hashlib.sha256()
     for path, array in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}\n".encode())
-        digest.update(array.tobytes())
+        digest.update(f"{jax.tree_util.keystr(path)} {array.shape}\n".encode())
+        digest.update(np.asarray(array).tobytes())
     _log.info("The run learns from %s at step %s, too.", workdir, f"{step:,}")
+    dtype = steps.teacher.compute_dtype
+    params = jax.tree.map(lambda array: np.asarray(array).astype(dtype), params)
     return Teacher((jax.device_put(params, replicated(mesh)),), digest.hexdigest())

@@ -89,7 +89,7 @@ def test_the_gradient_is_that_of_both_losses(taught, store):
     assert flops_per_token(model_config, steps.teacher) == alone + flops_per_token(forward) // 3
 
 
-def test_a_student_resumes_bit_for_bit_and_with_its_teacher_only(taught, plain, teacher, tmp_path):
+def test_a_student_resumes_bit_for_bit_and_with_its_teacher_only(taught, teacher, tmp_path):
     whole = trainer.train_and_evaluate(taught)
     stopped = copy.deepcopy(taught)
     stopped.workdir = str(tmp_path / "stopped")
@@ -115,11 +115,6 @@ def test_a_student_resumes_bit_for_bit_and_with_its_teacher_only(taught, plain, 
     rest = trainer.train_and_evaluate(stopped)
     for a, b in zip(jax.tree.leaves(rest), jax.tree.leaves(whole), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-
-    alone = copy.deepcopy(plain)
-    alone.workdir = str(tmp_path / "alone")
-    table = trainer.train_and_evaluate(alone).params["wte"]
-    assert not np.array_equal(table, whole.params["wte"])
 
 
 def test_a_teacher_that_cannot_teach_is_refused(taught, tmp_path):
