@@ -25,7 +25,7 @@ class FirstStepTime:
         """Reads what is known of runs with the model, the batch and the devices of this one."""
         parts = [config.model.to_dict(), config.train.batch_size, config.optim.optimizer]
         parts += [config.train.gradient_accumulation_steps, config.mesh.to_dict(), jax.__version__]
-        parts += [row_length]
+        parts += [row_length, list(config.train.later_tokens), config.train.teacher]
         device = jax.devices()[0]
         self._key = hash_json([*parts, device.device_kind, jax.device_count()])[:16]
         folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
