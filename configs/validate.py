@@ -160,8 +160,8 @@ def _relations(config: ConfigDict, n_devices: int) -> Iterator[str]:
         yield f"optim.min_lr = {optim.min_lr} exceeds optim.learning_rate = {optim.learning_rate}"
     if optim.head_learning_rate > 0 and model.tie_embeddings:
         yield "optim.head_learning_rate is of a head of its own: model.tie_embeddings = False"
-    if train.teacher and Path(train.teacher).absolute() == Path(config.workdir).absolute():
-        yield f"train.teacher = {train.teacher} must be another run than that of workdir"
+    if train.teacher and Path(train.teacher).resolve() == Path(config.workdir).resolve():
+        yield f"train.teacher = {train.teacher} is this run's workdir: give it another workdir"
     planned = optim.warmup_iters + optim.wsd_decay_iters
     if optim.schedule == "wsd" and planned > train.max_iters:
         yield (

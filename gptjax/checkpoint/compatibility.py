@@ -24,7 +24,7 @@ FIXED = frozenset(
     model.norm model.norm_eps model.position model.rope_theta model.rope_scaling
     model.qk_norm model.mlp model.mlp_dim model.n_kv_head model.tie_embeddings model.zero_init
     optim.optimizer optim.beta1 optim.beta2 optim.eps optim.muon_momentum optim.muon_scale
-    optim.grad_clip optim.ema_decay train.teacher_weight
+    optim.grad_clip optim.ema_decay
     """.split()
 )
 # They decide rates, weight decay, the length of rows and the weights of later tokens, which must be
@@ -37,6 +37,8 @@ SCHEDULE = frozenset(
     train.max_iters train.row_lengths train.later_tokens train.later_tokens_iters
     """.split()
 )
+# The teacher is compared by its parameters, wherever they lie; without one there is no weight.
+TEACHER = frozenset(["train.teacher", "train.teacher_weight"])
 # Their product is the batch and is fixed; how it is split can follow the memory of the device.
 BATCH = frozenset(["train.batch_size", "train.gradient_accumulation_steps"])
 # They decide the token store, which is compared by its content, and the weights of a mixture, which
@@ -52,7 +54,7 @@ DATA = frozenset(
 # Speed, frequency and amount of output, and where it goes: logged when it changes.
 FREE = frozenset(
     """
-    workdir init_from train.teacher allow_cpu deterministic compilation_cache_dir
+    workdir init_from allow_cpu deterministic compilation_cache_dir
     data.cache_dir data.local_dir data.cache_bytes data.engine data.prepare_workers
     data.prefetch_batches
     model.compute_dtype model.attention model.remat model.scan_unroll model.loss_chunk
@@ -75,7 +77,7 @@ def identity(config: ConfigDict, store: Stores, teacher_hash: str | None = None)
         "config": config.to_dict(),
         "store_hash": store.hash,
         "tokenizer_hash": store.tokenizer.hash,
-        "teacher_hash": teacher_hash,
+        "teacher": teacher_hash and {"hash": teacher_hash, "weight": config.train.teacher_weight},
         "store": store.identity,  # so that a difference can be named
         "mixture": mixture and [[phase.step, list(phase.weights)] for phase in mixture.phases],
         "environment": {
@@ -97,8 +99,13 @@ def incompatibilities(saved: dict[str, Any], current: dict[str, Any]) -> list[st
     # Checkpoints that are older than mixtures say nothing of one.
     was, now = (_weights(run.get("mixture"), saved["step"]) for run in (saved, current))
     problems += differences(was, now, "weights of the sources in the steps done")
-    was, now = (run.get("teacher_hash") for run in (saved, current))  # old ones have no entry
-    problems += differences(was, now, "parameters of train.teacher (their SHA-256)")
+    was, now = (run.get("teacher") for run in (saved, current))  # old checkpoints have no entry
+    if was != now:
+        problems += differences(was, now, "train.teacher")
+        place = old.train.teacher or '""'
+        problems.append(
+            f"give the same teacher, unchanged (--config.train.teacher={place}), and its weight"
+        )
     for name in ("tokenizer_hash", "store_hash"):
         problems += differences(saved[name], current[name], name)
     if saved["store_hash"] != current["store_hash"]:

@@ -217,7 +217,7 @@ def read(folder: Path) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]
     Raises Damaged if anything is not what was saved, and UserError as `read_meta` does.
     """
     meta = read_meta(folder)
-    sharding = jax.sharding.SingleDeviceSharding(_host())
+    sharding = jax.sharding.SingleDeviceSharding(host_device())
     shapes = {
         item: {
             name: jax.ShapeDtypeStruct(r["shape"], jnp.dtype(r["dtype"]), sharding=sharding)
@@ -229,7 +229,8 @@ def read(folder: Path) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]
     return {item: {n: np.asarray(x) for n, x in arrays[item].items()} for item in arrays}, meta
 
 
-def _host() -> jax.Device:
+def host_device() -> jax.Device:
+    """Returns the CPU, so that arrays need no memory of an accelerator, where JAX has it."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS leaves it out

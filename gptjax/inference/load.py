@@ -28,9 +28,10 @@ class LoadedModel(NamedTuple):
     step: int  # optimizer steps before the parameters were saved
 
 
-def load_run(workdir: str | os.PathLike[str]) -> LoadedModel:
+def load_run(workdir: str | os.PathLike[str], device: jax.Device | None = None) -> LoadedModel:
     """Returns the best checkpoint of a run by val loss, else the newest, on one device.
 
+    That is by default the first one of this process.
     Raises UserError if the folder is not a workdir or has no good checkpoint.
     """
     workdir = Path(workdir)
@@ -38,11 +39,11 @@ def load_run(workdir: str | os.PathLike[str]) -> LoadedModel:
     tokenizer = Tokenizer.load(workdir / TOKENIZER)
     model_config = GPTConfig.from_config(config, tokenizer.vocab_size)
     shapes = jax.eval_shape(lambda: gpt.init(model_config, jax.random.key(0)))
-    params, step = restore_params(workdir, shapes)
+    params, step = restore_params(workdir, shapes, device)
     return LoadedModel(config, model_config, params, tokenizer, step)
 
 
-def restore_params(workdir: Path, shapes: Any) -> tuple[Any, int]:
+def restore_params(workdir: Path, shapes: Any, device: jax.Device | None = None) -> tuple[Any, int]:
     """Returns (parameters, step) of the best checkpoint by val loss, else the newest.
 
     The parameters are their moving average if the run kept one, as in the val losses; `shapes` is
@@ -54,7 +55,7 @@ def restore_params(workdir: Path, shapes: Any) -> tuple[Any, int]:
         raise UserError(f"{workdir} has no checkpoints yet: train first, with gptjax train.")
     steps = storage.list_steps(folder)
     best = storage.by_val_loss(folder)
-    one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    one_device = jax.sharding.SingleDeviceSharding(device or jax.local_devices()[0])
     placed = jax.tree.map(lambda x: x.update(sharding=one_device), shapes)
     for step in [*best, *(step for step in reversed(steps) if step not in best)]:
         path = folder / str(step)

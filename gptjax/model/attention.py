@@ -151,6 +151,11 @@ def choose(config: ConfigDict) -> tuple[str, str]:
     return "chunked", "; ".join(failures)
 
 
+def fits_cudnn(width: int) -> bool:
+    """Returns whether cuDNN's attention takes heads of this width."""
+    return width % 8 == 0 and width <= 128
+
+
 def kernels(document_mask: bool) -> tuple[str, ...]:
     """Returns the kernels that `auto` tries on a GPU, fastest first."""
     return KERNELS[1:] if document_mask else KERNELS

@@ -14,9 +14,9 @@ _Residuals = tuple[Array, Array, Array]
 class SoftTargets(NamedTuple):
     """What another model, of width E, predicts of the next tokens: constants of the loss."""
 
-    x_BTE: Array  # its hidden states
+    x_BTE: Array  # its hidden states, float32 or bfloat16
     w_VE: Array  # its output matrix, of the same dtype
-    weight: Array | float  # share of the loss, 0 to 1
+    weight: float  # share of the loss on a next token, 0 to 1
 
 
 def cross_entropy_sum(
@@ -45,8 +45,9 @@ def multi_token_loss(
     target k + 1 positions later in the row, under the same logits: the next tokens of Gloeckle et
     al. 2024 without heads of their own, as in modded-nanogpt, so that a model is unchanged by it.
 
-    With `soft`, that share of the loss on a next token is the cross-entropy to the distribution of
-    another model instead (Hinton et al. 2015, at temperature 1).
+    With `soft`, the share `soft.weight` of the loss on a next token is the cross-entropy to the
+    distribution of another model (Hinton et al. 2015, at temperature 1), and the rest that to the
+    target.
 
     Where the loss is differentiated, the forward pass computes the gradients too, for they are
     linear in the cotangent, a scalar: no logits are kept or computed again. The gradient of the
@@ -77,7 +78,7 @@ def _weighted_sum(
     def add_chunk(total_2: Array, rows: tuple[Array, ...]) -> tuple[Array, None]:
         x_CD, targets_CK, weights_CK = rows[:3]
         logits = _logits(x_CD, w_VD)
-        return total_2 + _nats(*logits, targets_CK, weights_CK, _change(soft, rows)), None
+        return total_2 + _nats(*logits, targets_CK, weights_CK, _target_change(soft, rows)), None
 
     rows = _chunks(x_BTD, targets_BTK, weights_BTK, soft, chunk)
     total_2 = jax.lax.scan(add_chunk, jnp.zeros(2, jnp.float32), rows)[0]
@@ -105,12 +106,12 @@ def _forward(
         for k in range(targets_CK.shape[1]):
             one_hot_CV = targets_CK[:, k, None] == jnp.arange(w_VD.shape[0])[None, :]
             dlogits_CV = dlogits_CV - one_hot_CV * weights_CK[:, k, None]
-        if (change_CV := _change(soft, rows)) is not None:
-            dlogits_CV = dlogits_CV - change_CV
+        if (target_change_CV := _target_change(soft, rows)) is not None:
+            dlogits_CV = dlogits_CV - target_change_CV
         dlogits_CV = dlogits_CV.astype(x_CD.dtype)
         dx_CD = einsum("cv,vd->cd", dlogits_CV, w_VD)
         dw_VD = dw_VD + einsum("cv,cd->vd", dlogits_CV, x_CD)
-        total_2 = total_2 + _nats(logits_CV, log_sum_C, targets_CK, weights_CK, change_CV)
+        total_2 = total_2 + _nats(logits_CV, log_sum_C, targets_CK, weights_CK, target_change_CV)
         return (total_2, dw_VD), dx_CD
 
     rows = _chunks(x_BTD, targets_BTK, weights_BTK, soft, chunk)
@@ -141,15 +142,15 @@ def _chunks(
     return tuple(x.reshape(-1, chunk, x.shape[-1]) for x in arrays)
 
 
-def _change(soft: SoftTargets | None, rows: tuple[Array, ...]) -> Array | None:
+def _target_change(soft: SoftTargets | None, rows: tuple[Array, ...]) -> Array | None:
     """Returns what `soft` adds to the weight of each target: float32 (C, V), a sum of 0 over V."""
     if soft is None:
         return None
     _, targets_CK, weights_CK, x_CE = rows
     logits_CV, log_sum_C = _logits(x_CE, soft.w_VE)
     one_hot_CV = targets_CK[:, :1] == jnp.arange(soft.w_VE.shape[0])[None, :]
-    change_CV = jnp.exp(logits_CV - log_sum_C[:, None]) - one_hot_CV
-    return soft.weight * weights_CK[:, :1] * change_CV
+    target_change_CV = jnp.exp(logits_CV - log_sum_C[:, None]) - one_hot_CV
+    return soft.weight * weights_CK[:, :1] * target_change_CV
 
 
 def _logits(x_CD: Array, w_VD: Array) -> tuple[Array, Array]:
@@ -163,12 +164,12 @@ def _nats(
     log_sum_C: Array,
     targets_CK: Array,
     weights_CK: Array,
-    change_CV: Array | None,
+    target_change_CV: Array | None,
 ) -> Array:
     """Returns two sums: over all targets with the change of their weights, and over the next."""
     target_logits_CK = jnp.take_along_axis(logits_CV, targets_CK, axis=1)
     nats_K = jnp.sum((log_sum_C[:, None] - target_logits_CK) * weights_CK, axis=0)
     total = jnp.sum(nats_K)
-    if change_CV is not None:
-        total = total - jnp.sum(change_CV * logits_CV)
+    if target_change_CV is not None:
+        total = total - jnp.sum(target_change_CV * logits_CV)
     return jnp.stack([total, nats_K[0]])

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from gptjax.model import GPTConfig, count_params
 from gptjax.plan.step_cost import StepCost
+from gptjax.step import teacher_model
 
 # Memory of one layer's backward pass, by `remat`: arrays [B, T, D] of the compute dtype, and part
 # of the gradients' bytes. Attention adds more such arrays, or float32 scores [B, N, T, T].
@@ -81,7 +82,9 @@ def estimate(config: ConfigDict, model_config: GPTConfig, cost: StepCost, n_devi
     if train.later_tokens or train.teacher:
         # XLA keeps the logits beside the float32 sum of their gradients, or those of the teacher.
         logits += 4 * chunk * model_config.vocab_size
-    loss = logits + (3 if in_chunks else 1) * head + (4.5 if in_chunks else 2) * activation
+    teacher = teacher_model(config, model_config.vocab_size)
+    states = 0 if teacher is None else tokens * teacher.n_embd * itemsize
+    loss = states + logits + (3 if in_chunks else 1) * head + (4.5 if in_chunks else 2) * activation
     if unrolled and not in_chunks and remat != "none":
         loss += _UNROLLED_LOSS_GRADIENTS * hidden_gradients
         loss += _UNROLLED_LOSS_ARRAYS * n_layer * activation * (remat == "full")

@@ -156,7 +156,7 @@ def resolve_auto(config: ConfigDict, device: Device) -> ConfigDict:
         model.attention = "chunked"  # both kernels are for Ampere and later
     elif model.attention == "auto":
         width = model.n_embd // model.n_head
-        cudnn = model.compute_dtype == "bfloat16" and width % 8 == 0 and width <= 128
+        cudnn = model.compute_dtype == "bfloat16" and attention.fits_cudnn(width)
         names = attention.kernels(config.data.document_mask)
         model.attention = next(name for name in names if name != "cudnn" or cudnn)
     return config

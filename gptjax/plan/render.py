@@ -115,9 +115,11 @@ def _memory(plan: Plan) -> str:
 
 def _parts_of_memory(plan: Plan) -> str:
     parts, compiled = plan.estimate, plan.compiled
+    teacher = " and teacher" if plan.config.train.teacher else ""
     estimated = (
-        f"estimated: {_gib(parts.state)} parameters and optimizer, {_gib(parts.kept)} kept for the "
-        f"backward pass, {_gib(parts.work)} gradients and temporaries"
+        f"estimated: {_gib(parts.state)} parameters and optimizer{teacher}, "
+        f"{_gib(parts.kept)} kept for the backward pass, "
+        f"{_gib(parts.work)} gradients and temporaries"
     )
     if compiled is None:
         return estimated

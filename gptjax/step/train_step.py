@@ -130,18 +130,18 @@ class StepFunctions:
         gather_block: GatherBlock | None = None,
     ) -> tuple[Array, Array]:
         """Returns the summed loss of a micro-batch [B, T]: see `multi_token_loss`."""
-        see = functools.partial(
+        forward = functools.partial(
             hidden_states,
             tokens_BT=micro["inputs"],
             positions_BT=micro.get("positions"),
             segment_ids_BT=micro.get("segment_ids"),
         )
-        x_BTD = see(
+        x_BTD = forward(
             self.model_config, params, dropout_keys_B=dropout_keys_B, gather_block=gather_block
         )
         soft = None
         if self.teacher is not None and teacher_params is not None:
-            x_BTE = see(self.teacher, teacher_params)
+            x_BTE = forward(self.teacher, teacher_params)
             w_VE = unembedding(teacher_params).astype(x_BTE.dtype)
             soft = SoftTargets(x_BTE, w_VE, self._config.train.teacher_weight)
         return multi_token_loss(
@@ -164,8 +164,11 @@ class StepFunctions:
         """Makes one optimizer update from a batch [A, B, T], or skips it: see `skip_bad_steps`.
 
         The gradient is that of the summed loss over A B T, a constant: every token weighs the same,
-        also those next to the padding of an epoch's last row.
+        also those next to the padding of an epoch's last row. With `train.teacher` the
+        `teacher_params` are needed: as those of `init`, in the compute dtype, whole on each device.
         """
+        if (self.teacher is None) != (teacher_params is None):
+            raise ValueError("a step takes a teacher's parameters where train.teacher is set")
         step_key = None
         if self.model_config.dropout > 0:
             key = jax.random.fold_in(jax.random.wrap_key_data(state.dropout_key), state.step)

@@ -20,6 +20,7 @@ from data_pipeline.subset import validate_store
 from data_pipeline.token_store import Stores
 from gptjax.common.workdir import CHECKPOINTS
 from gptjax.sweep.declare import Change
+from gptjax.train import distillation
 
 # Defaults of a sweep, which needs no samples and few checkpoints; `common` can change them.
 LEAN = {
@@ -164,10 +165,14 @@ def refuse_changed(trials: list[Trial], rows: Mapping[tuple[str, int], Mapping[s
 
 
 def prepare_data(trials: list[Trial]) -> None:
-    """Prepares each token store once; raises UserError if it is too small for some of the runs."""
+    """Prepares each token store once; raises UserError if it is too small for some of the runs.
+
+    Also if a teacher is missing.
+    """
     stores: dict[str, Stores] = {}
     problems = []
     for trial in trials:
+        problems += [f"{trial.name}: {problem}" for problem in distillation.problems(trial.config)]
         settings = trial.config.data.to_json() + trial.config.tokenizer.to_json()
         if settings not in stores:
             stores[settings] = prepare_all(trial.config)

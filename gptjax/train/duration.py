@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from data_pipeline.progress import format_seconds
 from gptjax.model import flops_per_token
+from gptjax.step import teacher_model
 from gptjax.train.validation import Validation
 
 _log = logging.getLogger(__name__)
@@ -28,10 +29,13 @@ def announce_duration(
     ):
         return
     forward = validation.seconds_per_batch(params)
-    seconds = n_micro * 3 * forward
+    teacher = teacher_model(config, validation.model_config.vocab_size)
+    flops = flops_per_token(validation.model_config)
+    of_a_micro_step = 3 * flops_per_token(validation.model_config, teacher) / flops
+    seconds = n_micro * of_a_micro_step * forward
     _log.info(
         "On this CPU a step will take about %s, and the %s left %s: a step has %d micro-steps, "
-        "and the forward pass of one, a third of it, took %.2f s.",
+        "and the forward pass of one, 1/%.3g of it, took %.2f s.",
         *(format_seconds(seconds), f"{n_steps:,}", format_seconds(n_steps * seconds)),
-        *(n_micro, forward),
+        *(n_micro, of_a_micro_step, forward),
     )

@@ -42,13 +42,12 @@ from gptjax.step import (
 )
 from gptjax.step.first_step_times import FirstStepTime
 from gptjax.step.multihost import any_process
-from gptjax.train import callbacks
+from gptjax.train import callbacks, distillation
 from gptjax.train.callbacks import PeriodicCallback
 from gptjax.train.duration import announce_duration
 from gptjax.train.init_state import initial_state
 from gptjax.train.open_store import open_store
 from gptjax.train.step_trace import StepTrace
-from gptjax.train.teacher import Teacher, load_teacher
 from gptjax.train.training_log import DispatchedStep, TrainingLog
 from gptjax.train.validation import Validation
 
@@ -64,6 +63,7 @@ def train_and_evaluate(config: ConfigDict, traced_steps: range = range(0)) -> Tr
     """
     log_lines_by_default()
     problems = [*callbacks.problems(config), *wandb_run.problems(config.log)]
+    problems += distillation.problems(config)
     validate(config, jax.device_count(), problems)
     config = resolved(config)
     run_plan = refuse_unfit(config)
@@ -76,7 +76,7 @@ def train_and_evaluate(config: ConfigDict, traced_steps: range = range(0)) -> Tr
 
     mesh = make_mesh(config.mesh.fsdp)
     steps = StepFunctions(config, model_config, store.tokenizer.token_bytes, mesh)
-    teacher = load_teacher(config, steps, store, mesh)
+    teacher = distillation.load_teacher(config, steps, store, mesh)
     with contextlib.closing(Checkpoints(workdir, config, store, teacher.hash)) as checkpoints:
         restored = checkpoints.restore(steps)
         state, progress = restored or (initial_state(config, steps, store), RunProgress())
@@ -117,7 +117,7 @@ class Trainer:
         config: ConfigDict,
         store: Stores,
         steps: StepFunctions,
-        teacher: Teacher,
+        teacher: distillation.Teacher,
         checkpoints: Checkpoints,
         state: TrainState,
         progress: RunProgress,

@@ -44,7 +44,8 @@ def at(step, saved):
 
 
 GROUPS = {
-    name: getattr(compatibility, name) for name in ("FIXED", "SCHEDULE", "BATCH", "DATA", "FREE")
+    name: getattr(compatibility, name)
+    for name in ("FIXED", "SCHEDULE", "TEACHER", "BATCH", "DATA", "FREE")
 }
 
 
@@ -83,7 +84,9 @@ def test_a_fixed_key_is_refused_with_both_values(run, key):
     assert incompatibilities(saved, current) == [f"{key}: {old} saved, {new} now"]
 
 
-@pytest.mark.parametrize("key", sorted(compatibility.FREE | compatibility.DATA))
+@pytest.mark.parametrize(
+    "key", sorted(compatibility.FREE | compatibility.DATA | compatibility.TEACHER)
+)
 def test_a_free_key_may_change_and_is_listed(run, key):
     """The keys of data are free as long as the content of the store is the same."""
     old, new = another(key)

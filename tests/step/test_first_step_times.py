@@ -27,6 +27,10 @@ def test_the_time_is_known_for_runs_of_the_same_size_only(debug_config, folder):
     larger.model.n_layer += 1
     assert FirstStepTime(same, 64).seconds == 12.3
     assert FirstStepTime(larger, 64).seconds is None
+    for key, value in (("teacher", "runs/other"), ("later_tokens", (0.5,))):
+        slower = copy.deepcopy(debug_config)
+        slower.train[key] = value
+        assert FirstStepTime(slower, 64).seconds is None
     FirstStepTime(larger, 64).keep(99)
     FirstStepTime(same, 64).keep(5)
     assert FirstStepTime(debug_config, 64).seconds == 5 and FirstStepTime(larger, 64).seconds == 99

@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs import debug
+from gptjax.common.workdir import save_config
+
 ROOT = Path(__file__).parents[2]
 
 COMMON = """
@@ -16,6 +19,7 @@ import json, os, re, sys
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 8)
 from configs import debug
+from gptjax.model import init
 from gptjax.model.config import GPTConfig
 from gptjax.step.sharding import make_mesh, place_batch
 from gptjax.step.train_step import StepFunctions
@@ -47,8 +51,9 @@ results = {}
 for key in [(1, 1, "step"), (8, 4, "step"), (4, 2, "layer")]:
     steps = make(*key, **json.loads(sys.argv[1]))
     state = steps.init_state()
+    teacher = [init(steps.teacher, jax.random.key(1))] if steps.teacher else []
     for batch in batches(steps):
-        state, metrics = steps.train_step(state, batch)
+        state, metrics = steps.train_step(state, batch, None, *teacher)
     sums = steps.eval_step(state.params, {name: x[:1] for name, x in batch.items()})
     arrays = jax.tree.leaves(state)
     held = sum(x.addressable_shards[0].data.size for x in arrays)
@@ -77,12 +82,16 @@ RECIPES = [
     {"optim__ema_decay": 0.9},
     pytest.param({"optim__optimizer": "muon", "model__remat": "dots"}, marks=pytest.mark.slow),
     pytest.param({"model__remat": "full", "model__tie_embeddings": False}, marks=pytest.mark.slow),
+    pytest.param({"train__teacher": "teacher"}, marks=pytest.mark.slow),
 ]
 
 
 @pytest.mark.parametrize("changes", RECIPES)
-def test_several_devices_compute_what_one_does(changes):
+def test_several_devices_compute_what_one_does(changes, tmp_path):
     """Losses, counts and the state after three steps; dropout goes by rows, whoever has them."""
+    if "train__teacher" in changes:
+        changes = {"train__teacher": str(tmp_path)}
+        save_config(debug.get_config(), tmp_path)
     results = run(AGREE, json.dumps(changes))
     values, norms, counts, _ = results.pop("(1, 1, 'step')")
     assert len(results) == 2

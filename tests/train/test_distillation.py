@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 from configs.errors import UserError
-from configs.validate import validate
+from gptjax.common.workdir import save_config
 from gptjax.inference import load_run
 from gptjax.model import hidden_states, unembedding
-from gptjax.model.flops import flops_per_token
-from gptjax.step import StepFunctions, make_mesh
+from gptjax.model.flops import count_params, flops_per_token
+from gptjax.plan import step_cost
+from gptjax.step import StepFunctions, make_mesh, teacher_model
 from gptjax.train import trainer
+from gptjax.train.distillation import load_teacher
 
 STEPS = 4
 
@@ -84,15 +86,26 @@ def test_the_gradient_is_that_of_both_losses(taught, store):
     expected = jax.jit(jax.grad(naive))(state.params)
     norm = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(expected)))
     batch["loss_mask"] = np.ones((2, 4, 32), bool)
-    _, metrics = steps.train_step(state, batch, None, run.params)
+    _, metrics = steps.train_step(steps.init_state(), batch, None, run.params)
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
+    of_data = naive_loss(state.params, model_config, batch, other, 0.0)
+    reported = metrics["nats"] / metrics["n_targets"]
+    np.testing.assert_allclose(reported, of_data, rtol=1e-6)  # of the data alone
+    gradients, _ = jax.jit(steps._sharded_loss.gradients, static_argnums=(0, 6))(
+        *(steps._optimizer, state.params, state.opt_state.acc_grads, None, batch),
+        *(jnp.zeros(0), 32, run.params),
+    )
+    for actual, leaf in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(actual, leaf, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="where train.teacher is set"):
+        steps.train_step(state, batch, None, None)
 
     alone = flops_per_token(model_config)
     forward = dataclasses.replace(run.model_config, block_size=32)
     assert flops_per_token(model_config, steps.teacher) == alone + flops_per_token(forward) // 3
 
 
-def test_a_student_resumes_bit_for_bit_and_with_its_teacher_only(taught, teacher, tmp_path):
+def test_a_student_resumes_bit_for_bit_and_with_its_teacher_only(taught, plain, teacher, tmp_path):
     whole = trainer.train_and_evaluate(taught)
     stopped = copy.deepcopy(taught)
     stopped.workdir = str(tmp_path / "stopped")
@@ -108,11 +121,26 @@ def test_a_student_resumes_bit_for_bit_and_with_its_teacher_only(taught, teacher
         half = trainer.train_and_evaluate(stopped)
     assert 2 <= int(half.step) < STEPS
 
-    other = copy.deepcopy(stopped)
-    for changes in ({"teacher": ""}, {"teacher_weight": 0.75}):
+    retrained = copy.deepcopy(plain)
+    retrained.workdir, retrained.seed = str(tmp_path / "retrained"), 5
+    retrained.model.n_layer, retrained.model.n_embd = 3, 48
+    retrained.train.max_iters = 1
+    trainer.train_and_evaluate(retrained)
+    edited = tmp_path / "edited"
+    shutil.copytree(teacher, edited)
+    text = (edited / "config.json").read_text()
+    (edited / "config.json").write_text(text.replace('"norm_eps": 0.0', '"norm_eps": 0.01'))
+    for changes, words in (
+        ({"teacher": ""}, "None now"),
+        ({"teacher": retrained.workdir}, r"train\.teacher\.hash"),
+        ({"teacher": str(edited)}, r"train\.teacher\.hash"),
+        ({"teacher_weight": 0.75}, r"train\.teacher\.weight: 0\.25 saved, 0\.75 now"),
+    ):
+        other = copy.deepcopy(stopped)
         other.train.update(changes)
-        with pytest.raises(UserError, match=r"train\.teacher"):
+        with pytest.raises(UserError, match=words) as refusal:
             trainer.train_and_evaluate(other)
+        assert f"--config.train.teacher={teacher}" in str(refusal.value)
     stopped.train.teacher = str(tmp_path / "moved")  # the same teacher elsewhere
     shutil.copytree(teacher, stopped.train.teacher)
     rest = trainer.train_and_evaluate(stopped)
@@ -120,16 +148,26 @@ def test_a_student_resumes_bit_for_bit_and_with_its_teacher_only(taught, teacher
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
+def untrained(config, folder):
+    """A workdir with a configuration, and no checkpoint."""
+    workdir = folder / "untrained"
+    save_config(config, workdir)
+    return str(workdir)
+
+
 def test_a_teacher_that_cannot_teach_is_refused(taught, tmp_path):
-    for folder, words in ((str(tmp_path), "is not the workdir"), (taught.workdir, "another run")):
+    itself = os.path.join(os.path.dirname(taught.workdir), "..", tmp_path.name, "taught")
+    for changes, words in (
+        ({"teacher": str(tmp_path)}, f"train.teacher = {tmp_path}: .* is not the workdir"),
+        ({"teacher": untrained(taught, tmp_path)}, "has no checkpoint yet"),
+        ({"teacher": itself}, "is this run's workdir"),
+        ({"teacher_weight": 0.0}, r"teacher_weight = 0.0 must be in \(0, 1\]"),
+        ({"teacher_weight": 1.5}, r"teacher_weight = 1.5 must be in \(0, 1\]"),
+    ):
         config = copy.deepcopy(taught)
-        config.train.teacher = folder
+        config.train.update(changes)
         with pytest.raises(UserError, match=words):
             trainer.train_and_evaluate(config)
-    taught.train.teacher_weight = 0.0
-    with pytest.raises(UserError, match=r"teacher_weight = 0.0 must be in \(0, 1\]"):
-        validate(taught, 1)
-    taught.train.teacher_weight = 0.5
     longer = copy.deepcopy(taught)
     longer.model.block_size = 64
     with pytest.raises(UserError, match="rows of 32 tokens"):
@@ -138,3 +176,30 @@ def test_a_teacher_that_cannot_teach_is_refused(taught, tmp_path):
     with pytest.raises(UserError, match="another tokenizer"):
         trainer.train_and_evaluate(taught)
     assert not os.path.exists(taught.workdir)
+
+
+def test_the_parameters_have_the_compute_dtype_and_one_hash(taught, store):
+    """A resumed run may change the dtype."""
+    loaded = {}
+    for dtype in ("float32", "bfloat16"):
+        taught.model.compute_dtype = dtype
+        model_config = trainer.GPTConfig.from_config(taught, store.tokenizer.vocab_size)
+        mesh = make_mesh(1)
+        steps = StepFunctions(taught, model_config, store.tokenizer.token_bytes, mesh)
+        loaded[dtype] = load_teacher(taught, steps, store, mesh)
+        (params,) = loaded[dtype].params
+        assert {str(x.dtype) for x in jax.tree.leaves(params)} == {dtype}
+    assert loaded["float32"].hash == loaded["bfloat16"].hash
+
+
+def test_the_plan_counts_the_teacher(taught, plain, store):
+    """Its parameters, the FLOPs of its forward pass, and nothing of it that the layers keep."""
+    vocab_size = store.tokenizer.vocab_size
+    model_config = trainer.GPTConfig.from_config(taught, vocab_size)
+    teacher = teacher_model(taught, vocab_size)
+    with_teacher, alone = (step_cost.analyze(c, model_config) for c in (taught, plain))
+    assert with_teacher.teacher_bytes == 4 * count_params(teacher)[0] and not alone.teacher_bytes
+    assert with_teacher.kept_bytes == alone.kept_bytes
+    tokens = 2 * 4 * 32
+    forward = with_teacher.flops - alone.flops
+    assert forward == pytest.approx(tokens * flops_per_token(teacher) / 3, rel=1e-6)
