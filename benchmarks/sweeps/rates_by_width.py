@@ -12,7 +12,7 @@ from benchmarks.sweeps import small
 from gptjax.sweep import Change, sweep
 
 STEPS = 137
-RATES = (0.004, 0.008, 0.016, 0.032)  # of Muon, in spectral norm
+RATES = (0.004, 0.008, 0.0113, 0.016, 0.032)  # of Muon, in spectral norm
 
 
 def get_config() -> ConfigDict:
