@@ -48,7 +48,7 @@ def batches(steps, n=3):
 
 AGREE = """
 results = {}
-for key in [(1, 1, "step"), (8, 4, "step"), (4, 2, "layer")]:
+for key in map(tuple, json.loads(sys.argv[2])):
     steps = make(*key, **json.loads(sys.argv[1]))
     state = steps.init_state()
     teacher = [init(steps.teacher, jax.random.key(1))] if steps.teacher else []
@@ -78,23 +78,30 @@ def run(code, *arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+STEP, LAYER = (8, 4, "step"), (4, 2, "layer")  # devices, mesh.fsdp, mesh.gather
 RECIPES = [
-    {"optim__ema_decay": 0.9},
-    pytest.param({"optim__optimizer": "muon", "model__remat": "dots"}, marks=pytest.mark.slow),
-    pytest.param({"model__remat": "full", "model__tie_embeddings": False}, marks=pytest.mark.slow),
-    pytest.param({"train__teacher": "teacher"}, marks=pytest.mark.slow),
+    ({"optim__ema_decay": 0.9}, [LAYER]),
+    *(
+        pytest.param(changes, [STEP, LAYER], marks=pytest.mark.slow)
+        for changes in (
+            {"optim__ema_decay": 0.9},
+            {"optim__optimizer": "muon", "model__remat": "dots"},
+            {"model__remat": "full", "model__tie_embeddings": False},
+            {"train__teacher": "teacher"},
+        )
+    ),
 ]
 
 
-@pytest.mark.parametrize("changes", RECIPES)
-def test_several_devices_compute_what_one_does(changes, tmp_path):
+@pytest.mark.parametrize(("changes", "meshes"), RECIPES)
+def test_several_devices_compute_what_one_does(changes, meshes, tmp_path):
     """Losses, counts and the state after three steps; dropout goes by rows, whoever has them."""
     if "train__teacher" in changes:
         changes = {"train__teacher": str(tmp_path)}
         save_config(debug.get_config(), tmp_path)
-    results = run(AGREE, json.dumps(changes))
+    results = run(AGREE, json.dumps(changes), json.dumps([(1, 1, "step"), *meshes]))
     values, norms, counts, _ = results.pop("(1, 1, 'step')")
-    assert len(results) == 2
+    assert len(results) == len(meshes)
     for other_values, other_norms, other_counts, share in results.values():
         assert other_counts == counts
         np.testing.assert_allclose(other_values, values, rtol=1e-5, atol=1e-6)

@@ -270,7 +270,11 @@ def finished(debug_config, tmp_path_factory):
     arguments = {"cwd": home, "env": environment, "text": True}
     killed = subprocess.Popen(command, start_new_session=True, **arguments)
     give_up = time.monotonic() + 200
-    while not table.exists() and killed.poll() is None and time.monotonic() < give_up:
+    while killed.poll() is None and time.monotonic() < give_up:
+        if (
+            table.exists() and "\n" in table.read_text()
+        ):  # it exists before its first row is written
+            break
         time.sleep(0.01)
     assert killed.poll() is None, "it ended before it could be killed"
     os.killpg(killed.pid, signal.SIGKILL)  # and its current run
