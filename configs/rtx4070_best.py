@@ -51,8 +51,9 @@ def get_config() -> ConfigDict:
 
     config.optim.optimizer = "muon"
     # In spectral norm the best of widths 64, 128, 256 and 512 were 0.010, 0.012, 0.011 and 0.010
-    # after 274 steps of 1,024 tokens; at 128, after 546 0.014, and after 1,094 half of 0.012 ends
-    # alike. Records at 768 wide with 0.5M tokens a step have 0.025. Extrapolated: one rate.
+    # after 274 steps of 1,024 tokens; at 128, that after 546 steps was 0.014, and after 1,094 steps
+    # 0.006 and 0.012 end alike. Records at 768 wide with 0.5M tokens a step have 0.025.
+    # Extrapolated: one rate for all widths.
     config.optim.muon_scale = "spectral"
     config.optim.muon_learning_rate = 0.012
     # Of the token table and norms: 0.02 at 128. Extrapolated: half of it.

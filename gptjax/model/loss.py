@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 _Residuals = tuple[Array, Array, Array]
+_Rows = tuple[Array, ...]  # hidden states, targets, their weights, and a SoftTargets' states
 
 
 class SoftTargets(NamedTuple):
@@ -61,44 +62,39 @@ def multi_token_loss(
         targets.append(jnp.pad(targets[0][:, k:], later))
         weights.append(weights_K[k - 1] * weights_BT1 * jnp.pad(weights_BT1[:, k:], later))
     targets_BTK, weights_BTK = jnp.concatenate(targets, -1), jnp.concatenate(weights, -1)
-    return _weighted_sum(x_BTD, w_VD, targets_BTK, weights_BTK, soft, chunk)
+    return _weighted_sum(x_BTD, w_VD, _Targets(targets_BTK, weights_BTK, soft), chunk)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _weighted_sum(
-    x_BTD: Array,
-    w_VD: Array,
-    targets_BTK: Array,
-    weights_BTK: Array,
-    soft: SoftTargets | None,
-    chunk: int,
-) -> tuple[Array, Array]:
+class _Targets(NamedTuple):
+    """What the logits of each token are compared with."""
+
+    targets_BTK: Array
+    weights_BTK: Array
+    soft: SoftTargets | None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _weighted_sum(x_BTD: Array, w_VD: Array, targets: _Targets, chunk: int) -> tuple[Array, Array]:
     w_VD = w_VD.astype(x_BTD.dtype)
 
-    def add_chunk(total_2: Array, rows: tuple[Array, ...]) -> tuple[Array, None]:
+    def add_chunk(total_2: Array, rows: _Rows) -> tuple[Array, None]:
         x_CD, targets_CK, weights_CK = rows[:3]
         logits = _logits(x_CD, w_VD)
-        return total_2 + _nats(*logits, targets_CK, weights_CK, _target_change(soft, rows)), None
+        change_CV = _target_change(targets.soft, rows)
+        return total_2 + _nats(*logits, targets_CK, weights_CK, change_CV), None
 
-    rows = _chunks(x_BTD, targets_BTK, weights_BTK, soft, chunk)
+    rows = _chunks(x_BTD, targets, chunk)
     total_2 = jax.lax.scan(add_chunk, jnp.zeros(2, jnp.float32), rows)[0]
     return total_2[0], total_2[1]
 
 
 def _forward(
-    x_BTD: Array,
-    w_VD: Array,
-    targets_BTK: Array,
-    weights_BTK: Array,
-    soft: SoftTargets | None,
-    chunk: int,
+    x_BTD: Array, w_VD: Array, targets: _Targets, chunk: int
 ) -> tuple[tuple[Array, Array], _Residuals]:
     w_float32_VD, w_VD = w_VD, w_VD.astype(x_BTD.dtype)
     einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
-    def add_chunk(
-        totals: tuple[Array, Array], rows: tuple[Array, ...]
-    ) -> tuple[tuple[Array, Array], Array]:
+    def add_chunk(totals: tuple[Array, Array], rows: _Rows) -> tuple[tuple[Array, Array], Array]:
         total_2, dw_VD = totals
         x_CD, targets_CK, weights_CK = rows[:3]
         logits_CV, log_sum_C = _logits(x_CD, w_VD)
@@ -106,7 +102,7 @@ def _forward(
         for k in range(targets_CK.shape[1]):
             one_hot_CV = targets_CK[:, k, None] == jnp.arange(w_VD.shape[0])[None, :]
             dlogits_CV = dlogits_CV - one_hot_CV * weights_CK[:, k, None]
-        if (target_change_CV := _target_change(soft, rows)) is not None:
+        if (target_change_CV := _target_change(targets.soft, rows)) is not None:
             dlogits_CV = dlogits_CV - target_change_CV
         dlogits_CV = dlogits_CV.astype(x_CD.dtype)
         dx_CD = einsum("cv,vd->cd", dlogits_CV, w_VD)
@@ -114,7 +110,7 @@ def _forward(
         total_2 = total_2 + _nats(logits_CV, log_sum_C, targets_CK, weights_CK, target_change_CV)
         return (total_2, dw_VD), dx_CD
 
-    rows = _chunks(x_BTD, targets_BTK, weights_BTK, soft, chunk)
+    rows = _chunks(x_BTD, targets, chunk)
     zeros = jnp.zeros(2, jnp.float32), jnp.zeros_like(w_float32_VD, jnp.float32)
     (total_2, dw_VD), dx_CD = jax.lax.scan(add_chunk, zeros, rows)
     residuals = dx_CD.reshape(x_BTD.shape), dw_VD, jnp.zeros((), x_BTD.dtype)
@@ -123,26 +119,26 @@ def _forward(
 
 def _backward(
     chunk: int, residuals: _Residuals, cotangents: tuple[Array, Array]
-) -> tuple[Array, Array, None, None, None]:
+) -> tuple[Array, Array, None]:
     del chunk
     dx_BTD, dw_VD, like_x = residuals
     cotangent, _ = cotangents
-    return (cotangent * dx_BTD).astype(like_x.dtype), cotangent * dw_VD, None, None, None
+    return (cotangent * dx_BTD).astype(like_x.dtype), cotangent * dw_VD, None
 
 
 _weighted_sum.defvjp(_forward, _backward)
 
 
-def _chunks(
-    x_BTD: Array, targets_BTK: Array, weights_BTK: Array, soft: SoftTargets | None, chunk: int
-) -> tuple[Array, ...]:
+def _chunks(x_BTD: Array, targets: _Targets, chunk: int) -> _Rows:
     """Returns the arrays with their rows flattened and cut: [M / C, C, ...]."""
-    arrays = [x_BTD, targets_BTK, weights_BTK, *([] if soft is None else [soft.x_BTE])]
+    arrays = [x_BTD, targets.targets_BTK, targets.weights_BTK]
+    if targets.soft is not None:
+        arrays.append(targets.soft.x_BTE)
     chunk = chunk or math.prod(x_BTD.shape[:2])
     return tuple(x.reshape(-1, chunk, x.shape[-1]) for x in arrays)
 
 
-def _target_change(soft: SoftTargets | None, rows: tuple[Array, ...]) -> Array | None:
+def _target_change(soft: SoftTargets | None, rows: _Rows) -> Array | None:
     """Returns what `soft` adds to the weight of each target: float32 (C, V), a sum of 0 over V."""
     if soft is None:
         return None

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from gptjax.model import GPTConfig, count_params
 from gptjax.plan.step_cost import StepCost
-from gptjax.step import teacher_model
 
 # Memory of one layer's backward pass, by `remat`: arrays [B, T, D] of the compute dtype, and part
 # of the gradients' bytes. Attention adds more such arrays, or float32 scores [B, N, T, T].
@@ -79,12 +78,19 @@ def estimate(config: ConfigDict, model_config: GPTConfig, cost: StepCost, n_devi
     chunk = config.model.loss_chunk or tokens
     in_chunks = chunk < tokens
     logits = (4 + itemsize) * chunk * model_config.vocab_size  # float32, and their gradient
-    if train.later_tokens or train.teacher:
+    if train.later_tokens or cost.teacher:
         # XLA keeps the logits beside the float32 sum of their gradients, or those of the teacher.
         logits += 4 * chunk * model_config.vocab_size
-    teacher = teacher_model(config, model_config.vocab_size)
-    states = 0 if teacher is None else tokens * teacher.n_embd * itemsize
-    loss = states + logits + (3 if in_chunks else 1) * head + (4.5 if in_chunks else 2) * activation
+    teacher_params, teacher_states = 0, 0.0
+    if cost.teacher is not None:
+        teacher_params = count_params(cost.teacher)[0] * itemsize
+        teacher_states = tokens * cost.teacher.n_embd * itemsize
+    loss = (
+        teacher_states
+        + logits
+        + (3 if in_chunks else 1) * head
+        + (4.5 if in_chunks else 2) * activation
+    )
     if unrolled and not in_chunks and remat != "none":
         loss += _UNROLLED_LOSS_GRADIENTS * hidden_gradients
         loss += _UNROLLED_LOSS_ARRAYS * n_layer * activation * (remat == "full")
@@ -111,7 +117,7 @@ def estimate(config: ConfigDict, model_config: GPTConfig, cost: StepCost, n_devi
         kept += _UNROLLED_SCORES * n_layer * scores
     bytes_per_token = 4 + 4 + 1 + (8 if config.data.document_mask else 0)
     return Memory(
-        state=cost.state_bytes // fsdp + cost.teacher_bytes,
+        state=cost.state_bytes // fsdp + teacher_params,
         batch=round(micro_steps * tokens * bytes_per_token),
         kept=round(kept),
         work=round(gathered + max(loss, backward, update - kept)),

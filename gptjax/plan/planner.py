@@ -19,7 +19,6 @@ from gptjax.plan.devices import Device
 from gptjax.plan.memory import Memory
 from gptjax.plan.run_data import Data
 from gptjax.plan.step_cost import StepCost
-from gptjax.step import teacher_model
 
 _MAX_COMPILATIONS = 6  # of the search for the largest batch; usually one or two
 
@@ -132,9 +131,7 @@ def make_plan(
         data=data,
         n_params=n_params,
         n_params_non_embedding=n_params_non_embedding,
-        flops_per_token=flops_per_token(
-            model_config, teacher_model(config, model_config.vocab_size)
-        ),
+        flops_per_token=flops_per_token(model_config, cost.teacher),
         cost=cost,
         estimate=estimate_at(config.train.batch_size),
         exchange=exchange.minimum(config, model_config, device.count),

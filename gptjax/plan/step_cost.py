@@ -45,7 +45,7 @@ class StepCost:
     update_bytes: int  # traffic of gradient accumulation and of the update of the state
     kept_bytes: int  # activations that the layers of a micro-step save for its backward pass
     state_bytes: int  # parameters, optimizer state, accumulated gradients, moving average
-    teacher_bytes: int  # parameters of a teacher
+    teacher: GPTConfig | None  # the shape of a teacher
 
     @property
     def flops(self) -> int:
@@ -161,7 +161,7 @@ def analyze(config: ConfigDict, model_config: GPTConfig) -> StepCost:
         update_bytes=2 * state_bytes + gradient_passes * param_bytes,
         kept_bytes=kept_bytes,
         state_bytes=state_bytes,
-        teacher_bytes=_size(jax.tree.leaves(_teacher_params(steps))),
+        teacher=steps.teacher,
     )
 
 

@@ -1,6 +1,5 @@
 """The parameters of the model that a run learns from (`train.teacher`)."""
 
-import dataclasses
 import hashlib
 import logging
 from pathlib import Path
@@ -21,9 +20,9 @@ from gptjax.model import GPTConfig, Params
 from gptjax.step import StepFunctions, teacher_model
 from gptjax.step.multihost import exchange, together
 from gptjax.step.sharding import replicated
+from gptjax.train.init_state import description
 
 _log = logging.getLogger(__name__)
-_WITHOUT_EFFECT = ("compute_dtype", "remat", "scan_unroll", "attention", "dropout")  # speed only
 
 
 class Teacher(NamedTuple):
@@ -81,6 +80,4 @@ def _read(config: ConfigDict, model_config: GPTConfig, store: Stores) -> tuple[P
     _log.info("The run learns from %s at step %s, too.", workdir, f"{run.step:,}")
     params = jax.tree.map(np.asarray, run.params)
     arrays = {name: hashlib.sha256(x).hexdigest() for name, x in digests.named(params).items()}
-    shape = dataclasses.asdict(model_config)
-    shape = {name: value for name, value in shape.items() if name not in _WITHOUT_EFFECT}
-    return params, hash_json([shape, arrays])
+    return params, hash_json([description(model_config, run.tokenizer), arrays])

@@ -43,7 +43,7 @@ def initial_state(config: ConfigDict, steps: StepFunctions, store: Stores) -> Tr
         tokenizer = store.tokenizer
         model_config = dataclasses.replace(model_config, vocab_size=tokenizer.vocab_size)
     if differing := differences(
-        _description(model_config, tokenizer), _description(steps.model_config, store.tokenizer)
+        description(model_config, tokenizer), description(steps.model_config, store.tokenizer)
     ):
         raise UserError(
             f"init_from = {config.init_from} is another model than this configuration's:\n  - "
@@ -81,6 +81,7 @@ def grown(params: Params, new: Params) -> Params:
     return {**params, **tables}
 
 
-def _description(model_config: GPTConfig, tokenizer: Tokenizer) -> dict[str, object]:
+def description(model_config: GPTConfig, tokenizer: Tokenizer) -> dict[str, object]:
+    """Returns what decides the output of a model besides its parameters, as JSON."""
     shape = {f"model.{name}": getattr(model_config, name) for name in _SHAPE}
     return {**shape, "the tokenizer": tokenizer.hash[:12]}

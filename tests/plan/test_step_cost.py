@@ -141,7 +141,7 @@ def test_roofline_takes_the_nearer_roof_of_each_operation():
         update_bytes=50,
         kept_bytes=0,
         state_bytes=0,
-        teacher_bytes=0,
+        teacher=None,
     )
     assert (cost.flops, cost.bytes) == (260, 375)
     assert list(cost.flops_by_arithmetic.items()) == [("bfloat16", 230), ("float32", 30)]

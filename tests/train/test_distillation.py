@@ -18,6 +18,7 @@ from gptjax.inference import load_run
 from gptjax.model import hidden_states, unembedding
 from gptjax.model.flops import count_params, flops_per_token
 from gptjax.plan import step_cost
+from gptjax.plan.memory import estimate
 from gptjax.step import StepFunctions, make_mesh, teacher_model
 from gptjax.train import trainer
 from gptjax.train.distillation import load_teacher
@@ -195,7 +196,12 @@ def test_the_plan_counts_the_teacher(taught, plain, store):
     model_config = trainer.GPTConfig.from_config(taught, vocab_size)
     teacher = teacher_model(taught, vocab_size)
     with_teacher, alone = (step_cost.analyze(c, model_config) for c in (taught, plain))
-    assert with_teacher.teacher_bytes == 4 * count_params(teacher)[0] and not alone.teacher_bytes
+    assert (with_teacher.teacher, alone.teacher) == (teacher, None)
+    memory = [
+        estimate(c, model_config, cost, 1).state
+        for c, cost in ((taught, with_teacher), (plain, alone))
+    ]
+    assert memory[0] - memory[1] == 4 * count_params(teacher)[0]
     assert with_teacher.kept_bytes == alone.kept_bytes
     tokens = 2 * 4 * 32
     forward = with_teacher.flops - alone.flops

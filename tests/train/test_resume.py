@@ -117,9 +117,9 @@ def test_resuming_is_bit_identical(recording, config, tmp_path):
 
 def test_resuming_among_short_rows_is_bit_identical(recording, config, tmp_path):
     """Each step has the rows of its number, before and after the stop."""
-    config.train.row_lengths = ((6, 16),)
+    config.train.row_lengths = ((3, 8), (6, 16))
     config.train.later_tokens, config.train.later_tokens_iters = (0.5,), 5
-    lengths = [16] * 6 + [32] * 2
+    lengths = [8, 8, 8, 16, 16, 16, 32, 32]
     whole, whole_batches = recording(config)
     assert [RecordingSteps.row_lengths[step] for step in range(1, 9)] == lengths
 
